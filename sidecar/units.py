@@ -1,0 +1,54 @@
+"""Sizes and durations as people write them (``"4GiB"``, ``"24h"``), and as people read them."""
+
+import re
+
+__all__ = ["parse_duration_s", "parse_size_bytes", "show_count", "show_duration", "show_size"]
+
+_DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_SIZE_BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+
+def parse_duration_s(text: str) -> float:
+    """Seconds in ``"250ms"``, ``"30s"``, ``"5m"``, ``"24h"``, ``"30d"``. Raises ValueError with what is allowed."""
+    match = _NUMBER_AND_UNIT.fullmatch(text.strip())
+    if match is None or match[2] not in _DURATION_S:
+        raise ValueError(f"{text!r} is not a duration; write a number and ms, s, m, h or d, as in \"30s\" or \"24h\"")
+    return float(match[1]) * _DURATION_S[match[2]]
+
+
+def parse_size_bytes(text: str) -> int:
+    """Bytes in ``"32KiB"``, ``"4GiB"``, ``"500MB"``, ``"1024"``. Raises ValueError with what is allowed."""
+    match = _NUMBER_AND_UNIT.fullmatch(text.strip())
+    if match is None or match[2] not in _SIZE_BYTES:
+        raise ValueError(f"{text!r} is not a size; write a number and KiB, MiB or GiB, as in \"32KiB\" or \"4GiB\"")
+    return int(float(match[1]) * _SIZE_BYTES[match[2]])
+
+
+def show_duration(seconds: float) -> str:
+    """A duration as a person would say it, two units at most: ``"1h 23m"``, ``"4.2s"``, ``"12ms"``."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    for unit_s, unit, small_s, small in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= unit_s:
+            rest = whole % unit_s // small_s
+            return f"{whole // unit_s}{unit} {rest}{small}" if rest else f"{whole // unit_s}{unit}"
+    raise AssertionError(seconds)
+
+
+def show_size(size_bytes: int) -> str:
+    """A size in binary units with three significant digits: ``"1.5 GiB"``, ``"980 KiB"``, ``"12 B"``."""
+    value = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1024
+    return f"{value:.3g} TiB"
+
+
+def show_count(count: int) -> str:
+    """A count with thousands separated by commas."""
+    return f"{count:,}"
