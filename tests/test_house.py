@@ -1,0 +1,182 @@
+"""The house stays as it was built: who imports whom, where the seams are, and that nothing grows beyond a screen."""
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted((ROOT / "sidecar").rglob("*.py"))
+
+# From the ground up; a room imports only from rooms below its own.
+LADDER = (
+    ("clock", "errors", "units", "client"),
+    ("events",),
+    ("config",),
+    ("systemd",),
+    ("observe",),
+    ("http",),
+    ("mapping",),
+    ("outbox",),
+    ("px",),
+    ("deliver",),
+    ("receive",),
+    ("control",),
+    ("daemon",),
+    ("sandbox",),
+    ("cli",),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(LADDER) for room in rooms}
+SANDBOX_MAY_IMPORT = {"http", "clock"}  # the judge shares no code with the judged
+FRONT_DOORS = {"__init__", "__main__"}  # the package's own two files: the version, and `python -m sidecar`
+
+LONGEST_FILE_LINES = 400
+LONGEST_FUNCTION_LINES = 60
+
+TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "sidecar", "tests", "systemd", "benchmarks"}
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def functions_of(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT / "sidecar").parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of everything the file imports, inside functions too."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def our_rooms(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and room of everything of ours that the file imports."""
+    for line, name in imports_of(path):
+        parts = name.split(".")
+        if parts[0] == "sidecar" and len(parts) > 1 and not parts[1].startswith("__"):
+            yield line, parts[1]
+
+
+def place(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+def test_every_room_has_its_floor():
+    unknown = {room_of(path) for path in SOURCES} - FLOOR.keys() - FRONT_DOORS
+    assert not unknown, f"rooms without a floor in the ladder: {unknown}"
+
+
+def test_a_room_imports_only_from_rooms_below_it():
+    wrong = []
+    for path in SOURCES:
+        room = room_of(path)
+        for line, other in our_rooms(path):
+            if other not in FLOOR:
+                wrong.append(f"{place(path, line)} imports {other}, which has no floor")
+            elif room in FLOOR and other != room and FLOOR[other] >= FLOOR[room]:
+                wrong.append(f"{place(path, line)}: {room} imports {other}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_ground_floor_imports_nothing_of_ours():
+    wrong = [
+        place(path, line)
+        for path in SOURCES
+        if room_of(path) in LADDER[0]
+        for line, other in our_rooms(path)
+        if other != room_of(path)
+    ]
+    assert not wrong
+
+
+def test_the_sandbox_shares_no_code_with_what_it_judges():
+    wrong = [
+        f"{place(path, line)} imports {other}"
+        for path in SOURCES
+        if room_of(path) == "sandbox"
+        for line, other in our_rooms(path)
+        if other not in SANDBOX_MAY_IMPORT | {"sandbox"}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_client_needs_only_the_standard_library():
+    path = ROOT / "sidecar" / "client.py"
+    foreign = [name for _, name in imports_of(path) if name.split(".")[0] not in sys.stdlib_module_names]
+    assert not foreign
+
+
+@pytest.mark.parametrize(
+    ("library", "homes"),
+    [
+        ("httpx", ("sidecar/px/transport.py",)),
+        ("httpcore", ("sidecar/px/transport.py",)),
+        ("sqlite3", ("sidecar/outbox/",)),
+        ("sqlite_utils", ("sidecar/outbox/",)),
+        ("httptools", ("sidecar/http/",)),
+        ("click", ("sidecar/cli/", "sidecar/__main__.py")),
+    ],
+)
+def test_a_library_with_a_seam_is_imported_nowhere_else(library, homes):
+    wrong = [
+        place(path, line)
+        for path in SOURCES
+        for line, name in imports_of(path)
+        if name.split(".")[0] == library and not str(path.relative_to(ROOT)).startswith(homes)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_one_place_opens_the_outbox_for_writing():
+    writers = []
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        functions = [
+            node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
+        for function in functions:
+            source = ast.get_source_segment(text, function) or ""
+            if "sqlite3.connect(" in source and "mode=ro" not in source:
+                writers.append(place(path, function.lineno))
+    assert len(writers) <= 1, writers
+
+
+def test_every_module_says_what_it_is_for():
+    silent = [str(path.relative_to(ROOT)) for path in SOURCES if not ast.get_docstring(tree_of(path))]
+    assert not silent
+
+
+def test_files_and_functions_stay_small():
+    large = []
+    for path in SOURCES:
+        if (lines := path.read_text(encoding="utf-8").count("\n")) > LONGEST_FILE_LINES:
+            large.append(f"{path.relative_to(ROOT)}: {lines} lines")
+        for function in functions_of(tree_of(path)):
+            if (size := (function.end_lineno or 0) - function.lineno + 1) > LONGEST_FUNCTION_LINES:
+                large.append(f"{place(path, function.lineno)} {function.name}: {size} lines")
+    assert not large, "\n".join(large)
+
+
+def test_the_top_level_holds_what_the_design_names():
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: what belongs to the repository cannot be told from what was built in it")
+    command = [git, "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    top = {name.split("/")[0] for name in listed if name and not name.startswith(".")}
+    assert top <= TOP_LEVEL
