@@ -61,7 +61,9 @@ class VirtualClock:
     ``wall_step_ms`` is added to the wall clock: set it to simulate an operator or NTP moving the time.
     """
 
-    def __init__(self, *, start_wall_ms: int = 1_700_000_000_000, boot_id: str = "boot-1", started_s: float = 0.0) -> None:
+    def __init__(
+        self, *, start_wall_ms: int = 1_700_000_000_000, boot_id: str = "boot-1", started_s: float = 0.0
+    ) -> None:
         self.wall_step_ms = 0
         self._start_wall_ms = start_wall_ms
         self._boot_id = boot_id

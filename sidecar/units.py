@@ -5,7 +5,17 @@ import re
 __all__ = ["parse_duration_s", "parse_size_bytes", "show_count", "show_duration", "show_size"]
 
 _DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_SIZE_BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_SIZE_BYTES = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
 _NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
@@ -13,7 +23,7 @@ def parse_duration_s(text: str) -> float:
     """Seconds in ``"250ms"``, ``"30s"``, ``"5m"``, ``"24h"``, ``"30d"``. Raises ValueError with what is allowed."""
     match = _NUMBER_AND_UNIT.fullmatch(text.strip())
     if match is None or match[2] not in _DURATION_S:
-        raise ValueError(f"{text!r} is not a duration; write a number and ms, s, m, h or d, as in \"30s\" or \"24h\"")
+        raise ValueError(f'{text!r} is not a duration; write a number and ms, s, m, h or d, as in "30s" or "24h"')
     return float(match[1]) * _DURATION_S[match[2]]
 
 
@@ -21,7 +31,7 @@ def parse_size_bytes(text: str) -> int:
     """Bytes in ``"32KiB"``, ``"4GiB"``, ``"500MB"``, ``"1024"``. Raises ValueError with what is allowed."""
     match = _NUMBER_AND_UNIT.fullmatch(text.strip())
     if match is None or match[2] not in _SIZE_BYTES:
-        raise ValueError(f"{text!r} is not a size; write a number and KiB, MiB or GiB, as in \"32KiB\" or \"4GiB\"")
+        raise ValueError(f'{text!r} is not a size; write a number and KiB, MiB or GiB, as in "32KiB" or "4GiB"')
     return int(float(match[1]) * _SIZE_BYTES[match[2]])
 
 

@@ -47,11 +47,15 @@ def load(flag: str | None = None, environ: Mapping[str, str] = os.environ) -> Co
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         if asked:
-            raise ConfigError(f"The configuration file {path} does not exist; create it with `px-sidecar init`.") from None
+            raise ConfigError(
+                f"The configuration file {path} does not exist; create it with `px-sidecar init`."
+            ) from None
         text = ""
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"The configuration file {path} cannot be read ({reason}); check its owner and mode.") from None
+        raise ConfigError(
+            f"The configuration file {path} cannot be read ({reason}); check its owner and mode."
+        ) from None
     return load_text(text, environ, str(path))
 
 
@@ -82,7 +86,9 @@ def _variables(environ: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
         if not (isinstance(kind, type) and issubclass(kind, Table)):
             continue
         if key not in kind.__struct_fields__:
-            raise ConfigError(f"The variable {variable} names no setting{_nearest(key, kind.__struct_fields__)}; rename or unset it.")
+            raise ConfigError(
+                f"The variable {variable} names no setting{_nearest(key, kind.__struct_fields__)}; rename or unset it."
+            )
         found.append((section, key, value, variable))
     return found
 
@@ -121,7 +127,9 @@ def _reword(message: str, tree: dict[str, Any], text: str, name: str) -> str:
     if rest and re.fullmatch(r"\w+", key):  # our own __post_init__ messages name their key first
         path, what = [*path, key], rest
     value = _value_at(tree, path)
-    shown = "" if value is _NOTHING or isinstance(_type_at(path), type) and _type_at(path) is Secret else f" is {value!r}"
+    shown = (
+        "" if value is _NOTHING or isinstance(_type_at(path), type) and _type_at(path) is Secret else f" is {value!r}"
+    )
     return f"{name}{_line_of(path, text)}: {_dotted(path)}{shown}, but {_allowed(_type_at(path), what)}."
 
 
@@ -174,9 +182,9 @@ def _allowed(kind: Any, what: str) -> str:
     if get_origin(bare) is Literal:
         return "must be one of " + ", ".join(repr(choice) for choice in get_args(bare))
     words: dict[Any, str] = {
-        Duration: "must be a duration such as \"30s\" or \"24h\"",
-        Limit: "must be a duration such as \"3d\", or \"\" for none",
-        Size: "must be a size such as \"32KiB\" or \"4GiB\"",
+        Duration: 'must be a duration such as "30s" or "24h"',
+        Limit: 'must be a duration such as "3d", or "" for none',
+        Size: 'must be a size such as "32KiB" or "4GiB"',
         Secret: "must be a text",
         bool: "must be true or false",
         str: "must be a text",

@@ -44,7 +44,18 @@ REGIONS = {
     "us2": "https://api-us2.aptrinsic.com",
 }
 
-PX_FIELDS = ("identifyId", "accountId", "sessionId", "url", "referrer", "remoteHost", "date", "eventName", "userType", "eventId")
+PX_FIELDS = (
+    "identifyId",
+    "accountId",
+    "sessionId",
+    "url",
+    "referrer",
+    "remoteHost",
+    "date",
+    "eventName",
+    "userType",
+    "eventId",
+)
 
 
 class Duration(float):
@@ -112,7 +123,7 @@ def is_loopback_host(host: str) -> bool:
     return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 
-class Px(Table):
+class Px(Table, frozen=True):
     """``[px]``: the account and where its API is."""
 
     api_key: Secret = Secret()
@@ -128,16 +139,18 @@ class Px(Table):
             return
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
-            raise ValueError("base_url: write scheme://host[:port] without a path, as in \"https://api.aptrinsic.com\"")
+            raise ValueError('base_url: write scheme://host[:port] without a path, as in "https://api.aptrinsic.com"')
         if parts.scheme == "http" and not is_loopback_host(parts.hostname):
-            raise ValueError("base_url: plain http is allowed for a loopback host only, since the API key travels in a header")
+            raise ValueError(
+                "base_url: plain http is allowed for a loopback host only, since the API key travels in a header"
+            )
 
     def url(self) -> str:
         """The origin that requests go to, without a trailing slash."""
         return self.base_url.rstrip("/") or REGIONS[self.region]
 
 
-class Listen(Table):
+class Listen(Table, frozen=True):
     """``[listen]``: where events and commands come in."""
 
     http: str = "127.0.0.1:8321"
@@ -152,7 +165,7 @@ class Listen(Table):
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"0?[0-7]{3}", self.unix_mode):
-            raise ValueError("unix_mode: write an octal file mode, as in \"0660\"")
+            raise ValueError('unix_mode: write an octal file mode, as in "0660"')
         if self.https and not (self.tls_cert and self.tls_key):
             raise ValueError("https: needs tls_cert and tls_key, the paths of the certificate and its key")
         for key, address in (("http", self.http), ("https", self.https)):
@@ -160,25 +173,27 @@ class Listen(Table):
                 continue
             host, _ = split_address(key, address)
             if not self.allow_remote and not is_loopback_host(host):
-                raise ValueError(f"{key}: {address} can be reached from other hosts; set allow_remote = true if that is meant")
+                raise ValueError(
+                    f"{key}: {address} can be reached from other hosts; set allow_remote = true if that is meant"
+                )
 
 
 def split_address(key: str, address: str) -> tuple[str, int]:
     """Host and port of ``"127.0.0.1:8321"`` or ``"[::1]:8321"``. Raises ValueError that names ``key``."""
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^:\[\]]+)):(\d{1,5})", address)
     if match is None or int(match[3]) > 65_535:
-        raise ValueError(f"{key}: {address!r} is not host:port, as in \"127.0.0.1:8321\"")
+        raise ValueError(f'{key}: {address!r} is not host:port, as in "127.0.0.1:8321"')
     return match[1] or match[2], int(match[3])
 
 
-class Source(Table):
+class Source(Table, frozen=True):
     """``[[source]]``: an app with its own write key, perhaps for another PX product."""
 
     write_key: Secret
     property_key: str = ""
 
 
-class Outbox(Table):
+class Outbox(Table, frozen=True):
     """``[outbox]``: the file that holds accepted events."""
 
     path: str = ""
@@ -192,7 +207,7 @@ class Outbox(Table):
     max_request_bytes: Size = Size(4 * 2**20)
 
 
-class Deliver(Table):
+class Deliver(Table, frozen=True):
     """``[deliver]``: pace, quota, order and patience."""
 
     per_second: Annotated[float, msgspec.Meta(gt=0, le=10_000)] = 190
@@ -210,7 +225,7 @@ class Deliver(Table):
     stop_timeout: Duration = Duration(10)
 
 
-class AttributeRules(Table):
+class AttributeRules(Table, frozen=True):
     """``[mapping.attributes]``, ``[mapping.traits]`` and ``[mapping.event.NAME.attributes]``."""
 
     keep: list[str] = []
@@ -223,7 +238,7 @@ class AttributeRules(Table):
     nested: Literal["string", "flatten"] | None = None
 
 
-class EventRules(Table):
+class EventRules(Table, frozen=True):
     """``[mapping.event."NAME"]``: what differs for one event name, as the app sends it."""
 
     priority: Literal["high", "normal"] = "normal"
@@ -231,7 +246,7 @@ class EventRules(Table):
     attributes: AttributeRules | None = None
 
 
-class Mapping(Table):
+class Mapping(Table, frozen=True):
     """``[mapping]``: how an event becomes PX requests."""
 
     preset: Literal["b2b-saas", "none"] = "b2b-saas"
@@ -248,30 +263,32 @@ class Mapping(Table):
     def __post_init__(self) -> None:
         for name in self.fields:
             if name not in PX_FIELDS and not re.fullmatch(r"globalContext\..+", name):
-                raise ValueError(f"fields: {name!r} is not a PX field; known are {', '.join(PX_FIELDS)} and globalContext.NAME")
+                raise ValueError(
+                    f"fields: {name!r} is not a PX field; known are {', '.join(PX_FIELDS)} and globalContext.NAME"
+                )
 
 
-class People(Table):
+class People(Table, frozen=True):
     """``[people]``: whether identify and group also write PX users and accounts."""
 
     users: Literal["off", "upsert"] = "off"
     accounts: Literal["off", "upsert"] = "off"
 
 
-class Identity(Table):
+class Identity(Table, frozen=True):
     """``[identity]``: the memory of users."""
 
     max_users: Annotated[int, msgspec.Meta(ge=0)] = 1_000_000
 
 
-class Log(Table):
+class Log(Table, frozen=True):
     """``[log]``: what is said where."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"
 
 
-class Config(Table):
+class Config(Table, frozen=True):
     """The whole file."""
 
     px: Px = Px()
