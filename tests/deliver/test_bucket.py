@@ -1,0 +1,125 @@
+"""The bucket's promise holds for every pattern of calls, and its pace is used up."""
+
+import random
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.deliver.bucket import TOLERANCE_S, Bucket
+
+
+def most_in_a_window(sends: list[float], window_s: float = 1.0) -> int:
+    """The largest number of sends in a half-open window, counted in exact arithmetic."""
+    exact = [Fraction(send) for send in sends]
+    window = Fraction(window_s)
+    most, first = 0, 0
+    for last, send in enumerate(exact):
+        while send - exact[first] >= window:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def run(bucket: Bucket, start_s: float, end_s: float, lateness_s) -> list[float]:
+    """Send as often as the bucket allows from ``start_s`` to ``end_s``; each wake-up is late by ``lateness_s()``."""
+    sends, now_s = [], start_s
+    while True:
+        ready_s = bucket.ready_at_s(now_s)
+        if ready_s > now_s:
+            now_s = ready_s + lateness_s()
+        if now_s >= end_s:
+            return sends
+        bucket.take(now_s)
+        sends.append(now_s)
+
+
+@pytest.mark.parametrize("per_second", [0.1, 1, 2.5, 47.5, 190, 1000])
+def test_pace_is_used_up_despite_late_wake_ups(per_second):
+    rng = random.Random(1)
+    seconds = 600 if per_second < 1 else 60
+    sends = run(Bucket(per_second, 100.0), 100.0, 100.0 + seconds + 2, lambda: rng.uniform(0, 0.002))
+    achieved = (len(sends) - 1) / (sends[-1] - sends[0])
+    allowed = per_second if per_second < 1 else int(per_second)
+    assert achieved >= 0.997 * allowed
+    assert most_in_a_window(sends) <= max(1, int(per_second))
+
+
+def test_first_send_comes_one_interval_and_the_tolerance_after_the_start():
+    assert Bucket(100, 50.0).ready_at_s(50.0) == pytest.approx(50.0 + 0.01 + TOLERANCE_S)
+
+
+@pytest.mark.parametrize("idle_s", [0.05, 0.7, 5.0, 86_400.0])
+def test_idle_time_is_not_followed_by_a_burst(idle_s):
+    bucket = Bucket(190, 0.0)
+    before = run(bucket, 0.0, 3.0, lambda: 0.0)
+    after = run(bucket, before[-1] + idle_s, before[-1] + idle_s + 1.0, lambda: 0.0)
+    first_10_ms = [send for send in after if send < after[0] + 0.010]
+    assert len(first_10_ms) <= 2 + 0.010 * 190 + TOLERANCE_S * 190
+    assert most_in_a_window(before + after) <= 190
+
+
+pauses = st.one_of(st.floats(0, 0.003), st.floats(0, 1.5), st.just(0.0))
+steps = st.lists(st.tuples(pauses, st.integers(1, 40)), min_size=1, max_size=60)
+
+
+@given(rate=st.floats(0.2, 60), start_s=st.floats(0, 1e6), steps=steps)
+def test_no_second_ever_holds_more_than_the_limit(rate, start_s, steps):
+    bucket, now_s, sends = Bucket(rate, start_s), start_s, []
+    for pause_s, tries in steps:
+        now_s += pause_s
+        for _ in range(tries):
+            if bucket.ready_at_s(now_s) <= now_s:
+                bucket.take(now_s)
+                sends.append(now_s)
+        now_s = bucket.ready_at_s(now_s)
+    assert most_in_a_window(sends, max(1.0, 1 / rate)) <= max(1, int(rate))
+
+
+@given(
+    ceiling=st.integers(2, 60),
+    start_s=st.floats(0, 1e6),
+    steps=st.lists(st.tuples(pauses, st.floats(0.05, 1.0), st.integers(1, 40)), min_size=1, max_size=60),
+)
+def test_changes_of_pace_keep_the_ceiling(ceiling, start_s, steps):
+    bucket, now_s, sends = Bucket(ceiling, start_s), start_s, []
+    for pause_s, pace, tries in steps:
+        now_s += pause_s
+        bucket.set_rate(ceiling * pace, now_s)
+        for _ in range(tries):
+            if bucket.ready_at_s(now_s) <= now_s:
+                bucket.take(now_s)
+                sends.append(now_s)
+            now_s = min(bucket.ready_at_s(now_s), now_s + 0.3)
+    assert most_in_a_window(sends) <= ceiling
+
+
+@given(
+    rate=st.one_of(st.integers(1, 200), st.floats(0.3, 200)),
+    seed=st.integers(0, 2**32),
+    lives=st.lists(st.floats(0, 1.5), min_size=2, max_size=6),
+)
+def test_the_limit_holds_across_kill_and_immediate_restart(rate, seed, lives):
+    rng, now_s, sends = random.Random(seed), 1000.0, []
+    for life_s in lives:
+        bucket = Bucket(rate, now_s)
+        late_s = rng.choice([0.0, 0.002, 0.02, 0.1])
+        sends += run(bucket, now_s, now_s + life_s, lambda late_s=late_s: rng.uniform(0, late_s))
+        now_s = max(now_s + life_s if rng.random() < 0.5 else now_s, sends[-1] if sends else now_s)
+    assert most_in_a_window(sends, max(1.0, 1 / rate)) <= max(1, int(rate))
+
+
+def test_a_pace_that_rises_again_does_not_wait_for_the_old_interval():
+    bucket = Bucket(190, 0.0)
+    bucket.set_rate(0.01, 5.0)
+    bucket.take(bucket.ready_at_s(5.0))
+    now_s = bucket.ready_at_s(5.0)
+    assert now_s > 100
+    bucket.set_rate(190, 20.0)
+    assert bucket.ready_at_s(20.0) == pytest.approx(20.0 + 1 / 190)
+
+
+def test_a_send_that_is_not_allowed_is_a_mistake_of_the_caller():
+    with pytest.raises(AssertionError):
+        Bucket(10, 0.0).take(0.0)

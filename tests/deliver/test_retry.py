@@ -1,0 +1,51 @@
+"""Back-off grows, is bounded, obeys Retry-After; only an event's own failures make it failing."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.deliver.retry import FAILING_COUNT, Failures, delay_s
+
+HOUR_MS = 3_600_000
+
+
+@pytest.mark.parametrize(("attempt", "most_s"), [(1, 1), (2, 2), (5, 16), (9, 256), (10, 300), (10**9, 300)])
+def test_delay_is_drawn_from_zero_to_the_doubled_ceiling(attempt, most_s):
+    assert delay_s(attempt, 0.0, initial_s=1, max_s=300) == 0
+    assert delay_s(attempt, 0.5, initial_s=1, max_s=300) == most_s / 2
+
+
+@given(st.integers(1, 2000), st.floats(0, 0.999999), st.one_of(st.none(), st.floats(0, 1e12)))
+def test_delay_obeys_retry_after_up_to_an_hour(attempt, random, retry_after_s):
+    wait_s = delay_s(attempt, random, initial_s=1, max_s=300, retry_after_s=retry_after_s)
+    assert min(retry_after_s or 0, 3600) <= wait_s <= 3600
+
+
+def fail(times: int, every_ms: int, *, others: bool) -> Failures:
+    record, now_ms = Failures(), 10 * HOUR_MS
+    for _ in range(times):
+        now_ms += every_ms
+        record = record.after(now_ms, now_ms - 1 if others else 5)
+    return record
+
+
+def test_twenty_failures_over_a_day_while_others_succeed_are_failing():
+    assert not fail(FAILING_COUNT - 1, 2 * HOUR_MS, others=True).failing()
+    assert fail(FAILING_COUNT, 2 * HOUR_MS, others=True).failing()
+    assert not fail(FAILING_COUNT, HOUR_MS, others=True).failing()
+    assert fail(26, HOUR_MS, others=True).failing()
+
+
+def test_failures_while_nobody_succeeds_do_not_count():
+    record = fail(1000, HOUR_MS, others=False)
+    assert record.count <= 1
+    assert not record.failing()
+
+
+def test_a_step_of_the_wall_clock_does_not_make_a_day():
+    record, now_ms = Failures(), 10 * HOUR_MS
+    for step_ms in [60_000] * 15 + [24 * HOUR_MS, -24 * HOUR_MS] + [60_000] * 15:
+        now_ms += step_ms
+        record = record.after(now_ms, now_ms)
+    assert record.count >= FAILING_COUNT
+    assert not record.failing()
