@@ -3,25 +3,24 @@
 Theory
 ------
 The file is parsed as TOML into plain dictionaries; variables and flags are laid over it; the result is converted
-strictly into ``schema.Config``. What msgspec refuses is reworded into one sentence that names the key, the value, what
-is allowed and, where it can be found, the line of the file.
+strictly into ``schema.Config``. What msgspec refuses is told in one sentence (``wording``) that begins with the file
+and line (``lines``), or with the variable if the value came from one.
 
 A scalar's variable is ``PX_SIDECAR_<SECTION>_<KEY>``. Variables with the prefix but without a known section are left
 alone: orchestrators set some of their own (Kubernetes sets ``PX_SIDECAR_SERVICE_HOST`` for a service of that name).
 """
 
-import difflib
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 
-from sidecar.config.schema import Config, Duration, Limit, Secret, Size, Table, decode_text_type
+from sidecar.config.lines import line_of
+from sidecar.config.schema import Config, Table, decode_text_type
+from sidecar.config.wording import complaint, field_type, nearest
 from sidecar.errors import ConfigError
 
 __all__ = ["config_path", "load", "load_text"]
@@ -64,15 +63,23 @@ def load_text(text: str, environ: Mapping[str, str] | None = None, name: str = "
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name} is not valid TOML: {error}; correct that line.") from None
+        raise ConfigError(f"{name} is not valid TOML ({error}); correct that place.") from None
+    variables: dict[tuple[str | int, ...], str] = {}
     for section, key, value, variable in _variables(environ or {}):
         table = tree.setdefault(section, {})
         if isinstance(table, dict):
-            table[key] = _scalar(_field_type(section, key), value, variable)
+            table[key] = _scalar(field_type(field_type(Config, section), key), value, variable)
+            variables[section, key] = variable
     try:
         return msgspec.convert(tree, Config, dec_hook=decode_text_type)
     except msgspec.ValidationError as error:
-        raise ConfigError(_reword(str(error), tree, text, name)) from None
+        said = complaint(error, tree, Config)
+        if variable_name := variables.get(tuple(said.path[:2])):
+            place = f"The variable {variable_name}"
+        else:
+            number = line_of(said.path, text)
+            place = f"{name} line {number}" if number else name
+        raise ConfigError(f"{place}: {said.sentence}.") from None
 
 
 def _variables(environ: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
@@ -82,26 +89,20 @@ def _variables(environ: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
         if not variable.startswith(PREFIX) or variable == f"{PREFIX}CONFIG":
             continue
         section, _, key = variable[len(PREFIX) :].lower().partition("_")
-        kind = _field_type("", section)
+        kind = field_type(Config, section)
         if not (isinstance(kind, type) and issubclass(kind, Table)):
             continue
         if key not in kind.__struct_fields__:
             raise ConfigError(
-                f"The variable {variable} names no setting{_nearest(key, kind.__struct_fields__)}; rename or unset it."
+                f"The variable {variable} names no setting{nearest(key, kind.__struct_fields__)}; rename or unset it."
             )
         found.append((section, key, value, variable))
     return found
 
 
-def _field_type(section: str, key: str) -> Any:
-    """The annotated type of a key, without ``Annotated``; None for an unknown one."""
-    owner: Any = get_type_hints(Config).get(section) if section else Config
-    kind = get_type_hints(owner, include_extras=True).get(key)
-    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
-
-
 def _scalar(kind: Any, value: str, variable: str) -> Any:
     """The variable's text as the type that the file would have given."""
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     try:
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
@@ -110,104 +111,6 @@ def _scalar(kind: Any, value: str, variable: str) -> Any:
     except (KeyError, ValueError):
         allowed = "true or false" if kind is bool else "a number"
         raise ConfigError(f"The variable {variable} is {value!r}, but must be {allowed}.") from None
-    if get_origin(kind) in (dict, list):
+    if get_origin(kind) in (dict, list) or (isinstance(kind, type) and issubclass(kind, Table)):
         raise ConfigError(f"The variable {variable} names a table or list; set it in the file instead.")
     return value
-
-
-def _reword(message: str, tree: dict[str, Any], text: str, name: str) -> str:
-    """One sentence from msgspec's message, which ends in `` - at `$.section.key` `` when it knows the place."""
-    what, _, place = message.partition(" - at `$")
-    path = [part for part in re.split(r"[.\[\]]+", place.rstrip("`")) if part]
-    if match := re.fullmatch(r"Object contains unknown field `(.*)`", what):
-        return _unknown_key(match[1], path, text, name)
-    if match := re.fullmatch(r"Object missing required field `(.*)`", what):
-        return f"{name}: {_dotted([*path, match[1]])} is missing; add it."
-    key, _, rest = what.partition(": ")
-    if rest and re.fullmatch(r"\w+", key):  # our own __post_init__ messages name their key first
-        path, what = [*path, key], rest
-    value = _value_at(tree, path)
-    shown = (
-        "" if value is _NOTHING or isinstance(_type_at(path), type) and _type_at(path) is Secret else f" is {value!r}"
-    )
-    return f"{name}{_line_of(path, text)}: {_dotted(path)}{shown}, but {_allowed(_type_at(path), what)}."
-
-
-def _unknown_key(key: str, path: list[str], text: str, name: str) -> str:
-    known = getattr(_type_at(path), "__struct_fields__", ())
-    where = f"table [{_dotted(path)}]" if path else "file"
-    nearest = _nearest(key, known) or f"; known are {', '.join(known)}"
-    return f"{name}{_line_of([*path, key], text)}: the {where} has an unknown key {key!r}{nearest}."
-
-
-def _nearest(key: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(key, known, 1, 0.5)
-    return f"; the nearest known one is {close[0]!r}" if close else ""
-
-
-def _dotted(path: list[str]) -> str:
-    return ".".join(path).replace("...", "*") or "the file"
-
-
-_NOTHING = object()
-
-
-def _value_at(tree: Any, path: list[str]) -> Any:
-    for part in path:
-        try:
-            tree = tree[int(part)] if isinstance(tree, list) else tree[part]
-        except (KeyError, TypeError, ValueError, IndexError):
-            return _NOTHING
-    return tree
-
-
-def _type_at(path: list[str]) -> Any:
-    """The type of the field at ``path``; Any where the schema has no single answer."""
-    kind: Any = Config
-    for part in path:
-        hints = get_type_hints(kind, include_extras=True) if isinstance(kind, type) and issubclass(kind, Table) else {}
-        if hints:
-            kind = hints.get(part, Any)
-        elif get_origin(kind) in (list, dict):
-            kind = get_args(kind)[-1]
-        if isinstance(kind, UnionType):
-            tables = [one for one in get_args(kind) if isinstance(one, type) and issubclass(one, Table)]
-            kind = tables[0] if tables else kind
-    return kind
-
-
-def _allowed(kind: Any, what: str) -> str:
-    """What may stand there, in words; msgspec's own where the type says no more."""
-    bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    if get_origin(bare) is Literal:
-        return "must be one of " + ", ".join(repr(choice) for choice in get_args(bare))
-    words: dict[Any, str] = {
-        Duration: 'must be a duration such as "30s" or "24h"',
-        Limit: 'must be a duration such as "3d", or "" for none',
-        Size: 'must be a size such as "32KiB" or "4GiB"',
-        Secret: "must be a text",
-        bool: "must be true or false",
-        str: "must be a text",
-    }
-    if bare in words and what.startswith("Expected"):
-        return words[bare]
-    match = re.fullmatch(r"Expected `(?:int|float)`(?: (.*))?", what.split(", got")[0])
-    if match:
-        return f"must be a number {match[1] or ''}".rstrip()
-    return what[:1].lower() + what[1:] if what.startswith("Expected") else what
-
-
-def _line_of(path: list[str], text: str) -> str:
-    """`` line N`` where the key stands in the file, if that can be told by looking for it in its table."""
-    if not path:
-        return ""
-    section = ".".join(part for part in path[:-1] if not part.isdigit() and part != "...")
-    here = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line):
-            here = header[1].replace('"', "")
-            if f"{section}.{path[-1]}".lstrip(".") == here:
-                return f" line {number}"
-        elif here == section and re.match(rf"\s*[\"']?{re.escape(path[-1])}[\"']?\s*=", line):
-            return f" line {number}"
-    return ""

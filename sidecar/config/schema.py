@@ -31,9 +31,11 @@ __all__ = [
     "Outbox",
     "People",
     "Px",
+    "Refused",
     "Secret",
     "Size",
     "Source",
+    "UnknownName",
     "is_loopback_host",
 ]
 
@@ -43,6 +45,8 @@ REGIONS = {
     "eu": "https://api-eu.aptrinsic.com",
     "us2": "https://api-us2.aptrinsic.com",
 }
+
+LONGEST_SOCKET_PATH_BYTES = 107  # unix(7): sun_path holds 108 with the ending NUL
 
 PX_FIELDS = (
     "identifyId",
@@ -56,6 +60,24 @@ PX_FIELDS = (
     "userType",
     "eventId",
 )
+
+
+class Refused(ValueError):
+    """A value that its type allows and its table does not; ``allowed`` ends a sentence, as in "must be …"."""
+
+    def __init__(self, key: str, allowed: str) -> None:
+        super().__init__(f"{key}: {allowed}")
+        self.key = key
+        self.allowed = allowed
+
+
+class UnknownName(ValueError):
+    """A key that its table, which is free otherwise, does not know."""
+
+    def __init__(self, path: tuple[str, ...], known: tuple[str, ...]) -> None:
+        super().__init__(f"{'.'.join(path)} is not known")
+        self.path = path
+        self.known = known
 
 
 class Duration(float):
@@ -139,10 +161,12 @@ class Px(Table, frozen=True):
             return
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
-            raise ValueError('base_url: write scheme://host[:port] without a path, as in "https://api.aptrinsic.com"')
+            raise Refused("base_url", 'must be scheme://host[:port] without a path, as in "https://api.aptrinsic.com"')
+        if "@" in parts.netloc:
+            raise Refused("base_url", "must not hold a user name or password; the key belongs in api_key_file")
         if parts.scheme == "http" and not is_loopback_host(parts.hostname):
-            raise ValueError(
-                "base_url: plain http is allowed for a loopback host only, since the API key travels in a header"
+            raise Refused(
+                "base_url", "must begin with https:// unless its host is loopback, as the API key travels along"
             )
 
     def url(self) -> str:
@@ -165,16 +189,21 @@ class Listen(Table, frozen=True):
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"0?[0-7]{3}", self.unix_mode):
-            raise ValueError('unix_mode: write an octal file mode, as in "0660"')
+            raise Refused("unix_mode", 'must be an octal file mode, as in "0660"')
+        for key, path in (("unix", self.unix), ("control", self.control)):
+            if len(path.encode()) > LONGEST_SOCKET_PATH_BYTES:
+                raise Refused(
+                    key, f"must be a path of at most {LONGEST_SOCKET_PATH_BYTES} bytes, the system's limit for sockets"
+                )
         if self.https and not (self.tls_cert and self.tls_key):
-            raise ValueError("https: needs tls_cert and tls_key, the paths of the certificate and its key")
+            raise Refused("https", "needs tls_cert and tls_key, the paths of the certificate and its key")
         for key, address in (("http", self.http), ("https", self.https)):
             if not address:
                 continue
             host, _ = split_address(key, address)
             if not self.allow_remote and not is_loopback_host(host):
-                raise ValueError(
-                    f"{key}: {address} can be reached from other hosts; set allow_remote = true if that is meant"
+                raise Refused(
+                    key, "must be a loopback address unless allow_remote = true, as other hosts could reach it"
                 )
 
 
@@ -182,7 +211,7 @@ def split_address(key: str, address: str) -> tuple[str, int]:
     """Host and port of ``"127.0.0.1:8321"`` or ``"[::1]:8321"``. Raises ValueError that names ``key``."""
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^:\[\]]+)):(\d{1,5})", address)
     if match is None or int(match[3]) > 65_535:
-        raise ValueError(f'{key}: {address!r} is not host:port, as in "127.0.0.1:8321"')
+        raise Refused(key, 'must be host:port, as in "127.0.0.1:8321" or "[::1]:8321"')
     return match[1] or match[2], int(match[3])
 
 
@@ -191,6 +220,10 @@ class Source(Table, frozen=True):
 
     write_key: Secret
     property_key: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.write_key:
+            raise Refused("write_key", 'must be a text that is not empty, as in "wk_web"')
 
 
 class Outbox(Table, frozen=True):
@@ -205,6 +238,12 @@ class Outbox(Table, frozen=True):
     keep_dead: Duration = Duration(30 * 86_400)
     max_event_bytes: Size = Size(32 * 2**10)
     max_request_bytes: Size = Size(4 * 2**20)
+
+    def __post_init__(self) -> None:
+        if self.max_event_bytes > self.max_request_bytes:
+            raise Refused(
+                "max_event_bytes", "must not be above max_request_bytes, which bounds the request that holds it"
+            )
 
 
 class Deliver(Table, frozen=True):
@@ -223,6 +262,13 @@ class Deliver(Table, frozen=True):
     retry_initial: Duration = Duration(1)
     retry_max: Duration = Duration(300)
     stop_timeout: Duration = Duration(10)
+
+    def __post_init__(self) -> None:
+        for key, value in (("timeout", self.timeout), ("retry_initial", self.retry_initial)):
+            if value <= 0:
+                raise Refused(key, "must be longer than nothing")
+        if self.retry_max < self.retry_initial:
+            raise Refused("retry_max", "must not be shorter than retry_initial")
 
 
 class AttributeRules(Table, frozen=True):
@@ -263,9 +309,7 @@ class Mapping(Table, frozen=True):
     def __post_init__(self) -> None:
         for name in self.fields:
             if name not in PX_FIELDS and not re.fullmatch(r"globalContext\..+", name):
-                raise ValueError(
-                    f"fields: {name!r} is not a PX field; known are {', '.join(PX_FIELDS)} and globalContext.NAME"
-                )
+                raise UnknownName(("fields", name), (*PX_FIELDS, "globalContext.NAME"))
 
 
 class People(Table, frozen=True):
@@ -300,3 +344,8 @@ class Config(Table, frozen=True):
     people: People = People()
     identity: Identity = Identity()
     log: Log = Log()
+
+    def __post_init__(self) -> None:
+        keys = [source.write_key.reveal() for source in self.source]
+        if len(set(keys)) < len(keys):
+            raise Refused("source", "must not give two sources one write_key, as it tells them apart")
