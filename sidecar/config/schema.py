@@ -268,7 +268,7 @@ class Deliver(Table, frozen=True):
             if value <= 0:
                 raise Refused(key, "must be longer than nothing")
         if self.retry_max < self.retry_initial:
-            raise Refused("retry_max", "must not be shorter than retry_initial")
+            raise Refused("retry_initial", "must not be longer than retry_max")
 
 
 class AttributeRules(Table, frozen=True):

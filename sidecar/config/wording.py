@@ -73,14 +73,14 @@ def _is_refused(value: Any, kind: Any) -> bool:
 def _wrong_value(path: Path, tree: Any, root: type[Table], allowed: str) -> Complaint:
     value = value_at(tree, path)
     kind = type_at(path, root)
-    if kind is Secret or any(_is_table(one) for one in _alternatives(kind)):
-        shown = ""  # a text where a table belongs may be a key that was put there by mistake
+    if value is None or kind is Secret or any(_is_table(one) for one in _alternatives(kind)):
+        shown = (
+            ""  # not in the file; or secret; or a text where a table belongs, which may be a secret in a wrong place
+        )
     elif isinstance(value, dict):
         shown = "is a table, but "
     elif isinstance(value, list):
         shown = "is a list, but "
-    elif value is None:
-        shown = "is not set, but "
     else:
         text = mask_userinfo(_written(value))
         shown = f"is {text[:LONGEST_VALUE_SHOWN]}{'…' if len(text) > LONGEST_VALUE_SHOWN else ''}, but "
