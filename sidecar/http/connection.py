@@ -1,0 +1,283 @@
+"""One connection: read, hand to the handler, answer, again.
+
+Rules
+-----
+* One task and one cancel scope per connection, no timer, no task and no nursery per request; the scope's deadline is
+  moved instead. While the handler runs there is no deadline, and nothing is read: a client that goes away does not
+  cancel what is being committed for it, its answer is dropped when it cannot be written.
+* A scope that was cancelled is never used to call the handler: bytes may arrive in the same instant as a deadline or a
+  stop, and the handler would be cancelled at its first checkpoint.
+* Requests that are already there are handled before reading again, and their answers go out in one piece.
+* Any end that we choose lingers: answer, half-close, throw away what still comes for a bounded time, close. The client
+  then reads the answer instead of a reset.
+"""
+
+import math
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+
+import trio
+
+from sidecar.http.message import Handler, Hangup, Limits, Raw, Refuse, Request, Response, plain_refusal
+from sidecar.http.reader import Phase, Reader, Refused
+from sidecar.http.stopping import Stopping
+from sidecar.http.writer import CONTINUE, LAST_CHUNK, chunk, encode, encode_head
+
+__all__ = ["serve_connection"]
+
+_READ_BYTES = 64 * 1024
+_FLUSH_BYTES = 64 * 1024
+
+_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
+
+OnError = Callable[[BaseException, Request], None]
+
+
+async def serve_connection(
+    stream: trio.abc.Stream,
+    handler: Handler,
+    *,
+    limits: Limits | None = None,
+    first: bytes = b"",
+    stopping: Stopping | None = None,
+    refuse: Refuse = plain_refusal,
+    on_error: OnError | None = None,
+) -> None:
+    """Serve requests on ``stream`` until either side ends it; then the stream is closed.
+
+    ``first``: bytes that were already read from it. ``stopping``: once set, an idle connection is closed at once, and
+    a request of which any byte was read is finished and answered with ``Connection: close``. ``on_error`` is told what
+    the handler raised (any Exception); the client gets ``refuse("internal", …, 500)``. Nothing a client sends or fails
+    to send raises here. Cancellation closes the stream and may interrupt the handler.
+    """
+    connection = _Connection(stream, handler, limits or Limits(), stopping or Stopping(), refuse, on_error)
+    try:
+        await connection.run(first)
+    except _GONE:
+        pass  # the client went away: there is nobody to tell
+    finally:
+        with trio.move_on_after(1):  # a TLS goodbye may have to wait for a peer that does not read
+            await stream.aclose()
+
+
+class _Connection:
+    """The state of ``serve_connection``."""
+
+    __slots__ = (
+        "_handler", "_interruptible", "_last_words", "_lingers", "_on_error", "_refuse", "_scope", "_stopping",
+        "limits", "reader", "stream",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        handler: Handler,
+        limits: Limits,
+        stopping: Stopping,
+        refuse: Refuse,
+        on_error: OnError | None,
+    ) -> None:
+        self.stream = stream
+        self.limits = limits
+        self.reader = Reader(limits)
+        self._handler = handler
+        self._stopping = stopping
+        self._refuse = refuse
+        self._on_error = on_error
+        self._scope = trio.CancelScope()
+        self._interruptible = False
+        self._last_words = b""
+        self._lingers = False
+
+    async def run(self, first: bytes) -> None:
+        self.reader.feed(first)
+        unsubscribe = self._stopping.subscribe(self._stop)
+        try:
+            again = True
+            while again:
+                again = False
+                with trio.CancelScope() as self._scope:
+                    again = await self._talk()
+            if self._scope.cancelled_caught and self._interruptible and self.reader.phase is not Phase.IDLE:
+                self._refusal(Refused("timeout", "The rest of the request did not come in time.", 408))
+            if self._lingers:
+                await self._linger()
+        finally:
+            unsubscribe()
+
+    def _stop(self) -> None:
+        if self._interruptible and self.reader.phase is Phase.IDLE:
+            self._scope.cancel()
+
+    async def _talk(self) -> bool:
+        """Converse until the end; True to be called again in a fresh scope."""
+        reader = self.reader
+        scope = self._scope
+        receive_some = self.stream.receive_some
+        phase = None
+        while True:
+            if reader.ready:
+                if not await self._answer_ready():
+                    return False
+                phase = Phase.IDLE  # answering has set that deadline
+            if reader.refused is not None:
+                self._refusal(reader.refused)
+                return False
+            if reader.phase is not phase:
+                phase = reader.phase
+                scope.deadline = trio.current_time() + self._patience_s(phase)
+            if reader.take_continue():
+                await self.stream.send_all(CONTINUE)
+            if phase is Phase.IDLE and self._stopping.is_set():
+                return False
+            self._interruptible = True
+            data = await receive_some(_READ_BYTES)
+            self._interruptible = False
+            if not data:
+                return False
+            reader.feed(bytes(data))
+            if scope.cancel_called:
+                return True
+
+    def _patience_s(self, phase: Phase) -> float:
+        if phase is Phase.IDLE:
+            return self.limits.idle_s
+        return self.limits.header_s if phase is Phase.HEAD else self.limits.body_s
+
+    async def _answer_ready(self) -> bool:
+        """Handle all requests that are there; False when the connection is to end."""
+        ready = self.reader.ready
+        out = b""
+        self._scope.deadline = math.inf
+        while ready:
+            request = ready.popleft()
+            response = await self._call(request)
+            if type(response) is not Response or type(response.body) is not bytes:
+                await self._send(out)
+                await self._answer_specially(request, response)
+                return False
+            keep_alive = request.keep_alive and not response.close and not self._is_last()
+            answer = encode(
+                response,
+                keep_alive=keep_alive,
+                http_version=request.http_version,
+                head_only=request.method == "HEAD",
+            )
+            out = out + answer if out else answer
+            if not keep_alive:
+                self._lingers = request.keep_alive  # it may be sending the next one already
+                break
+            if len(out) > _FLUSH_BYTES:
+                await self._send(out)
+                self._scope.deadline = math.inf
+                out = b""
+        else:
+            keep_alive = True
+        await self._send(out)
+        return keep_alive
+
+    def _is_last(self) -> bool:
+        """Whether a stop ends the connection here: no further request of it has been read, not even in part."""
+        return self._stopping.is_set() and not self.reader.ready and self.reader.phase is Phase.IDLE
+
+    async def _send(self, data: bytes) -> None:
+        self._scope.deadline = trio.current_time() + self.limits.idle_s
+        if data:
+            await self.stream.send_all(data)
+
+    async def _call(self, request: Request) -> Response | Hangup | Raw:
+        try:
+            return await self._handler(request)
+        except Exception as error:  # the server outlives any mistake of a handler; the callback makes it known
+            return self._failed(error, request)
+
+    def _failed(self, error: Exception, request: Request) -> Response:
+        if self._on_error is not None:
+            self._on_error(error, request)
+        response = self._refuse("internal", "The server failed at this request; its log says why.", 500)
+        response.close = True
+        return response
+
+    async def _answer_specially(self, request: Request, response: Response | Hangup | Raw) -> None:
+        if isinstance(response, Hangup):
+            if response.reset:
+                _reset_on_close(self.stream)
+        elif isinstance(response, Raw):
+            await self._stream_out(request, response.parts, _as_is)
+        else:
+            assert not isinstance(response.body, bytes)
+            await self._send(encode_head(response, http_version=request.http_version))
+            if request.method == "HEAD":
+                await _aclose(response.body)
+            elif request.http_version == "1.0":
+                await self._stream_out(request, response.body, _as_is)
+            elif await self._stream_out(request, response.body, chunk):
+                await self._send(LAST_CHUNK)
+                self._lingers = request.keep_alive
+
+    async def _stream_out(self, request: Request, parts: AsyncIterator[bytes], wrap: Callable[[bytes], bytes]) -> bool:
+        """Send the parts as they come; True if all were sent; False if the client left, we stop, or it failed."""
+        finished = False
+        unsubscribe = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_when_gone, nursery.cancel_scope)
+                unsubscribe = self._stopping.subscribe(nursery.cancel_scope.cancel)
+                self._scope.deadline = math.inf
+                async for part in parts:
+                    if part:
+                        await self._send(wrap(part))
+                        self._scope.deadline = math.inf
+                finished = True
+                nursery.cancel_scope.cancel()
+        except* _GONE:
+            pass  # the client left in the middle of a part
+        except* Exception as errors:
+            if self._on_error is not None:
+                self._on_error(errors, request)
+        finally:
+            if unsubscribe is not None:
+                unsubscribe()
+            with trio.move_on_after(1, shield=True):
+                await _aclose(parts)
+        return finished
+
+    async def _cancel_when_gone(self, scope: trio.CancelScope) -> None:
+        """A stream may be silent for long; its client's end of file is the only news of its leaving."""
+        try:
+            while await self.stream.receive_some(_READ_BYTES):
+                pass  # requests behind a stream are not answered: the connection closes after it
+        except _GONE:
+            pass
+        scope.cancel()
+
+    def _refusal(self, refused: Refused) -> None:
+        response = self._refuse(refused.code, refused.message, refused.status)
+        self._last_words = encode(response, keep_alive=False, http_version="1.1", head_only=False)
+        self._lingers = True
+
+    async def _linger(self) -> None:
+        with trio.move_on_after(self.limits.linger_s):
+            if self._last_words:
+                await self.stream.send_all(self._last_words)
+            if isinstance(self.stream, trio.abc.HalfCloseableStream):
+                await self.stream.send_eof()
+            while await self.stream.receive_some(_READ_BYTES):
+                pass
+
+
+def _as_is(part: bytes) -> bytes:
+    return part
+
+
+async def _aclose(parts: AsyncIterator[bytes]) -> None:
+    aclose = getattr(parts, "aclose", None)  # async generators have it, other iterators need not
+    if aclose is not None:
+        await aclose()
+
+
+def _reset_on_close(stream: trio.abc.Stream) -> None:
+    """Make closing a TCP socket send a reset; other streams have no such thing and just close."""
+    if isinstance(stream, trio.SocketStream) and stream.socket.family != socket.AF_UNIX:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
