@@ -1,0 +1,124 @@
+"""Recognising a repeated message id, for as long as ``outbox.keep_ids`` and longer while its event is pending or dead.
+
+Why a false match is out of the question
+----------------------------------------
+An id is known by the 128-bit BLAKE2b digest of its source and text. By the birthday bound, ten thousand million ids
+within the window make one chance match with probability 10^20 / 2^129, about 10^-19. The digest is of the whole text,
+so ids that differ anywhere differ in the digest; source and text are separated by a byte that no number contains.
+
+Why it is built like this
+-------------------------
+Random keys dirty a page each, so a unique index costs more the longer the history (facts: ``field_lessons.md`` M21).
+Here the newest ids live in a dictionary; when it is full they go to the ``ids`` table in one sorted batch, which
+touches neighbouring pages together. A commit asks the table with one probe. After a crash the newest ids are read
+again from the event rows behind the last batch: bounded work, and nothing to keep in step.
+
+The sweeper walks the table in key order, a few thousand rows at a time, and deletes what is old and settled: a round
+takes minutes and no index on time is needed.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+
+__all__ = ["NEWEST", "MessageIds", "digest_of"]
+
+# 32,768 entries are about 4 MiB of memory and one batch of some 60 ms.
+NEWEST = 32_768
+SWEEP_ROWS = 4_000
+_PROBE = 900  # parameters of one IN (…), below every SQLite's limit
+
+
+def digest_of(source: int, message_id: str) -> bytes:
+    """16 bytes that stand for this id of this source."""
+    return blake2b(b"%d\x00%b" % (source, message_id.encode("utf-8", "surrogatepass")), digest_size=16).digest()
+
+
+class MessageIds:
+    """The ids that were seen.
+
+    Used by the store inside a transaction: ``unseen`` and ``add``, then ``committed`` or ``rolled_back``.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, *, newest: int = NEWEST) -> None:
+        self._connection = connection
+        self._newest_max = newest
+        self._newest: dict[bytes, int] = {}
+        self._uncommitted: dict[bytes, int] = {}
+        self._flushing = False
+        self._table_empty = connection.execute("SELECT 1 FROM ids LIMIT 1").fetchone() is None
+        self._sweep_after = b""
+
+    def __len__(self) -> int:
+        return len(self._newest)
+
+    def recall(self, entries: Iterable[tuple[int, str, int]]) -> None:
+        """Take back the ids (source, text, event id) of rows behind the last batch, after a start."""
+        for source, message_id, event_id in entries:
+            self._newest[digest_of(source, message_id)] = event_id
+
+    def unseen(self, digests: Sequence[bytes]) -> set[bytes]:
+        """Those that were never added."""
+        fresh = {digest for digest in digests if digest not in self._newest and digest not in self._uncommitted}
+        if fresh and not self._table_empty:
+            fresh -= self._in_table(list(fresh))
+        return fresh
+
+    def _in_table(self, digests: list[bytes]) -> set[bytes]:
+        found: set[bytes] = set()
+        for start in range(0, len(digests), _PROBE):
+            part = digests[start : start + _PROBE]
+            marks = ",".join("?" * len(part))
+            found.update(
+                row[0] for row in self._connection.execute(f"SELECT digest FROM ids WHERE digest IN ({marks})", part)
+            )
+        return found
+
+    def add(self, digest: bytes, event_id: int) -> None:
+        """Remember an id within the open transaction."""
+        self._uncommitted[digest] = event_id
+
+    def flush(self, now_ms: int, *, all_of_them: bool = False) -> int | None:
+        """Move the newest to the table, inside a transaction, if there are enough of them or ``all_of_them``.
+
+        Returns the highest event id that the table now covers, or None if nothing was moved. The rows of events up
+        to that id are no longer needed for recognising repeats.
+        """
+        if not self._newest or (len(self._newest) < self._newest_max and not all_of_them):
+            return None
+        rows = sorted((digest, event_id, now_ms // 1000) for digest, event_id in self._newest.items())
+        self._connection.executemany("INSERT OR REPLACE INTO ids VALUES (?, ?, ?)", rows)
+        self._flushing = True
+        return max(self._newest.values())
+
+    def committed(self) -> None:
+        """The transaction is on disk."""
+        if self._flushing:
+            self._newest = {}
+            self._table_empty = False
+            self._flushing = False
+        self._newest.update(self._uncommitted)
+        self._uncommitted = {}
+
+    def rolled_back(self) -> None:
+        """The transaction is undone: what was added in it was never seen."""
+        self._uncommitted = {}
+        self._flushing = False
+
+    def sweep(self, seen_before_s: int, rows: int = SWEEP_ROWS) -> int:
+        """Delete, among the next ``rows`` of the table, what is old and belongs to no pending or dead event.
+
+        Inside a transaction. Returns how many were deleted; at the end of the table the next call starts over.
+        """
+        after = self._sweep_after
+        end = self._connection.execute(
+            "SELECT max(digest) FROM (SELECT digest FROM ids WHERE digest > ? ORDER BY digest LIMIT ?)", (after, rows)
+        ).fetchone()[0]
+        self._sweep_after = end or b""
+        if end is None:
+            return 0
+        return self._connection.execute(
+            "DELETE FROM ids WHERE digest > ? AND digest <= ? AND seen_s < ? AND NOT EXISTS"
+            " (SELECT 1 FROM events WHERE events.id = ids.event_id AND events.state NOT IN (4, 5))",
+            (after, end, seen_before_s),
+        ).rowcount

@@ -1,0 +1,313 @@
+"""The store: everything that is done to the outbox file, synchronously, one call at a time.
+
+Rules
+-----
+* Who writes does so inside ``with store.transaction():``; counters and message ids change with the commit or not at
+  all. After an exception the transaction is undone and the store is as it was before.
+* Counters are numbers in the file, never a ``COUNT(*)``: starting and asking cost the same with ten events and with
+  ten million. ``accepted = pending + delivered + dropped + dead`` holds after every commit.
+* A call is short: reads are pages, fetched whole; no cursor outlives its call, so that the WAL can always be reset.
+* An id is given once and never again, whatever is deleted: the next one is a counter too.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+from sidecar.events import decode_stored
+from sidecar.outbox.database import open_database
+from sidecar.outbox.ids import MessageIds, digest_of
+from sidecar.outbox.records import Accepted, Failure, NewEvent, Page, Remembered, Row, Settlement, State
+
+__all__ = ["PAGE_ROWS", "Store"]
+
+PAGE_ROWS: Final = 250
+VACUUM_PAGES: Final = 256
+
+_PENDING = {False: "pending_normal", True: "pending_high"}
+_ROW = "events.id, state, source, events.user, received_ms, body, retries.attempts, retries.first_ms"
+_ROWS = f"SELECT {_ROW} FROM events LEFT JOIN retries ON retries.id = events.id"
+
+
+class Store:
+    """One outbox file, open for reading and writing."""
+
+    def __init__(self, path: Path, *, durability: Literal["disk", "process"] = "disk") -> None:
+        self.path = path
+        self._durability = durability
+        self._open()
+
+    def _open(self) -> None:
+        self.connection = open_database(self.path, durability=self._durability)
+        self.ids = MessageIds(self.connection)
+        self.counters: Counter[str] = Counter(dict(self.connection.execute("SELECT name, value FROM counters")))
+        self._changes: Counter[str] = Counter()
+        self._recall_ids()
+
+    def _recall_ids(self) -> None:
+        rows = self.connection.execute(
+            "SELECT source, body, id FROM events WHERE id > ?", (self.counters["ids_flushed_to"],)
+        ).fetchall()
+        self.ids.recall((source, decode_stored(body).get("messageId", ""), event_id) for source, body, event_id in rows)
+
+    def reopen(self) -> None:
+        """Trust nothing of the connection any more: close it and read everything again from the file."""
+        self.connection.close()
+        self._open()
+
+    def close(self) -> None:
+        """Checkpoint and close. What was committed is on disk whether or not this is reached."""
+        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self.connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is done inside is committed together, and on disk when the block is left.
+
+        Raises what the block raises, or sqlite3.Error from the commit; then nothing was done.
+        """
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.connection.executemany(
+                "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+                [change for change in self._changes.items() if change[1]],
+            )
+            self.connection.execute("COMMIT")
+        except BaseException:
+            self._changes.clear()
+            self.ids.rolled_back()
+            if self.connection.in_transaction:  # some errors have undone it already
+                self.connection.execute("ROLLBACK")
+            raise
+        self.counters.update(self._changes)
+        self._changes.clear()
+        self.ids.committed()
+
+    def count(self, name: str, change: int = 1) -> None:
+        """Change a counter within the open transaction."""
+        self._changes[name] += change
+
+    # Accepting ------------------------------------------------------------------------------------------------
+
+    def accept(self, groups: Sequence[Sequence[NewEvent]], now_ms: int) -> list[Accepted]:
+        """Store what is new of each group, inside a transaction; a repeated message id is stored once.
+
+        Two events of one call with the same id count as repeats too, the first one wins.
+        """
+        digests = [[digest_of(event.source, event.message_id) for event in group] for group in groups]
+        unseen = self.ids.unseen([digest for group in digests for digest in group])
+        next_id = self.counters["next_id"] + self._changes["next_id"] + 1
+        rows: list[tuple[int, int, int, str | None, int, bytes]] = []
+        bad: list[tuple[int, NewEvent]] = []
+        outcomes: list[Accepted] = []
+        add = self.ids.add
+        for group, keys in zip(groups, digests, strict=True):
+            before = len(rows)
+            for event, digest in zip(group, keys, strict=True):
+                if digest not in unseen:
+                    continue
+                unseen.discard(digest)
+                add(digest, next_id)
+                state = State.HIGH if event.high else State.NORMAL
+                if event.bad is not None:
+                    bad.append((next_id, event))
+                    state = State.DEAD
+                rows.append((next_id, state, event.source, event.user, now_ms, event.body))
+                next_id += 1
+            stored = len(rows) - before
+            outcomes.append(Accepted(stored, len(group) - stored))
+        self.connection.executemany(
+            "INSERT INTO events (id, state, source, user, received_ms, body) VALUES (?, ?, ?, ?, ?, ?)", rows
+        )
+        self._bury_bad(bad, now_ms)
+        high = sum(row[1] == State.HIGH for row in rows)
+        for name, change in (
+            ("accepted", len(rows)),
+            ("next_id", len(rows)),
+            ("repeated", sum(outcome.repeated for outcome in outcomes)),
+            ("pending_high", high),
+            ("pending_normal", len(rows) - high - len(bad)),
+        ):
+            self.count(name, change)
+        self.flush_ids(now_ms)
+        return outcomes
+
+    def flush_ids(self, now_ms: int, *, all_of_them: bool = False) -> None:
+        """Move the newest message ids to their table if there are enough, inside a transaction."""
+        covered = self.ids.flush(now_ms, all_of_them=all_of_them)
+        if covered is not None:
+            self.count("ids_flushed_to", covered - self.counters["ids_flushed_to"])
+
+    def _bury_bad(self, bad: Sequence[tuple[int, NewEvent]], now_ms: int) -> None:
+        for event_id, event in bad:
+            name = decode_stored(event.body).get("event")
+            self.connection.execute(
+                "INSERT INTO dead VALUES (?, 'bad_event', ?, ?, NULL, ?, 0, ?, ?, x'')",
+                (event_id, name if isinstance(name, str) else "", event.user, event.bad, now_ms, now_ms),
+            )
+            self.count("dead:bad_event")
+            self.connection.execute(
+                "UPDATE events SET settled_ms = ?, reason = 'bad_event' WHERE id = ?", (now_ms, event_id)
+            )
+
+    # Settling -------------------------------------------------------------------------------------------------
+
+    def settle(self, settlements: Sequence[Settlement], now_ms: int) -> None:
+        """Give pending events their final state, inside a transaction.
+
+        One that is not pending any more (an operator was faster) is passed over, so that nothing is counted twice.
+        """
+        for one in settlements:
+            changed = self.connection.execute(
+                "UPDATE events SET state = ?, settled_ms = ?, status = ?, reason = ?, attempts = ? WHERE id = ? AND state < 4",
+                (one.state, now_ms, one.status, one.reason or None, one.attempts, one.id),
+            ).rowcount
+            if not changed:
+                continue
+            if one.first_failed_ms:
+                self.connection.execute("DELETE FROM retries WHERE id = ?", (one.id,))
+            self.count(_PENDING[one.high], -1)
+            self.count(f"{one.state.name.lower()}:{one.reason}".rstrip(":"))
+            if one.state == State.DEAD:
+                self._bury(one, now_ms)
+            if one.remember is not None:
+                self._remember(one.remember, now_ms)
+
+    def _bury(self, one: Settlement, now_ms: int) -> None:
+        first_ms = one.first_failed_ms or now_ms
+        self.connection.execute(
+            "INSERT INTO dead SELECT id, ?, ?, user, ?, ?, ?, ?, ?, ? FROM events WHERE id = ?",
+            (one.reason, one.name, one.status, one.detail, one.attempts, first_ms, now_ms, one.payload, one.id),
+        )
+
+    def _remember(self, one: Remembered, now_ms: int) -> None:
+        known = self.connection.execute(
+            "UPDATE users SET known = ?, seen_ms = ? WHERE user = ? AND property_key = ?",
+            (one.known, now_ms, one.user, one.property_key),
+        ).rowcount
+        if not known:
+            self.connection.execute(
+                "INSERT INTO users VALUES (?, ?, ?, ?)", (one.property_key, one.user, one.known, now_ms)
+            )
+            self.count("users")
+
+    def note_failures(self, failures: Sequence[Failure]) -> None:
+        """Remember attempts that failed and will be repeated, inside a transaction."""
+        self.connection.executemany(
+            "INSERT OR REPLACE INTO retries SELECT ?, ?, ?, ?, ? WHERE EXISTS (SELECT 1 FROM events WHERE id = ? AND state < 4)",
+            [(one.id, one.attempts, one.first_failed_ms, one.last_failed_ms, one.detail, one.id) for one in failures],
+        )
+
+    # Reading what is pending ----------------------------------------------------------------------------------
+
+    def page(self, *, high: bool, after_id: int, limit: int = PAGE_ROWS) -> Page:
+        """The next pending rows of a class, those set aside left out, in id order."""
+        found = self.connection.execute(
+            f"{_ROWS} WHERE state = ? AND events.id > ? ORDER BY events.id LIMIT ?",
+            (State.HIGH if high else State.NORMAL, after_id, limit),
+        ).fetchall()
+        return self._as_page(found, limit)
+
+    def aside_page(self, *, high: bool, user: str, after_id: int, limit: int) -> Page:
+        """The next rows of one user that were set aside, in id order."""
+        found = self.connection.execute(
+            f"{_ROWS} WHERE state = ? AND events.user = ? AND events.id > ? ORDER BY events.id LIMIT ?",
+            (State.HIGH_ASIDE if high else State.NORMAL_ASIDE, user, after_id, limit),
+        ).fetchall()
+        return self._as_page(found, limit)
+
+    def _as_page(
+        self, found: list[tuple[int, int, int, str | None, int, bytes, int | None, int | None]], limit: int
+    ) -> Page:
+        rows = [
+            Row(
+                event_id,
+                state in (State.HIGH, State.HIGH_ASIDE),
+                source,
+                user,
+                received_ms,
+                body,
+                attempts or 0,
+                first_ms or 0,
+            )
+            for event_id, state, source, user, received_ms, body, attempts, first_ms in found
+        ]
+        users = sorted({row.user for row in rows if row.user is not None})
+        marks = ",".join("?" * len(users))
+        known = self.connection.execute(
+            f"SELECT property_key, user, known FROM users WHERE user IN ({marks})",
+            users,
+        ).fetchall()
+        return Page(rows, [Remembered(*one) for one in known], len(rows) == limit)
+
+    def set_aside(self, ids: Sequence[int]) -> None:
+        """Take pending rows out of the way of ``page``, inside a transaction; ``aside_page`` finds them."""
+        self.connection.executemany(
+            "UPDATE events SET state = state + 2 WHERE id = ? AND state < 2", [(one,) for one in ids]
+        )
+
+    def users_aside(self, *, high: bool) -> list[str]:
+        """The users with rows set aside: one short look per user, whatever is behind each."""
+        users: list[str] = []
+        state = State.HIGH_ASIDE if high else State.NORMAL_ASIDE
+        query = "SELECT user FROM events WHERE state = ? AND user > ? ORDER BY user LIMIT 1"
+        while found := self.connection.execute(query, (state, users[-1] if users else "")).fetchone():
+            users.append(found[0])
+        return users
+
+    def oldest_pending_ms(self) -> int | None:
+        """When the oldest event that is pending and not set aside was received."""
+        query = "SELECT received_ms FROM events WHERE state = ? ORDER BY id LIMIT 1"
+        found = [self.connection.execute(query, (state,)).fetchone() for state in (State.NORMAL, State.HIGH)]
+        return min((row[0] for row in found if row), default=None)
+
+    # Small things the rooms above keep --------------------------------------------------------------------------
+
+    def source(self, fingerprint: bytes, property_key: str) -> int:
+        """The number of a source, given now if it is new, inside a transaction; its product is brought up to date."""
+        self.connection.execute(
+            "INSERT INTO sources (fingerprint, property_key) VALUES (?, ?)"
+            " ON CONFLICT (fingerprint) DO UPDATE SET property_key = excluded.property_key",
+            (fingerprint, property_key),
+        )
+        found = self.connection.execute("SELECT id FROM sources WHERE fingerprint = ?", (fingerprint,)).fetchone()
+        return int(found[0])
+
+    def source_products(self) -> dict[int, str]:
+        """The property key of every source that ever was configured."""
+        return dict(self.connection.execute("SELECT id, property_key FROM sources"))
+
+    def get_meta(self, name: str) -> str | None:
+        """A small text that a room above keeps here."""
+        found = self.connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return found[0] if found else None
+
+    def set_meta(self, name: str, value: str) -> None:
+        """Keep a small text, inside a transaction."""
+        self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def pending(self) -> int:
+        """How many events are pending."""
+        return self.counters["pending_normal"] + self.counters["pending_high"]
+
+    def tidy(self) -> bool:
+        """Copy the WAL into the file and, while nothing is pending, give free pages back; True if there are more.
+
+        Outside of a transaction. With a backlog free pages are left alone: the next events need them.
+        """
+        self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        if self.pending():
+            return False
+        self.connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+        return bool(self.connection.execute("PRAGMA freelist_count").fetchone()[0])
+
+    def used_bytes(self) -> int:
+        """What the rows and indexes take in the file; free pages inside it are not counted."""
+        pages, free, page_bytes = (
+            self.connection.execute(f"PRAGMA {pragma}").fetchone()[0]
+            for pragma in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * page_bytes)
