@@ -13,8 +13,11 @@ from sidecar.http import Limits, Request, Response, Stopping, serve_connection
 class Served:
     """The client's end of a connection, and what the handler saw of it."""
 
-    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
+    def __init__(self, stream: trio.StapledStream, server_end: trio.StapledStream) -> None:
         self.stream = stream
+        self.server_end = server_end
+        self.received = b""
+        self.server_closed = trio.Event()
         self.requests: list[Request] = []
         self.errors: list[BaseException] = []
         self.stopping = Stopping()
@@ -26,26 +29,39 @@ class Served:
     async def end(self) -> None:
         await self.stream.send_eof()
 
+    async def pump(self) -> None:
+        """Take what the server sends, until it closes."""
+        try:
+            while data := await self.stream.receive_some(65536):
+                self.received += data
+        except trio.BrokenResourceError:
+            pass
+        except trio.ClosedResourceError:
+            pass  # the test closed its own end
+        self.server_closed.set()
+
     async def rest(self) -> bytes:
         """All that the server sends until it closes."""
-        received = b""
-        while data := await self.stream.receive_some(65536):
-            received += data
-        return received
+        await self.server_closed.wait()
+        return self._take()
 
     async def until_quiet(self) -> bytes:
         """What the server has sent by the time nobody has anything left to do."""
-        received = b""
-        while True:
-            await trio.testing.wait_all_tasks_blocked()
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                data = b""
-                data = await self.stream.receive_some(65536)
-            # A cancelled receive may still be preceded by buffered data; memory streams give none when cancelled.
-            if scope.cancelled_caught or not data:
-                return received
-            received += data
+        await trio.testing.wait_all_tasks_blocked()
+        return self._take()
+
+    async def send_for_ever(self, data: bytes, every_s: float) -> None:
+        """Send ``data`` again and again until the server closes."""
+        try:
+            while True:
+                await self.send(data)
+                await trio.sleep(every_s)
+        except trio.BrokenResourceError:
+            return
+
+    def _take(self) -> bytes:
+        taken, self.received = self.received, b""
+        return taken
 
 
 async def echo(request: Request) -> Response:
@@ -55,7 +71,7 @@ async def echo(request: Request) -> Response:
 @asynccontextmanager
 async def served(handler=echo, *, limits=None, first=b"", refuse=None, deadline=False) -> AsyncIterator[Served]:
     client_end, server_end = trio.testing.memory_stream_pair()
-    client = Served(client_end)
+    client = Served(client_end, server_end)
 
     async def recording(request: Request):
         client.requests.append(request)
@@ -76,6 +92,7 @@ async def served(handler=echo, *, limits=None, first=b"", refuse=None, deadline=
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
+        nursery.start_soon(client.pump)
         yield client
         nursery.cancel_scope.cancel()
 
@@ -83,12 +100,12 @@ async def served(handler=echo, *, limits=None, first=b"", refuse=None, deadline=
 def answers(data: bytes, methods: tuple[bytes, ...] = (b"POST",) * 100) -> list[tuple[int, dict[bytes, bytes], bytes]]:
     """The answers in ``data`` as a strict client (h11) reads them: status, headers, body."""
     found = []
-    connection = None
+    if not data:
+        return found
+    connection = h11.Connection(h11.CLIENT)
+    connection.receive_data(data)
+    connection.receive_data(b"")
     for method in methods:
-        if connection is None:
-            connection = h11.Connection(h11.CLIENT)
-            connection.receive_data(data)
-            connection.receive_data(b"")
         headers = [("Host", "x")]
         connection.send(h11.Request(method=method, target="/", headers=headers))
         connection.send(h11.EndOfMessage())
@@ -96,6 +113,8 @@ def answers(data: bytes, methods: tuple[bytes, ...] = (b"POST",) * 100) -> list[
         if answer is None:
             return found
         found.append(answer)
+        if connection.trailing_data == (b"", True):
+            return found
         if connection.their_state is not h11.DONE or connection.our_state is not h11.DONE:
             return found
         connection.start_next_cycle()

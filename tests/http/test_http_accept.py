@@ -1,0 +1,218 @@
+"""Accepting connections, and the server on real sockets and TLS."""
+
+import errno
+import ssl
+
+import pytest
+import trio
+import trio.testing
+import trustme
+from http_wire import answers, echo
+
+from sidecar.http import Hangup, Response, Stopping, serve, serve_connection
+
+REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi"
+
+
+class FakeListener(trio.abc.Listener):
+    """Gives what the test queues: streams, or errors that accept raises."""
+
+    def __init__(self) -> None:
+        self._give, self._take = trio.open_memory_channel(1000)
+        self.accepted = 0
+
+    def connect(self) -> trio.abc.Stream:
+        client, server = trio.testing.memory_stream_pair()
+        self._give.send_nowait(server)
+        return client
+
+    def fail(self, error: Exception) -> None:
+        self._give.send_nowait(error)
+
+    async def accept(self):
+        given = await self._take.receive()
+        if isinstance(given, Exception):
+            raise given
+        self.accepted += 1
+        return given
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_connections_beyond_the_limit_wait_until_one_ends():
+    listener = FakeListener()
+    stopping = Stopping()
+
+    async def connection(stream) -> None:
+        await serve_connection(stream, echo, stopping=stopping)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: serve([listener], connection, max_connections=2, stopping=stopping))
+        clients = [listener.connect() for _ in range(4)]
+        await trio.testing.wait_all_tasks_blocked()
+        assert listener.accepted == 2
+        await clients[0].aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert listener.accepted == 3
+        stopping.set()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
+async def test_without_descriptors_it_waits_and_tries_again(autojump_clock, number):
+    listener = FakeListener()
+    told = []
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                listener.fail(OSError(number, "no room"))
+            client = listener.connect()
+            nursery.start_soon(lambda: serve([listener], answer_one, max_connections=1, on_error=told.append))
+            await client.send_all(REQUEST)
+            assert await client.receive_some() == b"answered"
+            scope.cancel()
+    assert [error.errno for error in told] == [number] * 3
+    assert trio.current_time() == pytest.approx(0.3)
+
+
+async def answer_one(stream) -> None:
+    await stream.receive_some()
+    await stream.send_all(b"answered")
+
+
+async def test_another_accept_error_is_not_hidden():
+    listener = FakeListener()
+    listener.fail(OSError(errno.EBADF, "closed"))
+    with pytest.raises(ExceptionGroup) as raised:
+        await serve([listener], answer_one, max_connections=1)
+    assert raised.group_contains(OSError, match="closed")
+
+
+async def test_a_failing_connection_is_closed_and_takes_no_other_along():
+    listener = FakeListener()
+    told = []
+
+    async def connection(stream) -> None:
+        if await stream.receive_some() == b"bad":
+            raise RuntimeError("mistake")
+        await stream.send_all(b"fine")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: serve([listener], connection, max_connections=1, on_error=told.append))
+        bad, good = listener.connect(), listener.connect()
+        await bad.send_all(b"bad")
+        assert await bad.receive_some() == b""
+        await good.send_all(b"good")
+        assert await good.receive_some() == b"fine"
+        nursery.cancel_scope.cancel()
+    assert [str(error) for error in told] == ["mistake"]
+
+
+async def test_after_the_stop_nobody_is_accepted_and_it_returns_with_the_last_connection():
+    listener = FakeListener()
+    stopping = Stopping()
+    go_on, returned = trio.Event(), trio.Event()
+
+    async def connection(stream) -> None:
+        await go_on.wait()
+
+    async def run() -> None:
+        await serve([listener], connection, max_connections=5, stopping=stopping)
+        returned.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        listener.connect()
+        await trio.testing.wait_all_tasks_blocked()
+        stopping.set()
+        stopping.set()
+        listener.connect()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (listener.accepted, returned.is_set()) == (1, False)
+        go_on.set()
+    assert returned.is_set()
+
+
+async def test_a_stop_before_the_start_accepts_nobody():
+    stopping = Stopping()
+    stopping.set()
+    listener = FakeListener()
+    listener.connect()
+    await serve([listener], answer_one, max_connections=5, stopping=stopping)
+    assert listener.accepted == 0
+
+
+async def tcp(handler, use) -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    stopping = Stopping()
+
+    async def connection(stream) -> None:
+        await serve_connection(stream, handler, stopping=stopping)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: serve(listeners, connection, max_connections=5, stopping=stopping))
+        stream = await trio.open_tcp_stream("127.0.0.1", listeners[0].socket.getsockname()[1])
+        await use(stream)
+        await stream.aclose()
+        stopping.set()
+    await listeners[0].aclose()
+
+
+async def test_a_reset_is_seen_as_one():
+    async def handler(request):
+        return Hangup(reset=True)
+
+    async def use(stream) -> None:
+        await stream.send_all(REQUEST)
+        with pytest.raises(trio.BrokenResourceError, match="reset"):
+            await stream.receive_some()
+
+    await tcp(handler, use)
+
+
+async def test_a_client_that_sends_far_too_much_still_reads_why():
+    async def use(stream) -> None:
+        await stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n" + b"x" * 20_000_000)
+        received = b""
+        while data := await stream.receive_some():
+            received += data
+        assert answers(received)[0][0] == 413
+
+    await tcp(echo, use)
+
+
+async def test_a_big_answer_arrives_whole():
+    async def handler(request):
+        return Response(200, b"x" * 5_000_000)
+
+    async def use(stream) -> None:
+        await stream.send_all(REQUEST * 2)
+        await stream.send_eof()
+        received = bytearray()
+        while data := await stream.receive_some():
+            received += data
+        assert [len(body) for _, _, body in answers(bytes(received))] == [5_000_000] * 2
+
+    await tcp(handler, use)
+
+
+async def test_tls_works_like_the_rest():
+    authority = trustme.CA()
+    server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(server_context)
+    client_context = ssl.create_default_context()
+    authority.configure_trust(client_context)
+    client_end, server_end = trio.testing.memory_stream_pair()
+    client = trio.SSLStream(client_end, client_context, server_hostname="localhost", https_compatible=True)
+    server = trio.SSLStream(server_end, server_context, server_side=True, https_compatible=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_connection, server, echo)
+        await client.send_all(REQUEST + b"nonsense\r\n\r\n")
+        received = b""
+        while data := await client.receive_some():
+            received += data
+            if b"bad_request" in received:
+                await client.aclose()
+                break
+    good, refused = answers(received)
+    assert (good[2], refused[0]) == (b"hi", 400)
