@@ -175,7 +175,7 @@ MISTAKES = [
         '"https://api.aptrinsic.com".',
     ),
     ("[deliver]\ntimeout = '0s'", "config.toml line 2: deliver.timeout is '0s', but must be longer than nothing."),
-    ("[deliver]\nretry_max = '1ms'", "config.toml: deliver.retry_initial must not be longer than retry_max."),
+    ("[deliver]\nretry_max = '1ms'", "config.toml line 1: deliver.retry_initial must not be longer than retry_max."),
     (
         "[deliver]\nretry_initial = '9m'",
         "config.toml line 2: deliver.retry_initial is '9m', but must not be longer than retry_max.",
