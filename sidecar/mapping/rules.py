@@ -1,0 +1,200 @@
+"""The configuration, compiled: readers for PX fields, name rules, attribute rules for each event, privacy.
+
+How rules for one event name are laid over the general ones: ``drop`` and ``hash`` add up, so that a denial cannot be
+lifted; ``rename`` and ``set`` add up and the event's own entries win; ``keep``, ``case``, ``nested`` and ``hash_salt``
+of the event, where given, replace the general ones.
+
+Contradictions are found here, before any event: a rename onto a denied name, a field read from a denied path.
+"""
+
+from typing import Final
+
+import msgspec
+
+from sidecar.config import AttributeRules
+from sidecar.config import Mapping as MappingConfig
+from sidecar.errors import ConfigError
+from sidecar.mapping.attributes import MAX_ATTRIBUTES, Attributes
+from sidecar.mapping.context import GlobalContext
+from sidecar.mapping.names import Names
+from sidecar.mapping.paths import DEFAULT_PATHS, Field, Read, compile_path
+from sidecar.mapping.privacy import CALL_KEYS, CONTEXT_OWN, Bag, Denied, View, fold
+
+__all__ = ["Plan", "Rules"]
+
+_ANONYMOUS_TYPES: Final = {"drop": None, "visitor": "VISITOR", "lead": "LEAD"}
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What holds for one event name: the general rules with those of ``[mapping.event."NAME"]`` over them."""
+
+    attributes: Attributes
+    view: View
+    user_type: str | None = None
+    high: bool = False
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """All that a mapper needs, compiled. ``plans`` has the key None for events without rules of their own."""
+
+    names: Names
+    plans: dict[str | None, Plan]
+    identify_id: Field
+    anonymous_type: str | None
+    user_type: Field
+    date: Field
+    session_id: Field
+    account_id: Field
+    account_from_memory: bool
+    texts: tuple[Field, ...]
+    page_texts: tuple[Field, ...]
+    global_context: GlobalContext | None
+    traits: Attributes
+    traits_denied: Denied
+
+    @classmethod
+    def compile(cls, mapping: MappingConfig) -> "Rules":
+        """Compile ``[mapping]``. Raises ConfigError where rules contradict each other."""
+        return _Compiler(mapping).rules()
+
+
+class _Compiler:
+    """The steps of ``Rules.compile``, around what they share."""
+
+    def __init__(self, mapping: MappingConfig) -> None:
+        self.mapping = mapping
+        self.general = _settled(mapping, mapping.attributes)
+        self.by_event = {
+            name: _settled(mapping, laid_over(mapping.attributes, rules.attributes))
+            if rules.attributes
+            else self.general
+            for name, rules in mapping.event.items()
+        }
+        # A field is read before it is known which event's rules hold, so what any event denies is denied to fields.
+        every = [self.general, *self.by_event.values()]
+        dropped = [name for one in every for name in one.drop]
+        hashed = [name for one in every for name in one.hash]
+        self.denied_to_fields = Denied.of(dropped, hashed, self.general.hash_salt.reveal())
+        everywhere = AttributeRules(drop=self.general.drop, hash=self.general.hash, hash_salt=self.general.hash_salt)
+        self.trait_rules = _settled(mapping, laid_over(everywhere, mapping.traits))
+        self.denied_in_traits = _denied(self.trait_rules)
+        _check("mapping.attributes", self.general)
+        _check("mapping.traits", self.trait_rules)
+        for name, rules in self.by_event.items():
+            _check(f'mapping.event."{name}".attributes', rules)
+
+    def rules(self) -> Rules:
+        texts = tuple(map(self.field, ("url", "referrer", "remoteHost", "eventId")))
+        page_url = self.field("url", ("properties.url",))
+        return Rules(
+            names=Names(self.mapping, self.field("eventName")),
+            plans={None: self.plan(None), **{name: self.plan(name) for name in self.by_event}},
+            identify_id=self.field("identifyId"),
+            anonymous_type=_ANONYMOUS_TYPES[self.mapping.anonymous],
+            user_type=self.field("userType"),
+            date=self.field("date"),
+            session_id=self.field("sessionId"),
+            account_id=self.field("accountId"),
+            account_from_memory=self.mapping.fields.get("accountId") != [],
+            texts=tuple(field for field in texts if field.reads),
+            page_texts=tuple(field for field in (page_url, *texts[1:]) if field.reads),
+            global_context=GlobalContext.compile(self.mapping.fields, self.field, self.denied_to_fields),
+            traits=Attributes(self.trait_rules, self.denied_in_traits, field="customAttributes", limit=None),
+            traits_denied=self.denied_in_traits,
+        )
+
+    def field(self, name: str, more: tuple[str, ...] = ()) -> Field:
+        """The readers of one PX field: configured paths, else those of DESIGN 3. Raises ConfigError for a denied path."""
+        configured = self.mapping.fields.get(name)
+        paths = [configured] if isinstance(configured, str) else configured
+        compiled = [
+            (path, self.reader(path)) for path in (DEFAULT_PATHS.get(name, ()) + more if paths is None else paths)
+        ]
+        denied = [path for path, read in compiled if read is None]
+        if denied and paths is not None:
+            raise ConfigError(
+                f"mapping.fields.{name} reads {denied[0]}, which a `drop` list denies; take it out of one of the two."
+            )
+        kept = [(path, read) for path, read in compiled if read is not None]
+        return Field(name, tuple(path for path, _ in kept), tuple(read for _, read in kept))
+
+    def reader(self, path: str) -> Read | None:
+        """The reader of a path under the privacy rules of the place it leads to; None if it is denied."""
+        read = compile_path(path)
+        if path in CALL_KEYS or path.startswith("="):
+            return read
+        if path.startswith(("traits.", "context.traits.")):
+            return self.denied_in_traits.guard(path, read)
+        if path.startswith("context."):
+            return self.denied_to_fields.without(CONTEXT_OWN).guard(path, read)
+        return self.denied_to_fields.guard(path, read)
+
+    def plan(self, name: str | None) -> Plan:
+        """The rules for one event name, or for all others."""
+        rules = self.general if name is None else self.by_event[name]
+        override = self.mapping.event.get(name) if name is not None else None
+        denied = _denied(rules)
+        return Plan(
+            attributes=Attributes(
+                rules, denied, field="attributes", limit=MAX_ATTRIBUTES, never=self.global_context_names()
+            ),
+            view=View(
+                properties=Bag(denied, self.seen_names(rules.keep, "properties.")),
+                traits=Bag(self.denied_in_traits, self.seen_names(self.trait_rules.keep, "traits.")),
+                context=denied.without(CONTEXT_OWN),
+                rest=denied,
+            ),
+            user_type=override.user_type if override else None,
+            high=override is not None and override.priority == "high",
+        )
+
+    def global_context_names(self) -> frozenset[str]:
+        """The properties that are sent as ``globalContext`` and therefore not as attributes."""
+        paths = self.field("globalContext").paths
+        return frozenset(path.removeprefix("properties.") for path in paths if path.startswith("properties."))
+
+    def seen_names(self, keep: list[str], prefix: str) -> frozenset[str] | None:
+        """The first-level names of a bag that people may see: those kept, and those that PX fields are made from."""
+        if not keep:
+            return None
+        configured = [path for one in self.mapping.fields.values() for path in ([one] if isinstance(one, str) else one)]
+        default = [path for paths in DEFAULT_PATHS.values() for path in paths] + ["properties.url"]
+        read = (path.removeprefix("context.") for path in (*configured, *default))
+        dotted = [*keep, *(path.removeprefix(prefix) for path in read if path.startswith(prefix))]
+        return frozenset(dotted) | {name.partition(".")[0] for name in dotted}
+
+
+def laid_over(general: AttributeRules, own: AttributeRules | None) -> AttributeRules:
+    """The rules of one event over the general ones; see above for what adds up and what replaces."""
+    if own is None:
+        return general
+    return AttributeRules(
+        keep=own.keep or general.keep,
+        drop=[*general.drop, *own.drop],
+        hash=[*general.hash, *own.hash],
+        hash_salt=own.hash_salt or general.hash_salt,
+        rename={**general.rename, **own.rename},
+        set={**general.set, **own.set},
+        case=own.case or general.case,
+        nested=own.nested or general.nested,
+    )
+
+
+def _settled(mapping: MappingConfig, rules: AttributeRules) -> AttributeRules:
+    """The same rules with ``case`` and ``nested`` filled in from ``[mapping]``."""
+    return msgspec.structs.replace(
+        rules, case=rules.case or mapping.attribute_case, nested=rules.nested or mapping.nested
+    )
+
+
+def _denied(rules: AttributeRules) -> Denied:
+    return Denied.of(rules.drop, rules.hash, rules.hash_salt.reveal())
+
+
+def _check(table: str, rules: AttributeRules) -> None:
+    """Raise ConfigError where a denied name would come back as a new name."""
+    dropped = {fold(name) for name in rules.drop}
+    for key, names in (("rename", rules.rename.values()), ("set", rules.set)):
+        for name in names:
+            if fold(name) in dropped:
+                raise ConfigError(f"{table}.{key} makes {name!r}, which `drop` denies; take it out of one of the two.")
