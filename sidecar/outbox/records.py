@@ -63,8 +63,23 @@ class Accepted(NamedTuple):
     repeated: int
 
 
+class Failure(msgspec.Struct, frozen=True, gc=False):
+    """What is kept of an event's failed attempts, so that patience survives a restart.
+
+    ``attempts`` counts them all; ``counted`` and ``over_ms`` are those that speak against the event itself.
+    """
+
+    id: int
+    attempts: int
+    first_failed_ms: int
+    last_failed_ms: int
+    counted: int
+    over_ms: int
+    detail: str
+
+
 class Row(NamedTuple):
-    """A pending event as a page brings it; ``attempts`` and ``first_failed_ms`` are 0 unless it failed before."""
+    """A pending event as a page brings it; ``failure`` is None unless it failed before."""
 
     id: int
     high: bool
@@ -72,8 +87,7 @@ class Row(NamedTuple):
     user: str | None
     received_ms: int
     body: bytes
-    attempts: int
-    first_failed_ms: int
+    failure: Failure | None
 
 
 class Remembered(NamedTuple):
@@ -111,13 +125,3 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
     name: str = ""
     payload: bytes = b""
     remember: Remembered | None = None
-
-
-class Failure(msgspec.Struct, frozen=True, gc=False):
-    """An attempt that failed and will be repeated: kept so that patience survives a restart."""
-
-    id: int
-    attempts: int
-    first_failed_ms: int
-    last_failed_ms: int
-    detail: str

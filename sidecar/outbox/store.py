@@ -14,7 +14,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
+
+import msgspec
 
 from sidecar.events import decode_stored
 from sidecar.outbox.database import open_database
@@ -27,8 +29,10 @@ PAGE_ROWS: Final = 250
 VACUUM_PAGES: Final = 256
 
 _PENDING = {False: "pending_normal", True: "pending_high"}
-_ROW = "events.id, state, source, events.user, received_ms, body, retries.attempts, retries.first_ms"
-_ROWS = f"SELECT {_ROW} FROM events LEFT JOIN retries ON retries.id = events.id"
+_ROWS = (
+    "SELECT events.id, state, source, user, received_ms, body, retries.attempts, first_ms, last_ms, counted, over_ms, detail"
+    " FROM events LEFT JOIN retries ON retries.id = events.id"
+)
 
 
 class Store:
@@ -197,8 +201,9 @@ class Store:
     def note_failures(self, failures: Sequence[Failure]) -> None:
         """Remember attempts that failed and will be repeated, inside a transaction."""
         self.connection.executemany(
-            "INSERT OR REPLACE INTO retries SELECT ?, ?, ?, ?, ? WHERE EXISTS (SELECT 1 FROM events WHERE id = ? AND state < 4)",
-            [(one.id, one.attempts, one.first_failed_ms, one.last_failed_ms, one.detail, one.id) for one in failures],
+            "INSERT OR REPLACE INTO retries SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7"
+            " WHERE EXISTS (SELECT 1 FROM events WHERE id = ?1 AND state < 4)",
+            [msgspec.structs.astuple(one) for one in failures],
         )
 
     # Reading what is pending ----------------------------------------------------------------------------------
@@ -219,21 +224,13 @@ class Store:
         ).fetchall()
         return self._as_page(found, limit)
 
-    def _as_page(
-        self, found: list[tuple[int, int, int, str | None, int, bytes, int | None, int | None]], limit: int
-    ) -> Page:
+    def _as_page(self, found: list[Any], limit: int) -> Page:
         rows = [
             Row(
-                event_id,
-                state in (State.HIGH, State.HIGH_ASIDE),
-                source,
-                user,
-                received_ms,
-                body,
-                attempts or 0,
-                first_ms or 0,
+                *(event_id, state in (State.HIGH, State.HIGH_ASIDE), source, user, received_ms, body),
+                Failure(event_id, attempts, *rest) if attempts else None,
             )
-            for event_id, state, source, user, received_ms, body, attempts, first_ms in found
+            for event_id, state, source, user, received_ms, body, attempts, *rest in found
         ]
         users = sorted({row.user for row in rows if row.user is not None})
         marks = ",".join("?" * len(users))

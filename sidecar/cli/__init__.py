@@ -1,0 +1,81 @@
+"""The command ``px-sidecar``: one file per verb, loaded only when it is used.
+
+Rules
+-----
+* A verb is ``sidecar/cli/<verb>.py`` with a click command of the same name; dashes do not occur.
+* What goes wrong for a reason outside of us is a ``SidecarError`` and ends as one sentence on stderr with its exit
+  code; anything else is a bug and shows its traceback.
+* Data goes to stdout, everything about it to stderr, so that a verb can stand in a pipe.
+"""
+
+import sys
+from importlib import import_module
+
+import click
+
+from sidecar import __version__
+from sidecar.errors import SidecarError
+
+__all__ = ["VERBS", "main"]
+
+VERBS = {
+    "init": "Write a first configuration, asking a few questions.",
+    "check": "Judge configuration, outbox, disk, sockets and system.",
+    "run": "Run the daemon in the foreground.",
+    "demo": "See the main job done, with nothing to set up.",
+    "sandbox": "Run a stand-in for PX on loopback.",
+    "map": "Show what PX would get for events, without sending.",
+    "send": "Send one event through the running daemon.",
+    "status": "Show state, rate, quota, backlog and problems.",
+    "tail": "Watch events and their outcomes live.",
+    "events": "Look into the outbox and its history.",
+    "dead": "List, show, retry, discard or export dead letters.",
+    "drain": "Wait until nothing is pending.",
+    "pause": "Stop delivery; accepting goes on.",
+    "resume": "Start delivery again.",
+    "reconcile": "Compare what PX has with what was delivered.",
+    "forget": "Remove a user from the outbox and its memory.",
+    "outbox": "Move pending events between hosts.",
+    "config": "Show the configuration, its schema, dashboards.",
+}
+
+
+class _Verbs(click.Group):
+    """The verbs in the order of ``VERBS``; their files are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = getattr(import_module(f"sidecar.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except SidecarError as error:
+            click.echo(f"px-sidecar: {error}", err=True)
+            sys.exit(error.exit_code)
+        except BrokenPipeError:
+            # Whoever read our output has seen enough. Python would complain once more while closing stdout.
+            sys.stderr.close()
+            sys.exit(1)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(__version__, prog_name="px-sidecar", message="%(prog)s %(version)s")
+def main() -> None:
+    """Deliver product-usage events to Gainsight PX: durably, at the pace it allows.
+
+    \b
+    See it work, with nothing to set up:
+        px-sidecar demo
+    Then write a configuration and start:
+        px-sidecar init && px-sidecar run
+    """

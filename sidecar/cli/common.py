@@ -1,0 +1,47 @@
+"""What several verbs share: their common options and how they print data."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from sidecar.config import Config, load
+
+__all__ = ["config_option", "json_option", "load_config", "print_json", "to_terminal"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def config_option(function: F) -> F:
+    """``--config PATH``, as every verb that reads the configuration has it."""
+    return click.option(
+        "--config",
+        "config_flag",
+        metavar="PATH",
+        help="The configuration file [default: $PX_SIDECAR_CONFIG, /etc/px-sidecar/config.toml].",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """``--json``, as every verb that prints data has it."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")(function)
+
+
+def load_config(flag: str | None) -> Config:
+    """The effective configuration. Raises ConfigError."""
+    return load(flag)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout, indented on a terminal and compact in a pipe."""
+    data = msgspec.json.encode(value)
+    if sys.stdout.isatty():
+        data = msgspec.json.format(data, indent=2)
+    click.echo(data.decode())
+
+
+def to_terminal() -> bool:
+    """Whether a person looks at stdout."""
+    return sys.stdout.isatty()

@@ -1,0 +1,205 @@
+"""Whose turn it is: the loaded part of the backlog, in order per user and class, concurrent across users.
+
+Theory
+------
+An event waits in the queue of its *turn*, its user and class (with ``order = "none"`` every event has a turn of its
+own). Only the head of a queue can be sent; the next one becomes head when the head is done. A head is in exactly one
+place::
+
+    ready ──take──► out (in flight, or waiting for its commit) ──done──► gone, the next one becomes head
+      ▲               │
+      └─due─ waiting ◄┘ retry_at
+
+Memory is bounded by setting aside. A user who is slow, or waits, or has a long queue would fill it; so a queue holds at
+most ``QUEUE_MAX`` events, and of a waiting user only the head. What does not fit goes back to the file, marked as set
+aside, and is read again page by page when its user's queue runs low. As long as a user has anything set aside, all
+that is newer follows it there: this keeps the order.
+
+The choice is by id: the oldest ready head of the high class, else of the normal one.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from sidecar.outbox import Row
+
+__all__ = ["QUEUE_MAX", "WINDOW", "Item", "Order", "Turn"]
+
+# So many events are loaded at most, waiting heads apart; at 300 B to 32 KiB a body that is 0.6 to some 20 MB.
+WINDOW = 1_000
+QUEUE_MAX = 8
+# Waiting heads are kept beside the window. So many of them mean that PX is ill, and the destination waits anyway.
+WAITING_MAX = 20_000
+
+Turn = tuple[bool, str | int]
+
+
+class Item:
+    """One loaded event on its way. ``prepared`` is whatever the dispatcher made of it when its turn came."""
+
+    __slots__ = ("attempts", "due_s", "high", "id", "prepared", "row", "turn")
+
+    def __init__(self, row: Row, turn: Turn) -> None:
+        self.row = row
+        self.id = row.id
+        self.high = row.high
+        self.turn = turn
+        self.attempts = row.failure.attempts if row.failure else 0
+        self.due_s = 0.0
+        self.prepared: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Item {self.id} of {self.turn[1]!r}, {self.attempts} failed attempts>"
+
+
+class Order:
+    """The queues. Pure: time is an argument, nothing is read or written."""
+
+    def __init__(self, *, by_user: bool) -> None:
+        self.items: dict[int, Item] = {}
+        self._by_user = by_user
+        self._queues: dict[Turn, deque[Item]] = {}
+        self._ready: dict[bool, list[tuple[int, Item]]] = {True: [], False: []}
+        self._waiting: list[tuple[float, int, Item]] = []
+        self._aside: dict[Turn, int] = {}  # turn -> highest id that came back from there
+        self._hungry: dict[Turn, None] = {}  # those of them with an empty queue, in order of becoming so
+        self._to_set_aside: list[Item] = []
+
+    # Loading ----------------------------------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """How many more events may be loaded from the front of the backlog."""
+        waiting = len(self._waiting)
+        return min(WINDOW - (len(self.items) - waiting), WAITING_MAX - waiting)
+
+    def ready(self) -> int:
+        """How many users could send at once."""
+        return len(self._ready[True]) + len(self._ready[False])
+
+    def mark_aside(self, turns: list[Turn]) -> None:
+        """These users have rows set aside in the file, from an earlier run."""
+        for turn in turns:
+            self._aside.setdefault(turn, 0)
+            self._hungry[turn] = None
+
+    def load(self, row: Row) -> None:
+        """Take a row of the front of the backlog; it is queued, or set aside."""
+        if row.id in self.items:
+            return
+        turn: Turn = (row.high, row.user if self._by_user and row.user is not None else row.id)
+        item = Item(row, turn)
+        queue = self._queues.get(turn)
+        crowded = queue is not None and (len(queue) >= QUEUE_MAX or queue[0].due_s > 0)
+        if turn in self._aside or crowded:
+            self._aside.setdefault(turn, 0)
+            self._to_set_aside.append(item)
+        else:
+            self._enqueue(item)
+
+    def load_aside(self, turn: Turn, rows: list[Row], *, more: bool) -> None:
+        """Take rows of one user that were set aside, after the ones before; without ``more`` there are no others."""
+        for row in rows:
+            self._aside[turn] = row.id
+            if row.id not in self.items:
+                self._enqueue(Item(row, turn))
+        self._hungry.pop(turn, None)
+        if not more and not any(item.turn == turn for item in self._to_set_aside):
+            self._aside.pop(turn, None)
+        elif turn not in self._queues:
+            self._hungry[turn] = None
+
+    def _enqueue(self, item: Item) -> None:
+        self.items[item.id] = item
+        queue = self._queues.setdefault(item.turn, deque())
+        queue.append(item)
+        if len(queue) == 1:
+            self._make_ready(item)
+
+    def _make_ready(self, item: Item) -> None:
+        item.due_s = 0.0
+        heapq.heappush(self._ready[item.high], (item.id, item))
+
+    def to_set_aside(self) -> list[int]:
+        """The ids that are to be marked as set aside in the file; to be told once."""
+        ids = [item.id for item in self._to_set_aside]
+        self._to_set_aside = []
+        return ids
+
+    def wants_aside(self) -> tuple[Turn, int] | None:
+        """A user whose queue runs low while rows of his are set aside, and the id after which to read on.
+
+        Not before ``to_set_aside`` was emptied into the file: else rows could be overtaken.
+        """
+        if self._to_set_aside:
+            return None
+        for turn in self._hungry:
+            return turn, self._aside[turn]
+        return None
+
+    # Taking turns -----------------------------------------------------------------------------------------------
+
+    def head(self, now_s: float) -> Item | None:
+        """The event whose turn it is, without taking it: due retries first become ready again."""
+        while self._waiting and self._waiting[0][0] <= now_s:
+            self._make_ready(heapq.heappop(self._waiting)[2])
+        for high in (True, False):
+            if self._ready[high]:
+                return self._ready[high][0][1]
+        return None
+
+    def oldest(self, now_s: float) -> Item | None:
+        """The oldest ready event of either class: what an outage is probed with."""
+        self.head(now_s)
+        heads = [heap[0][1] for heap in self._ready.values() if heap]
+        return min(heads, key=lambda item: item.id, default=None)
+
+    def take(self, item: Item) -> None:
+        """The ready ``item`` goes out; nothing of its turn is ready until it is given back or done."""
+        heap = self._ready[item.high]
+        assert heap[0][1] is item, item
+        heapq.heappop(heap)
+
+    def give_back(self, item: Item) -> None:
+        """An item that went out has its turn again, at once."""
+        self._make_ready(item)
+
+    def retry_at(self, item: Item, due_s: float) -> None:
+        """An item that went out waits; its user waits with it, and his others are set aside."""
+        item.due_s = max(due_s, 1e-9)
+        heapq.heappush(self._waiting, (due_s, item.id, item))
+        queue = self._queues[item.turn]
+        while len(queue) > 1:
+            other = queue.pop()
+            del self.items[other.id]
+            self._to_set_aside.append(other)
+            # What is read back later starts behind the head, whatever was read before.
+            self._aside[item.turn] = item.id
+
+    def done(self, item: Item) -> None:
+        """An item that went out has its final answer: the next of its user has its turn."""
+        del self.items[item.id]
+        queue = self._queues[item.turn]
+        first = queue.popleft()
+        assert first is item, (first, item)
+        if queue:
+            self._make_ready(queue[0])
+        else:
+            del self._queues[item.turn]
+            if item.turn in self._aside:
+                self._hungry[item.turn] = None
+
+    def next_due_s(self) -> float:
+        """When the next waiting event is due; infinity if none waits."""
+        return self._waiting[0][0] if self._waiting else float("inf")
+
+    def waiting(self) -> Iterator[Item]:
+        """The events that wait to be tried again, in no order."""
+        return (item for _, _, item in self._waiting)
+
+    def wake_all(self) -> None:
+        """Everything that waits is due now."""
+        for _, _, item in self._waiting:
+            self._make_ready(item)
+        self._waiting = []
