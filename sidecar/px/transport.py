@@ -12,7 +12,9 @@ Theory
   written. A deadline before that moment means that no server can have a whole request: not sent. Errors are told
   apart by their class; what is not certainly "not sent" is unknown.
 * **One deadline** covers the whole attempt, since httpx's own time-outs begin again with each byte (httpx#1450); of
-  those only the one for connecting is set, so that an address without a host is noticed early.
+  those only the one for connecting is set (httpx grants it to TCP and to TLS), so that a host that is not there is
+  noticed early, and by httpx itself, which then closes the socket of a TLS handshake; a cancellation leaves it to the
+  garbage collector.
 * **The status decides.** Once status and headers were read, PX has judged the request. A body that breaks off, drips
   until the deadline or is longer than 64 KiB is cut, and the answer counts.
 * **Idle connections** are closed by us after 4 s, before the 5 s after which the most impatient of the common servers
@@ -93,7 +95,7 @@ class HttpxNetwork:
             (b"User-Agent", f"px-sidecar/{__version__}".encode()),
         ]
         self._url = lru_cache(maxsize=64)(lambda path: httpx.URL(self._origin + path))
-        self._timeouts = {"timeout": {"connect": min(CONNECT_TIMEOUT_S, timeout_s)}}
+        self._timeouts = {"timeout": {"connect": min(CONNECT_TIMEOUT_S, timeout_s / 2)}}
 
     def __repr__(self) -> str:
         return f"<HttpxNetwork {self._origin}>"
@@ -197,16 +199,24 @@ class HttpxLane:
 
 
 class _Body(httpx.AsyncByteStream):
-    """A request's body that knows whether it was asked for: before that, no server can have the request."""
+    """A request's body that knows whether it was asked for: before that, no server can have the request.
+
+    An iterator and not a generator, since a generator that a cancellation leaves in the middle is never finished.
+    """
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
+        self._left = data
         self.begun = False
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
         self.begun = True
-        if self._data:
-            yield self._data
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        data, self._left = self._left, b""
+        return data
 
 
 class _Reading:
@@ -229,8 +239,14 @@ class _Reading:
 
 
 def _why(error: httpx.HTTPError) -> str:
-    """The error as one line for people."""
-    text = " ".join(str(error).split())[:200]
+    """The error as one line for people: its kind, and the deepest of its causes that says something."""
+    text, cause = str(error), error.__context__  # httpcore cuts the chain of causes, the contexts stay
+    while isinstance(cause, Exception):
+        if isinstance(cause, ExceptionGroup):
+            cause = cause.exceptions[0]
+        else:
+            text, cause = str(cause) or text, cause.__cause__ or cause.__context__
+    text = " ".join(text.split())[:200]
     kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
     return f"{kind}: {text}" if text else kind
 
