@@ -59,6 +59,7 @@ PX_FIELDS = (
     "eventName",
     "userType",
     "eventId",
+    "globalContext",
 )
 
 

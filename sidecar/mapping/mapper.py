@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sidecar.config import Mapping as MappingConfig
 from sidecar.config import People as PeopleConfig
-from sidecar.mapping.model import Change, CustomEvent, Known, Mapped
+from sidecar.mapping.model import CustomEvent, Known, Mapped
 from sidecar.mapping.names import Name
 from sidecar.mapping.people import People
 from sidecar.mapping.rules import Rules
@@ -23,7 +23,6 @@ from sidecar.mapping.values import as_text
 __all__ = ["Mapper", "compile_mapping"]
 
 USER_TYPES: Final = frozenset({"USER", "VISITOR", "LEAD", "EMPTY_USER_TYPE"})  # facts: px_and_sdks.md 1.2
-_HIGH: Final = frozenset({"identify", "group"})
 # What Segment, RudderStack and people call this destination in `integrations`, in lower case without punctuation.
 _OUR_NAMES: Final = frozenset({"gainsightpx", "gainsightpxcloud", "gainsightpxcloudactions", "gainsightpxactions"})
 _EVERYONE: Final = frozenset({"All", "all"})
@@ -38,10 +37,9 @@ class Mapper:
     """One compiled configuration. Not safe for concurrent use by threads (it remembers names as it meets them)."""
 
     def __init__(self, rules: Rules, people: PeopleConfig) -> None:
-        self.people = people
         self.rules = rules
         self._names = rules.names
-        self._people = People(rules)
+        self._people = People(people, rules)
 
     def map(self, event: dict[str, Any], known: Known, *, property_key: str, received_ms: int) -> Mapped:
         """What PX is asked to do for ``event``, given what is ``known`` of its user.
@@ -67,11 +65,8 @@ class Mapper:
 
     def user_of(self, event: dict[str, Any]) -> str | None:
         """The key that events are ordered and remembered by: what ``identifyId`` will be, None for events without."""
-        rules = self.rules
-        user = rules.identify_id.text(event)
-        if user is None and rules.anonymous_type is not None:
-            return as_text(event.get("anonymousId"))
-        return user
+        who = self._who(event)
+        return who[0] if who is not None else None
 
     def redact(self, event: dict[str, Any]) -> dict[str, Any]:
         """A copy of the event as today's privacy rules let people see it; mapping it gives what the event gives."""
@@ -86,40 +81,48 @@ class Mapper:
             return _OPTED_OUT
         if kind == "alias":
             return _NOT_SUPPORTED
-        user, user_type = self.rules.identify_id.text(event), "USER"
-        if user is None:
-            if self.rules.anonymous_type is None or (user := as_text(event.get("anonymousId"))) is None:
-                return _NO_USER
-            user_type = self.rules.anonymous_type
+        who = self._who(event)
+        if who is None:
+            return _NO_USER
         if kind == "identify" or kind == "group":
-            return self._people.map(event, known)
+            return self._people.map(event, known, who[0], self._user_type(event, who[1]), property_key, received_ms)
         name = self._names.of(event)
         if name is None:
             return _NO_NAME
         if name.dropped is not None:
             return _DROPPED[name.dropped]
-        changes = list(name.changes)
-        body = self._custom_event(event, known, name, user, user_type, property_key, received_ms, changes)
-        return Mapped(intents=(CustomEvent(body),), changes=tuple(changes))
+        return self._custom_event(event, name, who, known, property_key, received_ms)
+
+    def _who(self, event: dict[str, Any]) -> tuple[str, str] | None:
+        """``identifyId`` and the ``userType`` that goes with it, as long as nothing else says one."""
+        rules = self.rules
+        user = rules.identify_id.text(event)
+        if user is not None:
+            return user, "USER"
+        if rules.anonymous_type is not None and (anonymous := as_text(event.get("anonymousId"))) is not None:
+            return anonymous, rules.anonymous_type
+        return None
+
+    def _user_type(self, event: dict[str, Any], otherwise: str) -> str:
+        return self.rules.user_type.one_of(event, USER_TYPES) or otherwise
 
     def _custom_event(
         self,
         event: dict[str, Any],
-        known: Known,
         name: Name,
-        user: str,
-        user_type: str,
+        who: tuple[str, str],
+        known: Known,
         property_key: str,
         received_ms: int,
-        changes: list[Change],
-    ) -> dict[str, Any]:
-        """The body of ``POST /v1/events/custom``, its keys in the order of the seed's example."""
+    ) -> Mapped:
+        """``POST /v1/events/custom``, the keys of its body in the order of the seed's example."""
         rules = self.rules
         plan = rules.plans[name.override]
+        changes = list(name.changes)
         body: dict[str, Any] = {
-            "identifyId": user,
+            "identifyId": who[0],
             "propertyKey": property_key,
-            "userType": self._user_type(event, plan.user_type, user_type),
+            "userType": plan.user_type or self._user_type(event, who[1]),
             "eventName": name.px,
             "date": rules.date.ms(event, received_ms, changes),
         }
@@ -127,18 +130,13 @@ class Mapper:
             body["sessionId"] = session
         if account := rules.account_id.text(event) or (known.account_id if rules.account_from_memory else None):
             body["accountId"] = account
-        for field in rules.page_texts if event.get("type") == "page" else rules.texts:
+        for field in rules.page_texts if event["type"] == "page" else rules.texts:
             if text := field.text(event):
                 body[field.name] = text
         if rules.global_context is not None and (context := rules.global_context(event)):
             body["globalContext"] = context
         body["attributes"] = plan.attributes(event.get("properties"), changes)
-        return body
-
-    def _user_type(self, event: dict[str, Any], override: str | None, otherwise: str) -> str:
-        if override is not None:
-            return override
-        return self.rules.user_type.one_of(event, USER_TYPES) or otherwise
+        return Mapped((CustomEvent(body),), changes=tuple(changes))
 
 
 def opted_out(integrations: Any) -> bool:

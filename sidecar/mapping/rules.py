@@ -7,6 +7,7 @@ of the event, where given, replace the general ones.
 Contradictions are found here, before any event: a rename onto a denied name, a field read from a denied path.
 """
 
+from math import isfinite
 from typing import Final
 
 import msgspec
@@ -198,3 +199,6 @@ def _check(table: str, rules: AttributeRules) -> None:
         for name in names:
             if fold(name) in dropped:
                 raise ConfigError(f"{table}.{key} makes {name!r}, which `drop` denies; take it out of one of the two.")
+    for name, value in rules.set.items():
+        if isinstance(value, float) and not isfinite(value):
+            raise ConfigError(f"{table}.set.{name} is {value}, which JSON cannot express; write a finite number.")
