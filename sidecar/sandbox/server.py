@@ -1,0 +1,292 @@
+"""The stand-in's routes: PX's own, and the control path below ``/sandbox/``."""
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+import trio
+
+from sidecar.clock import Clock, SystemClock
+from sidecar.http import Hangup, Raw, Request, Response, Stopping, serve, serve_connection
+from sidecar.sandbox.faults import Faults, choose, fault_of_event, retry_after_header
+from sidecar.sandbox.journal import ANSWER_DROPPED, STORED, Journal, LogEntry
+from sidecar.sandbox.judge import Answer, Rules, decode, error, judge_event, judge_key, judge_permission
+from sidecar.sandbox.people import People
+from sidecar.sandbox.reading import read_events
+from sidecar.sandbox.report import Report, arrivals_since, make_report
+
+__all__ = ["DEFAULT_KEY", "READ_ONLY_KEY", "Sandbox", "serve_sandbox"]
+
+DEFAULT_KEY = "sandbox-key"
+READ_ONLY_KEY = "sandbox-read-only"
+
+_MAX_CONNECTIONS = 2_000
+_EVENTS = "/v1/events/custom"
+_DAY_S = 86_400.0
+_MAX_LOG_PAGE = 10_000
+
+Reply = Response | Hangup | Raw
+
+
+class Sandbox:
+    """A PX subscription in memory (and in a file, for what arrived). See the package for the whole picture.
+
+    ``per_second`` and ``per_day``: requests, of any kind, above which 429 is answered, in the last second and the last
+    24 hours; refused requests count too; 0 turns a limit off. ``property_keys``: empty accepts any ``AP-…``. ``state``:
+    the file that lets a killed sandbox go on where it was. ``seed``: of the dice that faults throw.
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: Sequence[str] = (DEFAULT_KEY,),
+        read_only_keys: Sequence[str] = (READ_ONLY_KEY,),
+        property_keys: Sequence[str] = (),
+        per_second: int = 200,
+        per_day: int = 1_000_000,
+        faults: Faults | None = None,
+        state: Path | None = None,
+        seed: int = 0,
+        clock: Clock | None = None,
+    ) -> None:
+        self.rules = Rules(
+            keys=frozenset(keys), read_only_keys=frozenset(read_only_keys), property_keys=frozenset(property_keys)
+        )
+        self.per_second = per_second
+        self.per_day = per_day
+        self.clock = clock or SystemClock()
+        self.journal = Journal(state)
+        self.people = People(self.rules)
+        self.errors: list[BaseException] = []
+        self._dice = Random(seed)  # noqa: S311 - faults need repeatable dice, not secret ones
+        self.set_faults(faults or Faults())
+        self._replay_people()
+
+    @property
+    def faults(self) -> Faults:
+        """The faults that are on."""
+        return self._faults
+
+    def set_faults(self, faults: Faults) -> None:
+        """Replace all faults; their outages count from now."""
+        self._faults = faults
+        self._faults_set_s = self.clock.boot_s()
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """All stored events in order of arrival, repeats included, read back from the file."""
+        return [self.journal.event(index) for index in self.journal.stored()]
+
+    def log(self, start: int = 0, stop: int | None = None) -> list[LogEntry]:
+        """The requests ``start`` to ``stop`` of the log."""
+        return [self.journal.entry(index) for index in range(*slice(start, stop).indices(len(self.journal)))]
+
+    def report(self, key: str | None = None) -> Report:
+        """The figures; ``key`` (such as ``attributes.seq``) names what tells events apart, else their whole bodies."""
+        users, accounts = len(self.people.users), len(self.people.accounts)
+        return make_report(self.journal, key=key, users=users, accounts=accounts)
+
+    def reset(self) -> None:
+        """Forget requests, events and people; faults and limits stay."""
+        self.journal.clear()
+        self.people = People(self.rules)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.journal.close()
+
+    async def connection(self, stream: trio.abc.Stream, *, stopping: Stopping | None = None) -> None:
+        """Serve one connection, on any kind of stream, and close it."""
+        await serve_connection(
+            stream, self.handle, stopping=stopping, on_error=lambda raised, _: self.errors.append(raised)
+        )
+
+    async def handle(self, request: Request) -> Reply:
+        """Answer one request, PX's or the control path's."""
+        if request.path.startswith("/sandbox/"):
+            return self._control(request)
+        arrival_s = self.clock.boot_s()
+        fault = choose(self._faults, arrival_s - self._faults_set_s, self._dice)
+        if fault in ("refuse", "hang"):
+            self._record(arrival_s, request, 0, 0, None)
+            return Hangup(reset=True) if fault == "refuse" else Raw(_silence())
+        date_ms: int | None = None
+        if fault == "503":
+            answer = error(503, "Service unavailable (sandbox outage)")
+        elif fault == "error":
+            answer = self._faults.error_answer(self._faults.error_status)
+        else:
+            answer, date_ms = self._judge(request, arrival_s)
+        flags = STORED if date_ms is not None else 0
+        if flags and self._hits(self._faults.dropped_answers):
+            flags |= ANSWER_DROPPED
+        self._record(arrival_s, request, answer.status, flags, date_ms)
+        delay_s = self._faults.delay_s(self._dice)
+        if delay_s > 0:
+            await trio.sleep(delay_s)
+        return self._reply(answer, flags)
+
+    def _reply(self, answer: Answer, flags: int) -> Reply:
+        faults = self._faults
+        if flags & ANSWER_DROPPED:
+            return Hangup(reset=True)
+        if self._hits(faults.garbage):
+            return Raw(_once(b"\x15\x03\x01 this is not HTTP\r\n\r\n"))
+        body = _drip(answer.body, faults.drip_s) if faults.drip_s > 0 and answer.body else answer.body
+        headers = retry_after_header(faults, answer.status, self.clock.wall_ms())
+        return Response(answer.status, body, answer.content_type, headers)
+
+    def _judge(self, request: Request, arrival_s: float) -> tuple[Answer, int | None]:
+        """PX's answer, and the date of the event if one is to be stored."""
+        key_header = request.header(b"x-aptrinsic-api-key")
+        key = key_header.decode("latin-1") if key_header is not None else None
+        refusal = judge_key(key, self.rules) or self._too_fast(arrival_s)
+        if refusal is None and request.method != "GET":
+            refusal = judge_permission(key, self.rules)
+        if refusal is not None:
+            return refusal, None
+        if request.path == _EVENTS:
+            return self._events_call(request)
+        answer = self.people.answer(request.method, request.path, request.body)
+        return answer or error(404, f"No endpoint {request.method} {request.path}"), None
+
+    def _events_call(self, request: Request) -> tuple[Answer, int | None]:
+        if request.method == "GET":
+            return read_events(self.journal, request.query, self.clock.wall_ms()), None
+        if request.method != "POST":
+            return error(405, f"Request method '{request.method}' is not supported"), None
+        event = decode(request.body)
+        if isinstance(event, Answer):
+            return event, None
+        faults = self._faults
+        refusal = None
+        if faults.firewall_names or faults.fail_users:
+            refusal = fault_of_event(faults, event.get("eventName"), event.get("identifyId"))
+        refusal = refusal or judge_event(event, self.rules)
+        if refusal is not None:
+            return refusal, None
+        body = b'{"body":{},"statusCode":201,"statusCodeValue":201}'
+        return Answer(201, body), event.get("date", self.clock.wall_ms())
+
+    def _too_fast(self, arrival_s: float) -> Answer | None:
+        arrivals = self.journal.columns.arrival_s
+        for limit, width_s, name in ((self.per_second, 1.0, "second"), (self.per_day, _DAY_S, "day")):
+            if limit and arrivals_since(arrivals, arrival_s - width_s) >= limit:
+                return error(429, f"Rate limit exceeded: {limit} requests per {name}")
+        return None
+
+    def _record(self, arrival_s: float, request: Request, status: int, flags: int, date_ms: int | None) -> None:
+        method, path, body = request.method, request.path, request.body
+        self.journal.append(arrival_s, method, path, body, status, flags, date_ms or 0)
+
+    def _hits(self, rate: float) -> bool:
+        return rate > 0 and self._dice.random() < rate
+
+    def _replay_people(self) -> None:
+        for method, path, status, body in self.journal.requests():
+            if method != "GET" and status in (201, 204) and path != _EVENTS:
+                self.people.answer(method, path, body)
+
+    def _control(self, request: Request) -> Response:
+        query = {name: values[-1] for name, values in parse_qs(request.query).items()}
+        match f"{request.method} {request.path.removeprefix('/sandbox/')}":
+            case "GET report":
+                return _json(self.report(query.get("key")))
+            case "GET log":
+                return self._log_page(query)
+            case "GET events":
+                return Response(200, self._event_lines(), "application/x-ndjson")
+            case "GET faults":
+                return _json(self._faults)
+            case "POST faults":
+                return self._change_faults(request.body)
+            case "DELETE faults":
+                self.set_faults(Faults())
+                return _json(self._faults)
+            case "POST reset":
+                self.reset()
+                return _json(self.report())
+        paths = "GET report, log, events; GET, POST, DELETE faults; POST reset"
+        return _json(
+            {"error": f"There is no {request.method} {request.path}; below /sandbox/ there are: {paths}."}, 404
+        )
+
+    def _change_faults(self, body: bytes) -> Response:
+        try:
+            named = msgspec.json.decode(body, type=dict[str, Any])
+            changed = msgspec.convert(msgspec.to_builtins(self._faults) | named, Faults)
+        except msgspec.MsgspecError as wrong:
+            return _json({"error": f"The faults stay as they were: {wrong}."}, 400)
+        self.set_faults(changed)
+        return _json(changed)
+
+    def _log_page(self, query: dict[str, str]) -> Response:
+        try:
+            start, limit = int(query.get("start", "0")), int(query.get("limit", "1000"))
+        except ValueError:
+            return _json({"error": "start and limit are whole numbers."}, 400)
+        stop = max(start, 0) + min(max(limit, 0), _MAX_LOG_PAGE)
+        entries = self.log(max(start, 0), stop)
+        return _json({"entries": entries, "next": stop if stop < len(self.journal) else None})
+
+    async def _event_lines(self) -> AsyncIterator[bytes]:
+        lines = []
+        for index in self.journal.stored():
+            lines.append(self.journal.body(index).replace(b"\n", b" "))  # only blanks between tokens can be line ends
+            if len(lines) == 500:
+                yield b"\n".join(lines) + b"\n"
+                lines.clear()
+        if lines:
+            yield b"\n".join(lines) + b"\n"
+
+
+async def serve_sandbox(
+    sandbox: Sandbox,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    stopping: Stopping | None = None,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve ``sandbox`` on TCP until ``stopping`` is set or it is cancelled; ``started`` gives the base URL.
+
+    ``port`` 0 takes a free one. Raises OSError when the address cannot be bound.
+    """
+    listeners = await trio.open_tcp_listeners(port, host=host)
+    stopping = stopping or Stopping()
+    bound = listeners[0].socket.getsockname()[1]
+    shown_host = f"[{host}]" if ":" in host else host
+
+    async def connection(stream: trio.SocketStream) -> None:
+        await sandbox.connection(stream, stopping=stopping)
+
+    try:
+        task_status.started(f"http://{shown_host}:{bound}")
+        await serve(
+            listeners, connection, max_connections=_MAX_CONNECTIONS, stopping=stopping, on_error=sandbox.errors.append
+        )
+    finally:
+        for listener in listeners:
+            await trio.aclose_forcefully(listener)
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(status, msgspec.json.encode(value))
+
+
+async def _silence() -> AsyncIterator[bytes]:
+    yield b""
+    await trio.sleep_forever()
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def _drip(body: bytes, every_s: float) -> AsyncIterator[bytes]:
+    for at in range(len(body)):
+        await trio.sleep(every_s)
+        yield body[at : at + 1]

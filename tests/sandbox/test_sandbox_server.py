@@ -1,0 +1,403 @@
+"""The sandbox as its clients meet it: order of judgement, limits, faults, reading back, the log and its file."""
+
+import json
+from contextlib import asynccontextmanager
+from urllib.parse import quote
+
+import h11
+import msgspec
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.clock import VirtualClock
+from sidecar.sandbox import Faults, Outage, Sandbox
+from sidecar.sandbox.report import largest_window
+
+NOW_MS = 1_700_000_000_000
+
+
+def event(user="u1", name="Feature Used", seq=1, **more) -> dict:
+    fields = {"identifyId": user, "propertyKey": "AP-X-2", "userType": "USER", "eventName": name}
+    return fields | {"attributes": {"seq": seq}} | more
+
+
+@pytest.fixture
+def make_box():
+    """Makes sandboxes and closes them."""
+    made = []
+
+    def make(**options) -> Sandbox:
+        made.append(Sandbox(**{"clock": VirtualClock(start_wall_ms=NOW_MS), **options}))
+        return made[-1]
+
+    yield make
+    for box in made:
+        assert box.errors == []
+        box.close()
+
+
+@asynccontextmanager
+async def client_of(box: Sandbox):
+    """A function that sends a request over a new connection and gives (status, headers, body), or None for no answer."""
+    async with trio.open_nursery() as nursery:
+
+        async def call(method, path, body=b"", *, key="sandbox-key", cancel_after_s=float("inf")):
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            here, there = trio.testing.memory_stream_pair()
+            nursery.start_soon(box.connection, there)
+            with trio.move_on_after(cancel_after_s):
+                return await exchange(here, method, path, data, key)
+            await here.aclose()
+            return "hangs"
+
+        yield call
+        nursery.cancel_scope.cancel()
+
+
+async def exchange(stream, method, path, body, key):
+    client = h11.Connection(h11.CLIENT)
+    headers = [("Host", "x"), ("Content-Length", str(len(body)))] + ([("X-APTRINSIC-API-KEY", key)] if key else [])
+    await stream.send_all(client.send(h11.Request(method=method, target=path, headers=headers)))
+    await stream.send_all(client.send(h11.Data(data=body)) + client.send(h11.EndOfMessage()))
+    response, answer = None, b""
+    while True:
+        got = client.next_event()
+        if got is h11.NEED_DATA:
+            data = await stream.receive_some()
+            if not data and response is None:
+                return None
+            client.receive_data(data)
+        elif isinstance(got, h11.Response):
+            response = got
+        elif isinstance(got, h11.Data):
+            answer += bytes(got.data)
+        else:
+            await stream.aclose()
+            return response.status_code, dict(response.headers), answer
+
+
+EVENTS = "/v1/events/custom"
+
+
+async def test_an_event_is_stored_and_answered_as_px_does(make_box, autojump_clock):
+    box = make_box()
+    async with client_of(box) as call:
+        status, headers, body = await call("POST", EVENTS, event(date=5))
+        assert (status, headers[b"content-type"]) == (201, b"application/json")
+        assert json.loads(body) == {"body": {}, "statusCode": 201, "statusCodeValue": 201}
+    assert box.events == [event(date=5)]
+    (entry,) = box.log()
+    assert (entry.method, entry.path, entry.status, entry.identifyId, entry.eventName, entry.stored) == (
+        "POST", EVENTS, 201, "u1", "Feature Used", True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "key", "status"),
+    [
+        ("POST", EVENTS, b"nonsense", "wrong", 401),
+        ("POST", EVENTS, b"nonsense", None, 401),
+        ("POST", EVENTS, b"nonsense", "sandbox-read-only", 403),
+        ("POST", EVENTS, b"nonsense", "sandbox-key", 400),
+        ("POST", EVENTS, b"{}", "sandbox-key", 400),
+        ("GET", EVENTS, b"", "sandbox-read-only", 200),
+        ("PUT", "/v1/users/u", b"{}", "sandbox-read-only", 403),
+        ("PUT", "/v1/users/u", b"{}", "sandbox-key", 404),
+        ("DELETE", EVENTS, b"", "sandbox-key", 405),
+        ("POST", "/v1/events/page", b"{}", "sandbox-key", 404),
+        ("POST", "/events/custom", b"{}", "wrong", 401),
+    ],
+)
+async def test_the_key_is_judged_before_the_permission_before_the_body(make_box, method, path, body, key, status):
+    box = make_box()
+    async with client_of(box) as call:
+        assert (await call(method, path, body, key=key))[0] == status
+    assert box.report().stored == 0
+
+
+async def test_above_the_limit_of_a_second_is_429_and_that_counts_too(make_box, autojump_clock):
+    box = make_box(per_second=3, per_day=0)
+    async with client_of(box) as call:
+        statuses = [(await call("POST", EVENTS, event(seq=n)))[0] for n in range(5)]
+        assert statuses == [201, 201, 201, 429, 429]
+        await trio.sleep(0.999)
+        assert (await call("POST", EVENTS, event()))[0] == 429
+        await trio.sleep(0.002)
+        assert (await call("POST", EVENTS, event()))[0] == 201
+    report = box.report()
+    assert (report.requests, report.by_status, report.largest_second) == (7, {"201": 4, "429": 3}, 6)
+
+
+async def test_above_the_limit_of_a_day_is_429_until_the_day_is_over(make_box, autojump_clock):
+    box = make_box(per_second=0, per_day=2)
+    async with client_of(box) as call:
+        assert [(await call("POST", EVENTS, event()))[0] for _ in range(3)] == [201, 201, 429]
+        for _ in range(2):
+            await trio.sleep(43_200.001)
+        assert (await call("POST", EVENTS, event()))[0] == 201
+
+
+async def test_latency_delays_the_answer_and_not_the_deed(make_box, autojump_clock):
+    box = make_box(faults=Faults(latency_s=2))
+    async with client_of(box) as call, trio.open_nursery() as nursery:
+        nursery.start_soon(call, "POST", EVENTS, event())
+        await trio.sleep(1)
+        assert len(box.events) == 1
+        started = trio.current_time()
+        assert (await call("POST", EVENTS, event()))[0] == 201
+        assert trio.current_time() - started == pytest.approx(2)
+
+
+async def test_jitter_stays_within_its_bounds(make_box, autojump_clock):
+    box = make_box(faults=Faults(latency_s=1, jitter_s=1), per_second=0)
+    times = []
+    async with client_of(box) as call:
+        for _ in range(20):
+            started = trio.current_time()
+            await call("POST", EVENTS, event())
+            times.append(trio.current_time() - started)
+    assert min(times) >= 1
+    assert max(times) <= 2
+    assert max(times) - min(times) > 0.3
+
+
+@pytest.mark.parametrize(("how", "expected"), [("refuse", None), ("503", 503), ("hang", "hangs")])
+async def test_an_outage_has_its_window(make_box, autojump_clock, how, expected):
+    box = make_box()
+    async with client_of(box) as call:
+
+        async def status():
+            answer = await call("POST", EVENTS, event(), cancel_after_s=0.5)
+            return answer[0] if isinstance(answer, tuple) else answer
+
+        await trio.sleep(5)
+        box.set_faults(Faults(outages=(Outage(from_s=10, to_s=20, how=how),)))
+        assert await status() == 201
+        await trio.sleep(12)
+        assert await status() == expected
+        assert (await call("GET", "/sandbox/report"))[0] == 200
+        await trio.sleep(10)
+        assert await status() == 201
+    assert box.report().stored == 2
+
+
+async def test_a_dropped_answer_is_an_event_stored(make_box):
+    box = make_box(faults=Faults(dropped_answers=1))
+    async with client_of(box) as call:
+        assert await call("POST", EVENTS, event()) is None
+    assert box.events == [event()]
+    assert (box.log()[0].answer_dropped, box.log()[0].status) == (True, 201)
+
+
+async def test_a_hanging_request_is_not_processed(make_box, autojump_clock):
+    box = make_box(faults=Faults(hang=1))
+    async with client_of(box) as call:
+        assert await call("POST", EVENTS, event(), cancel_after_s=1000) == "hangs"
+    assert box.report().by_status == {"0": 1}
+
+
+async def test_errors_come_at_their_rate_and_in_their_words(make_box):
+    box = make_box(
+        faults=Faults(error_rate=0.3, error_status=500, error_body="<h1>no</h1>", error_bytes=20), per_second=0
+    )
+    async with client_of(box) as call:
+        answers = [await call("POST", EVENTS, event(seq=n)) for n in range(300)]
+    errors = [answer for answer in answers if answer[0] == 500]
+    assert 60 <= len(errors) <= 120
+    assert errors[0][2] == b"<h1>no</h1>         "
+    assert box.report().stored == 300 - len(errors)
+
+
+async def test_garbage_is_not_http(make_box):
+    box = make_box(faults=Faults(garbage=1))
+    async with client_of(box) as call:
+        with pytest.raises(h11.RemoteProtocolError):
+            await call("POST", EVENTS, event())
+
+
+async def test_a_dripping_answer_takes_its_time(make_box, autojump_clock):
+    box = make_box(faults=Faults(drip_s=1))
+    async with client_of(box) as call:
+        status, _, body = await call("POST", EVENTS, event())
+        assert status == 201
+        assert trio.current_time() == pytest.approx(len(body), abs=1)
+
+
+async def test_a_firewall_dislikes_names_and_a_user_fails(make_box):
+    box = make_box(faults=Faults(firewall_names=("*sleep(*",), fail_users=("bad-*",), fail_status=500))
+    async with client_of(box) as call:
+        status, headers, body = await call("POST", EVENTS, event(name=",sleep(100)"))
+        assert (status, headers[b"content-type"][:9], body[:15]) == (403, b"text/html", b"<!doctype html>")
+        assert (await call("POST", EVENTS, event(user="bad-1")))[0] == 500
+        assert (await call("POST", EVENTS, event()))[0] == 201
+
+
+@pytest.mark.parametrize(
+    ("asked", "header"),
+    [
+        ("seconds:30", b"30"),
+        ("date:60", b"Tue, 14 Nov 2023 22:14:20 GMT"),
+        ("soon", b"soon"),
+        ("seconds:1000000000", b"1000000000"),
+        ("", None),
+    ],
+)
+async def test_retry_after_in_every_form(make_box, autojump_clock, asked, header):
+    box = make_box(per_second=1, faults=Faults(retry_after=asked))
+    async with client_of(box) as call:
+        assert b"retry-after" not in (await call("POST", EVENTS, event()))[1]
+        status, headers, _ = await call("POST", EVENTS, event())
+        assert (status, headers.get(b"retry-after")) == (429, header)
+
+
+async def test_faults_are_changed_by_the_control_path(make_box):
+    box = make_box()
+    async with client_of(box) as call:
+        assert (await call("POST", "/sandbox/faults", {"error_rate": 1, "error_status": 500}, key=None))[0] == 200
+        assert (await call("POST", EVENTS, event()))[0] == 500
+        assert (await call("POST", "/sandbox/faults", {"latency_s": 0, "outages": [{"how": "503"}]}))[0] == 200
+        assert (await call("POST", EVENTS, event()))[0] == 503
+        shown = json.loads((await call("GET", "/sandbox/faults"))[2])
+        assert (shown["error_status"], shown["outages"][0]["how"]) == (500, "503")
+        assert (await call("DELETE", "/sandbox/faults"))[0] == 200
+        assert (await call("POST", EVENTS, event()))[0] == 201
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"error_rate":2}', b'{"eror_rate":1}', b'{"error_status":1}'])
+async def test_wrong_faults_change_nothing(make_box, body):
+    box = make_box(faults=Faults(latency_s=0.0, fail_users=("x",)))
+    async with client_of(box) as call:
+        status, _, answer = await call("POST", "/sandbox/faults", body)
+        assert status == 400
+        assert json.loads(answer)["error"].startswith("The faults stay as they were")
+    assert box.faults == Faults(fail_users=("x",))
+
+
+async def test_the_control_path_shows_log_events_and_report_and_resets(make_box, autojump_clock):
+    box = make_box()
+    async with client_of(box) as call:
+        for seq in (1, 2, 2):
+            await call("POST", EVENTS, event(seq=seq))
+        log = json.loads((await call("GET", "/sandbox/log?start=1&limit=1"))[2])
+        assert ([entry["index"] for entry in log["entries"]], log["next"]) == ([1], 2)
+        lines = (await call("GET", "/sandbox/events"))[2].splitlines()
+        assert [json.loads(line)["attributes"]["seq"] for line in lines] == [1, 2, 2]
+        report = json.loads((await call("GET", "/sandbox/report"))[2])
+        assert (report["requests"], report["stored"], report["distinct"], report["duplicates"]) == (3, 3, 2, 1)
+        assert (await call("GET", "/sandbox/nothing"))[0] == 404
+        assert (await call("GET", "/sandbox/log?start=x"))[0] == 400
+        assert (await call("POST", "/sandbox/reset"))[0] == 200
+    assert (box.report().requests, box.events) == (0, [])
+
+
+async def test_a_key_tells_events_apart_where_bodies_do_not(make_box):
+    box = make_box()
+    async with client_of(box) as call:
+        await call("POST", EVENTS, event(seq=1, date=1))
+        await call("POST", EVENTS, event(seq=1, date=2))
+        await call("POST", EVENTS, event(seq="1", date=2))
+    assert box.report().duplicates == 0
+    assert box.report("attributes.seq").duplicates == 1
+    assert box.report("attributes.none").duplicates == 0
+
+
+async def query(call, *filters: str, **parameters) -> dict:
+    text = "&".join([f"filter={quote(one)}" for one in filters] + [f"{k}={v}" for k, v in parameters.items()])
+    status, _, body = await call("GET", f"{EVENTS}?{text}")
+    return {"status": status, **json.loads(body)}
+
+
+async def test_events_are_read_back_by_filters(make_box, autojump_clock):
+    box = make_box()
+    async with client_of(box) as call:
+        for seq, (user, name) in enumerate([("a", "Login"), ("b", "Login"), ("a", "Logout"), ("A", "Search")]):
+            await call("POST", EVENTS, event(user, name, seq, date=NOW_MS - 1000 + seq))
+
+        async def hits(*filters, **parameters):
+            found = await query(call, *filters, sort="date", **parameters)
+            return [one["attributes"]["seq"] for one in found["customEvents"]]
+
+        assert await hits() == [0, 1, 2, 3]
+        assert await hits("eventName==login") == [0, 1]
+        assert await hits("identifyId==a") == [0, 2, 3]
+        assert await hits("identifyId==a;eventName!=Login") == [2, 3]
+        assert await hits("eventName==Logout", "identifyId==b") == [1, 2]
+        assert await hits("eventName~log") == [0, 1, 2]
+        assert await hits("eventName!~log") == [3]
+        assert await hits(f"date>={NOW_MS - 998}") == [2, 3]
+        assert await hits(f"date>{NOW_MS - 1000};date<{NOW_MS - 997}") == [1, 2]
+        assert await hits(f"date<={NOW_MS - 1000}") == [0]
+        assert await hits("eventName==nobody") == []
+
+
+async def test_the_window_is_a_day_unless_said_otherwise_and_190_days_at_most(make_box, autojump_clock):
+    day_ms = 86_400_000
+    box = make_box()
+    async with client_of(box) as call:
+        await call("POST", EVENTS, event(seq=1, date=NOW_MS - 2 * day_ms))
+        await call("POST", EVENTS, event(seq=2))
+        assert (await query(call))["totalHits"] == 1
+        assert (await query(call, dateRangeStart=NOW_MS - 3 * day_ms))["totalHits"] == 2
+        assert (await query(call, dateRangeStart=NOW_MS - 190 * day_ms, dateRangeEnd=NOW_MS))["totalHits"] == 2
+        refused = await query(call, dateRangeStart=NOW_MS - 191 * day_ms)
+        assert (refused["status"], refused["externalapierror"]["message"]) == (400, "Exceeded date range190days")
+
+
+async def test_scrolling_gives_every_event_once_while_others_arrive(make_box, autojump_clock):
+    box = make_box(per_second=0)
+    async with client_of(box) as call:
+        for seq in range(60):
+            await call("POST", EVENTS, event(seq=seq, date=NOW_MS))
+        seen, parameters = [], {}
+        while True:
+            page = await query(call, **parameters)
+            assert page["totalHits"] == 60
+            seen += [one["attributes"]["seq"] for one in page["customEvents"]]
+            parameters = {"scrollId": page["scrollId"]}
+            assert page["scrollId"] is not None
+            if len(page["customEvents"]) < 25:
+                break
+            await call("POST", EVENTS, event(seq=1000, date=NOW_MS))
+        assert sorted(seen) == list(range(60))
+        assert len((await query(call, pageSize=1000))["customEvents"]) == 62
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    ["filter=nonsense", "filter=color==red", "filter=date>x", "pageSize=1001", "pageSize=0", "pageSize=x", "sort=name", "scrollId=x"],
+)  # fmt: skip
+async def test_a_query_that_cannot_be_understood_is_400(make_box, parameters):
+    box = make_box()
+    async with client_of(box) as call:
+        assert (await call("GET", f"{EVENTS}?{parameters}"))[0] == 400
+
+
+async def test_a_killed_sandbox_goes_on_where_it_was(make_box, autojump_clock, tmp_path):
+    state = tmp_path / "state"
+    first = make_box(state=state, per_second=3, per_day=0)
+    async with client_of(first) as call:
+        await call("POST", EVENTS, event(seq=1, date=1) | {"url": "https://x/ü\n"})
+        await call("POST", EVENTS, b"\nnot json\n")
+        await call("POST", "/v1/users", {"identifyId": "u", "propertyKeys": ["AP-X-2"]})
+    # No close: a kill leaves the file as it is, perhaps with half a record.
+    whole = state.read_bytes()
+    state.write_bytes(whole + b"5.0 201 1 POST /v1/events/custom 1 500\n{half")
+    second = make_box(state=state, per_second=3, per_day=0)
+    assert (second.log(), second.events) == (first.log(), first.events)
+    assert msgspec.structs.asdict(second.report()) == msgspec.structs.asdict(first.report())
+    async with client_of(second) as call:
+        assert (await call("GET", "/v1/users/u"))[0] == 429
+        await trio.sleep(2)
+        assert (await call("GET", "/v1/users/u"))[0] == 200
+    assert state.read_bytes().startswith(whole)
+    assert b"half" not in state.read_bytes()
+
+
+@given(st.lists(st.floats(0, 10), max_size=40))
+def test_the_largest_window_is_exact(times):
+    times.sort()
+    every_window = [sum(1 for other in times if end - 1.0 < other <= end) for end in times]
+    assert largest_window(times, 1.0) == max(every_window, default=0)
