@@ -7,73 +7,87 @@ from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 import click
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from sidecar.cli.common import config_option, json_option, load_config
 from sidecar.clock import SystemClock
-from sidecar.config import Config, load
+from sidecar.config import Config
 from sidecar.errors import Failed
 from sidecar.events import BadJson, decode, seal
-from sidecar.mapping import Known, Mapped, Mapper, compile_mapping
+from sidecar.mapping import Known, Mapped, compile_mapping, explain
 from sidecar.px import preview
 
-__all__ = ["map_events"]
+__all__ = ["map"]
 
 PLACEHOLDER_KEY = "AP-XXXXXXXXXX-2"
 
 
 @click.command("map")
 @click.argument("file", type=click.File("rb"), default="-")
-@click.option("--config", "config_path", metavar="PATH", help="The configuration; without one the defaults apply.")
+@config_option
 @click.option("--received", metavar="MS", type=int, help="When the events were received, epoch milliseconds; else now.")
+@click.option("--explain", "explained", is_flag=True, help="Show which rule and path gave each PX field.")
 @click.option(
     "--expect", metavar="FILE", type=click.File("rb"), help="Compare with these lines; exit 1 on a difference."
 )
-@click.option("--json", "_as_json", is_flag=True, help="Accepted for likeness with other verbs: the output is JSON.")
-def map_events(
-    file: BinaryIO, config_path: str | None, received: int | None, expect: BinaryIO | None, _as_json: bool
+@json_option
+def map(
+    file: BinaryIO,
+    config_flag: str | None,
+    received: int | None,
+    explained: bool,
+    expect: BinaryIO | None,
+    as_json: bool,
 ) -> None:
     """Show what PX would get for the events in FILE, or on standard input.
 
-    FILE holds one JSON object, a JSON array, or one of them per line. For each event one line comes out:
-    {"requests": [...]}, {"dropped": "reason"} or {"dead": "reason"}, with "changes" where a value was cut or replaced.
-    What identify and group say of a user is remembered for the events behind them in the file.
+    FILE holds one JSON object, a JSON array, or one of them per line. For each
+    event one line of JSON comes out: {"requests": [...]}, {"dropped": "reason"}
+    or {"dead": "reason"}, with "changes" where a value was cut or replaced. What
+    identify and group say of a user is remembered for the events behind them.
+    No daemon and no configuration are needed.
 
     \b
-    Example:
-      echo '{"type":"track","event":"Feature Used","userId":"u1"}' | px-sidecar map
+    Examples:
+      echo '{"type":"page","userId":"u1"}' | px-sidecar map
+      px-sidecar map --explain events.ndjson
+      px-sidecar map --received 1717689600000 events.ndjson > golden.ndjson
+      px-sidecar map --received 1717689600000 events.ndjson --expect golden.ndjson
     """
-    config = load(config_path)
-    outcomes = outcomes_of(events_in(file.read()), config, SystemClock().wall_ms() if received is None else received)
+    config = load_config(config_flag)
+    received_ms = SystemClock().wall_ms() if received is None else received
+    outcomes = outcomes_of(events_in(file.read()), config, received_ms, explained=explained)
     if expect is not None:
         compare(outcomes, expect)
-        return
-    for outcome in outcomes:
-        click.echo(_line(outcome))
+    elif explained and not as_json:
+        show_explained(outcomes)
+    else:
+        for outcome in outcomes:
+            click.echo(_line(outcome))
 
 
-def outcomes_of(events: Iterable[Any], config: Config, received_ms: int) -> Iterator[dict[str, Any]]:
+def outcomes_of(
+    events: Iterable[Any], config: Config, received_ms: int, *, explained: bool = False
+) -> Iterator[dict[str, Any]]:
     """What becomes of each event, as ``map`` prints it; memory is carried from one to the next."""
     mapper = compile_mapping(config.mapping, config.people)
     property_key = config.px.property_key or PLACEHOLDER_KEY
-    known: dict[str, Known] = {}
+    known: dict[str | None, Known] = {}
     for event in events:
-        if isinstance(event, BadJson):
-            yield {"dead": "bad_event", "detail": f"not JSON: {event}"}
+        sealed = None if isinstance(event, BadJson) else seal(event, config.outbox.max_event_bytes)
+        if sealed is None or sealed.bad or sealed.event is None:
+            yield {"dead": "bad_event", "detail": sealed.bad if sealed else f"not JSON: {event}"}
             continue
-        sealed = seal(event, config.outbox.max_event_bytes)
-        if sealed.bad or sealed.event is None:
-            yield {"dead": "bad_event", "detail": sealed.bad}
-            continue
-        yield _outcome(_map_one(mapper, sealed.event, known, property_key, received_ms))
-
-
-def _map_one(
-    mapper: Mapper, event: dict[str, Any], known: dict[str, Known], property_key: str, received_ms: int
-) -> Mapped:
-    user = mapper.user_of(event) or ""
-    mapped = mapper.map(event, known.get(user, Known()), property_key=property_key, received_ms=received_ms)
-    if mapped.known is not None:
-        known[user] = mapped.known
-    return mapped
+        user = mapper.user_of(sealed.event)
+        memory = known.get(user, Known())
+        mapped = mapper.map(sealed.event, memory, property_key=property_key, received_ms=received_ms)
+        known[user] = mapped.known or memory
+        reasons = explain(mapper, sealed.event, mapped) if explained else []
+        yield _outcome(mapped) | ({"explain": [msgspec.to_builtins(reason) for reason in reasons]} if explained else {})
 
 
 def _outcome(mapped: Mapped) -> dict[str, Any]:
@@ -84,7 +98,7 @@ def _outcome(mapped: Mapped) -> dict[str, Any]:
     else:
         outcome = {"requests": preview(mapped.intents)}
     if mapped.changes:
-        outcome["changes"] = [{"field": change.field, "what": change.what} for change in mapped.changes]
+        outcome["changes"] = [msgspec.to_builtins(change) for change in mapped.changes]
     return outcome
 
 
@@ -130,5 +144,21 @@ def _shown(outcome: Any) -> list[str]:
     return json.dumps(outcome, indent=2, sort_keys=True, ensure_ascii=False, default=str).splitlines()
 
 
-def _line(outcome: dict[str, Any]) -> str:
+def _line(outcome: Any) -> str:
     return json.dumps(outcome, separators=(",", ":"), ensure_ascii=False)
+
+
+def show_explained(outcomes: Iterable[dict[str, Any]]) -> None:
+    """Print one table for each event, at most as wide as the terminal (80 columns in a pipe)."""
+    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
+    for number, outcome in enumerate(outcomes, 1):
+        table = Table(title=f"event {number}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading, ratio in (("PX field", 3), ("value", 4), ("from", 4)):
+            table.add_column(heading, overflow="fold", ratio=ratio)
+        rows = outcome.get("explain") or [{"field": "not sent", "value": outcome["dead"], "source": outcome["detail"]}]
+        for row in rows:
+            value = row["value"] if isinstance(row["value"], str) else _line(row["value"])
+            table.add_row(*(Text(cell) for cell in (row["field"], value, row["source"])))
+        for change in outcome.get("changes", ()):
+            table.add_row(Text(change["field"], style="yellow"), Text("changed", style="yellow"), Text(change["what"]))
+        console.print(table)

@@ -1,5 +1,6 @@
 """From an event to what PX gets: pure, without I/O, clock or globals. ``compile_mapping`` is the way in."""
 
+from sidecar.mapping.explain import Reason, explain
 from sidecar.mapping.mapper import Mapper, compile_mapping
 from sidecar.mapping.model import Change, CustomEvent, Intent, Known, Mapped, UpsertAccount, UpsertUser
 
@@ -10,7 +11,9 @@ __all__ = [
     "Known",
     "Mapped",
     "Mapper",
+    "Reason",
     "UpsertAccount",
     "UpsertUser",
     "compile_mapping",
+    "explain",
 ]

@@ -74,8 +74,8 @@ class Attributes:
         """The attributes of one bag, sorted by name; what was changed otherwise than by the rules goes to ``changes``."""
         if type(bag) is not dict:
             return dict(self._set)
-        if self._flatten and any(type(value) is dict for value in bag.values()):
-            bag = self._flat(bag)
+        if self._flatten:
+            bag = self.flat(bag)
         fates = self._fates
         out: dict[str, Value] = {}
         taken: dict[str, str] = {}  # folded name in PX → name of the app
@@ -170,10 +170,12 @@ class Attributes:
             del names[self._limit :]
         return {name: out[name] for name in names}
 
-    def _flat(self, bag: dict[str, Any]) -> dict[str, Any]:
-        """Objects as dotted names; a name that the app itself wrote with dots wins over one that comes from nesting."""
-        flat: dict[str, Any] = {}
+    def flat(self, bag: dict[str, Any]) -> dict[str, Any]:
+        """The bag with objects as dotted names, where ``nested`` says so; a name that the app itself dotted wins."""
+        if not self._flatten or not any(type(value) is dict for value in bag.values()):
+            return bag
         bag = self._denied.prune(bag)
+        flat: dict[str, Any] = {}
         _flatten_into(flat, "", bag)
         flat.update({name: value for name, value in bag.items() if type(value) is not dict})
         return flat

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from sidecar.mapping.paths import Field
-from sidecar.mapping.privacy import Denied
 from sidecar.mapping.values import as_text, clean_text, json_text
 
 __all__ = ["GlobalContext"]
@@ -19,23 +18,21 @@ _PREFIX = "globalContext."
 class GlobalContext:
     """The compiled rules; calling it gives the object for one event, None for an empty one."""
 
-    def __init__(self, whole: Field, single: list[Field], denied: Denied) -> None:
+    def __init__(self, whole: Field, single: list[Field]) -> None:
         self.whole = whole
         self.single = single
-        self._denied = denied
 
     @classmethod
-    def compile(cls, names: Iterable[str], field: Callable[[str], Field], denied: Denied) -> "GlobalContext | None":
+    def compile(cls, names: Iterable[str], field: Callable[[str], Field]) -> "GlobalContext | None":
         """The rules for the configured field ``names``; None if none of them is about the global context."""
         single = [field(name) for name in sorted(names) if name.startswith(_PREFIX)]
         whole = field(_PREFIX.rstrip("."))
-        return cls(whole, single, denied) if whole.reads or single else None
+        return cls(whole, single) if whole.reads or single else None
 
     def __call__(self, event: dict[str, Any]) -> dict[str, Any] | None:
         """The object that PX gets for this event."""
         own = self.whole.object(event)
         if own is not None:
-            own = self._denied.prune(own)
             pairs = [(clean_text(name), scalar(own[name])) for name in sorted(own)]
         else:
             pairs = [(field.name.removeprefix(_PREFIX), _first(field, event)) for field in self.single]

@@ -87,16 +87,16 @@ class Denied(msgspec.Struct, frozen=True):
         return kept
 
     def guard(self, path: str, read: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any] | None:
-        """The reader of a path, hashing where the path leads through a hashed name; None where it is denied."""
-        if not self or path.startswith("="):
+        """The reader of a value at ``path`` in its bag (``""`` is the bag), under these rules; None if it is denied."""
+        if not self:
             return read
         steps = path.split(".")
-        names = {fold(step) for step in steps} | {fold(".".join(steps[first:])) for first in range(len(steps))}
+        names = {fold(step) for step in steps} | {fold(".".join(steps[: last + 1])) for last in range(len(steps))}
         if names & self.drop:
             return None
         if names & self.hash:
             return lambda event: self.digest(read(event))
-        return read
+        return lambda event: self.prune(read(event), path)
 
 
 # The keys of a Segment call itself. They are no data that an app may have put there, so no rule removes them.

@@ -67,18 +67,24 @@ class _Compiler:
         self.general = _settled(mapping, mapping.attributes)
         self.by_event = {
             name: _settled(mapping, laid_over(mapping.attributes, rules.attributes))
-            if rules.attributes
-            else self.general
             for name, rules in mapping.event.items()
         }
-        # A field is read before it is known which event's rules hold, so what any event denies is denied to fields.
-        every = [self.general, *self.by_event.values()]
-        dropped = [name for one in every for name in one.drop]
-        hashed = [name for one in every for name in one.hash]
-        self.denied_to_fields = Denied.of(dropped, hashed, self.general.hash_salt.reveal())
-        everywhere = AttributeRules(drop=self.general.drop, hash=self.general.hash, hash_salt=self.general.hash_salt)
+        general = self.general
+        everywhere = AttributeRules(drop=general.drop, hash=general.hash, hash_salt=general.hash_salt)
         self.trait_rules = _settled(mapping, laid_over(everywhere, mapping.traits))
-        self.denied_in_traits = _denied(self.trait_rules)
+        # A field is read before it is known which event's rules hold, so what any event denies is denied to fields.
+        drop, hashed = (
+            [name for one in self.by_event.values() for name in getattr(one, key)] for key in ("drop", "hash")
+        )
+        to_fields, in_traits = (
+            Denied.of([*one.drop, *drop], [*one.hash, *hashed], one.hash_salt.reveal())
+            for one in (general, self.trait_rules)
+        )
+        self.denied_to_fields = {
+            **dict.fromkeys(("traits", "context.traits", "context"), in_traits),
+            "context.": to_fields.without(CONTEXT_OWN),
+            **dict.fromkeys(("properties", ""), to_fields),
+        }
         _check("mapping.attributes", self.general)
         _check("mapping.traits", self.trait_rules)
         for name, rules in self.by_event.items():
@@ -99,9 +105,9 @@ class _Compiler:
             account_from_memory=self.mapping.fields.get("accountId") != [],
             texts=tuple(field for field in texts if field.reads),
             page_texts=tuple(field for field in (page_url, *texts[1:]) if field.reads),
-            global_context=GlobalContext.compile(self.mapping.fields, self.field, self.denied_to_fields),
-            traits=Attributes(self.trait_rules, self.denied_in_traits, field="customAttributes", limit=None),
-            traits_denied=self.denied_in_traits,
+            global_context=GlobalContext.compile(self.mapping.fields, self.field),
+            traits=Attributes(self.trait_rules, _denied(self.trait_rules), field="customAttributes", limit=None),
+            traits_denied=_denied(self.trait_rules),
         )
 
     def field(self, name: str, more: tuple[str, ...] = ()) -> Field:
@@ -122,13 +128,16 @@ class _Compiler:
     def reader(self, path: str) -> Read | None:
         """The reader of a path under the privacy rules of the place it leads to; None if it is denied."""
         read = compile_path(path)
-        if path in CALL_KEYS or path.startswith("="):
+        if path.startswith("="):
             return read
-        if path.startswith(("traits.", "context.traits.")):
-            return self.denied_in_traits.guard(path, read)
+        for bag in ("context.traits", "traits", "properties"):
+            if path == bag or path.startswith(f"{bag}."):
+                return self.denied_to_fields[bag].guard(path[len(bag) + 1 :], read)
         if path.startswith("context."):
-            return self.denied_to_fields.without(CONTEXT_OWN).guard(path, read)
-        return self.denied_to_fields.guard(path, read)
+            return self.denied_to_fields["context."].guard(path[len("context.") :], read)
+        return self.denied_to_fields["context" if path == "context" else ""].guard(
+            "" if path in CALL_KEYS else path, read
+        )
 
     def plan(self, name: str | None) -> Plan:
         """The rules for one event name, or for all others."""
@@ -141,7 +150,7 @@ class _Compiler:
             ),
             view=View(
                 properties=Bag(denied, self.seen_names(rules.keep, "properties.")),
-                traits=Bag(self.denied_in_traits, self.seen_names(self.trait_rules.keep, "traits.")),
+                traits=Bag(_denied(self.trait_rules), self.seen_names(self.trait_rules.keep, "traits.")),
                 context=denied.without(CONTEXT_OWN),
                 rest=denied,
             ),
