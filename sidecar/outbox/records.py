@@ -67,6 +67,7 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
     """What is kept of an event's failed attempts, so that patience survives a restart.
 
     ``attempts`` counts them all; ``counted`` and ``over_ms`` are those that speak against the event itself.
+    ``ambiguous`` says of the newest one that PX may have processed it.
     """
 
     id: int
@@ -76,6 +77,7 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
     counted: int
     over_ms: int
     detail: str
+    ambiguous: bool = False
 
 
 class Row(NamedTuple):

@@ -203,8 +203,10 @@ class Store:
         self.connection.executemany(
             "INSERT OR REPLACE INTO retries SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7"
             " WHERE EXISTS (SELECT 1 FROM events WHERE id = ?1 AND state < 4)",
-            [msgspec.structs.astuple(one) for one in failures],
+            [msgspec.structs.astuple(one)[:7] for one in failures],
         )
+        self.count("retries", len(failures))
+        self.count("ambiguous", sum(one.ambiguous for one in failures))
 
     # Reading what is pending ----------------------------------------------------------------------------------
 
