@@ -41,8 +41,10 @@ async def serve(
         except Exception as error:  # one connection must not take the others along
             _tell(on_error, error)
         finally:
-            places.release()
-            await trio.aclose_forcefully(stream)
+            try:
+                await trio.aclose_forcefully(stream)
+            finally:
+                places.release()
 
     async def accept_from(listener: trio.abc.Listener[Any]) -> None:
         while True:

@@ -148,32 +148,28 @@ class _Connection:
     async def _answer_ready(self) -> bool:
         """Handle all requests that are there; False when the connection is to end."""
         ready = self.reader.ready
+        handler = self._handler
         out = b""
+        keep_alive = True
         self._scope.deadline = math.inf
-        while ready:
+        while ready and keep_alive:
             request = ready.popleft()
-            response = await self._call(request)
+            try:
+                response = await handler(request)
+            except Exception as error:  # the server outlives any mistake of a handler; the callback makes it known
+                response = self._failed(error, request)
             if type(response) is not Response or type(response.body) is not bytes:
                 await self._send(out)
                 await self._answer_specially(request, response)
                 return False
             keep_alive = request.keep_alive and not response.close and not self._is_last()
-            answer = encode(
-                response,
-                keep_alive=keep_alive,
-                http_version=request.http_version,
-                head_only=request.method == "HEAD",
-            )
-            out = out + answer if out else answer
-            if not keep_alive:
-                self._lingers = request.keep_alive  # it may be sending the next one already
-                break
+            head_only = request.method == "HEAD"
+            out += encode(response, keep_alive=keep_alive, http_version=request.http_version, head_only=head_only)
             if len(out) > _FLUSH_BYTES:
                 await self._send(out)
                 self._scope.deadline = math.inf
                 out = b""
-        else:
-            keep_alive = True
+        self._lingers = not keep_alive and request.keep_alive  # it may be sending the next one already
         await self._send(out)
         return keep_alive
 
@@ -185,12 +181,6 @@ class _Connection:
         self._scope.deadline = trio.current_time() + self.limits.idle_s
         if data:
             await self.stream.send_all(data)
-
-    async def _call(self, request: Request) -> Response | Hangup | Raw:
-        try:
-            return await self._handler(request)
-        except Exception as error:  # the server outlives any mistake of a handler; the callback makes it known
-            return self._failed(error, request)
 
     def _failed(self, error: Exception, request: Request) -> Response:
         if self._on_error is not None:

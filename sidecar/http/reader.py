@@ -56,6 +56,7 @@ class Reader:
 
     __slots__ = (
         "_body",
+        "_body_follows",
         "_buffer",
         "_continue",
         "_encoding",
@@ -68,6 +69,7 @@ class Reader:
         "_target",
         "_transfer",
         "_unfinished_bytes",
+        "_version",
         "phase",
         "ready",
         "refused",
@@ -93,6 +95,8 @@ class Reader:
         self._encoding: bytes | None = None
         self._host = False
         self._continue = False
+        self._version = "1.1"
+        self._body_follows = False
 
     def feed(self, data: bytes) -> None:
         """Read ``data``. Never raises for any bytes; after ``refused`` is set, bytes are thrown away."""
@@ -137,7 +141,9 @@ class Reader:
             self._parser.get_http_version().encode(),
         )
         kept = (b"%b: %b\r\n" % header for header in self._headers if header[0] != b"upgrade")
-        return first + b"".join(kept) + b"\r\n"
+        head = first + b"".join(kept) + b"\r\n"
+        self._reset()
+        return head
 
     def _stop(self, code: str, message: str, status: int) -> NoReturn:
         self.refused = Refused(code, message, status)
@@ -151,8 +157,7 @@ class Reader:
     # What httptools calls, in this order.
 
     def on_message_begin(self) -> None:
-        """A request begins."""
-        self._reset()
+        """A request begins. What the last one has not touched is as it should be."""
         self._unfinished_bytes = 0
         self.phase = Phase.HEAD
 
@@ -196,11 +201,13 @@ class Reader:
         if self._head_bytes + len(self._target) > limits.max_header_bytes or len(self._headers) > limits.max_headers:
             self.refused = self._headers_too_large()
             raise _Stop
-        version = self._parser.get_http_version()
+        version = self._version = self._parser.get_http_version()
         if version not in ("1.1", "1.0"):
             self._stop("bad_request", f"HTTP/{version} is not spoken here; use HTTP/1.1.", 400)
-        if self._parser.get_method() == b"CONNECT":
-            self._stop("bad_request", "This is not a proxy; ask it for a path.", 400)
+        if self._parser.should_upgrade():
+            if self._parser.get_method() == b"CONNECT":
+                self._stop("bad_request", "This is not a proxy; ask it for a path.", 400)
+            self._body_follows = self._transfer is not None or self._length not in (None, b"0")
         if self._transfer is not None and (self._length is not None or version == "1.0"):
             self._stop("bad_request", "Transfer-Encoding cannot go with Content-Length or HTTP/1.0; send one.", 400)
         if self._length is not None and int(self._length) > limits.max_body_bytes:
@@ -231,8 +238,8 @@ class Reader:
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        if self._parser.should_upgrade() and (self._transfer is not None or self._length not in (None, b"0")):
-            return  # the body is still to come: see _execute
+        if self._body_follows:
+            return  # an upgrade was offered, and httptools left the body out: see _execute
         if self._head_bytes > self._limits.max_header_bytes:
             self.refused = self._headers_too_large()
             raise _Stop
@@ -246,12 +253,8 @@ class Reader:
             self._headers.append((b"host", host))
         parser = self._parser
         method = _METHODS.get(parser.get_method()) or parser.get_method().decode("ascii")
-        self.ready.append(
-            Request(method, path, query, self._headers, body, parser.get_http_version(), parser.should_keep_alive())
-        )
-        self._body = b""
-        self._buffer = None
-        self._continue = False
+        self.ready.append(Request(method, path, query, self._headers, body, self._version, parser.should_keep_alive()))
+        self._reset()
         self.phase = Phase.IDLE
 
     def _decoded(self, body: bytes, encoding: bytes) -> bytes:

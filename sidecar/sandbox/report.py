@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -69,11 +69,11 @@ def arrivals_since(arrivals: Sequence[float], after_s: float) -> int:
     return len(arrivals) - bisect_right(arrivals, after_s)
 
 
-def _identities(journal: Journal, key: str | None) -> list[object]:
+def _identities(journal: Journal, key: str | None) -> Iterator[object]:
     digests = journal.columns.digest
     if key is None:
-        return [digests[index] for index in journal.stored()]
-    return [_identity(journal, index, key.split(".")) for index in journal.stored()]
+        return (digests[index] for index in journal.stored())
+    return (_identity(journal, index, key.split(".")) for index in journal.stored())
 
 
 def _identity(journal: Journal, index: int, path: list[str]) -> object:

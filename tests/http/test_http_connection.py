@@ -51,6 +51,32 @@ def test_any_cut_of_the_bytes_gives_the_same_answers(bodies, cuts):
     assert [body for _, _, body in answers(trio.run(main))] == bodies
 
 
+BITS = [
+    b"POST / HTTP/1.1\r\n", b"Host: x\r\n", b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"\r\n", b"abc",
+    b"3\r\nabc\r\n", b"0\r\n\r\n", b"Expect: 100-continue\r\n", b"Content-Encoding: gzip\r\n", b"Connection: Upgrade\r\n",
+    b"Upgrade: h2c\r\n", b"CONNECT x:1 HTTP/1.1\r\n", b"HEAD http://a@b/c?d HTTP/1.0\r\n", b"Connection: close\r\n", b"\0", b"\n",
+]  # fmt: skip
+
+
+@given(st.lists(st.one_of(st.sampled_from(BITS), st.binary(max_size=5)), max_size=14), st.booleans())
+def test_no_bytes_crash_it_or_make_it_hang(bits, half_close):
+    async def main() -> None:
+        async with served() as client:
+            for bit in bits:
+                try:
+                    await client.send(bit)
+                except trio.BrokenResourceError:
+                    break
+                await trio.testing.wait_all_tasks_blocked()
+            if half_close:
+                await client.end()
+            await client.ended.wait()
+            assert client.errors == []
+        assert trio.current_time() <= 2 * (Limits().idle_s + Limits().linger_s)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
 async def test_an_answer_is_exactly_this():
     async def handler(request):
         return Response(200, b'{"success":true}', headers=(("X-A", "b"),))
