@@ -37,12 +37,16 @@ Turn = tuple[bool, str | int]
 
 
 class Item:
-    """One loaded event on its way. ``prepared`` is whatever the dispatcher made of it when its turn came."""
+    """One loaded event on its way.
 
-    __slots__ = ("attempts", "due_s", "high", "id", "prepared", "row", "turn")
+    ``memory`` is what the dispatcher knows of its user, ``prepared`` what it made of the event when its turn came.
+    """
 
-    def __init__(self, row: Row, turn: Turn) -> None:
+    __slots__ = ("attempts", "due_s", "high", "id", "memory", "prepared", "row", "turn")
+
+    def __init__(self, row: Row, turn: Turn, memory: Any) -> None:
         self.row = row
+        self.memory = memory
         self.id = row.id
         self.high = row.high
         self.turn = turn
@@ -84,12 +88,12 @@ class Order:
             self._aside.setdefault(turn, 0)
             self._hungry[turn] = None
 
-    def load(self, row: Row) -> None:
+    def load(self, row: Row, memory: Any = None) -> None:
         """Take a row of the front of the backlog; it is queued, or set aside."""
         if row.id in self.items:
             return
         turn: Turn = (row.high, row.user if self._by_user and row.user is not None else row.id)
-        item = Item(row, turn)
+        item = Item(row, turn, memory)
         queue = self._queues.get(turn)
         crowded = queue is not None and (len(queue) >= QUEUE_MAX or queue[0].due_s > 0)
         if turn in self._aside or crowded:
@@ -98,12 +102,12 @@ class Order:
         else:
             self._enqueue(item)
 
-    def load_aside(self, turn: Turn, rows: list[Row], *, more: bool) -> None:
+    def load_aside(self, turn: Turn, rows: list[tuple[Row, Any]], *, more: bool) -> None:
         """Take rows of one user that were set aside, after the ones before; without ``more`` there are no others."""
-        for row in rows:
+        for row, memory in rows:
             self._aside[turn] = row.id
             if row.id not in self.items:
-                self._enqueue(Item(row, turn))
+                self._enqueue(Item(row, turn, memory))
         self._hungry.pop(turn, None)
         if not more and not any(item.turn == turn for item in self._to_set_aside):
             self._aside.pop(turn, None)
@@ -155,11 +159,19 @@ class Order:
         heads = [heap[0][1] for heap in self._ready.values() if heap]
         return min(heads, key=lambda item: item.id, default=None)
 
+    def another(self, random: float) -> Item | None:
+        """Any ready event, chosen by ``random`` from [0, 1): what a pause is probed with."""
+        heads = [head for heap in self._ready.values() for _, head in heap]
+        return heads[int(random * len(heads))] if heads else None
+
     def take(self, item: Item) -> None:
         """The ready ``item`` goes out; nothing of its turn is ready until it is given back or done."""
         heap = self._ready[item.high]
-        assert heap[0][1] is item, item
-        heapq.heappop(heap)
+        if heap[0][1] is item:
+            heapq.heappop(heap)
+        else:  # a probe
+            heap.remove((item.id, item))
+            heapq.heapify(heap)
 
     def give_back(self, item: Item) -> None:
         """An item that went out has its turn again, at once."""
