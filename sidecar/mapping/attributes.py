@@ -14,7 +14,7 @@ import msgspec
 
 from sidecar.config import AttributeRules
 from sidecar.mapping.model import Change
-from sidecar.mapping.names import MAX_REMEMBERED, camel
+from sidecar.mapping.names import camel, remember
 from sidecar.mapping.privacy import Denied
 from sidecar.mapping.values import as_text, clean_text, json_text, within_64_bits
 
@@ -72,10 +72,7 @@ class Attributes:
 
     def __call__(self, bag: Any, changes: list[Change]) -> dict[str, Value]:
         """The attributes of one bag, sorted by name; what was changed otherwise than by the rules goes to ``changes``."""
-        if type(bag) is not dict:
-            return dict(self._set)
-        if self._flatten:
-            bag = self.flat(bag)
+        bag = self.flat(bag) if type(bag) is dict else {}
         fates = self._fates
         out: dict[str, Value] = {}
         taken: dict[str, str] = {}  # folded name in PX → name of the app
@@ -128,9 +125,8 @@ class Attributes:
         return Fate(final, final.casefold(), int(final != name), hashed, cut, ", ".join(why))
 
     def _remember(self, name: str) -> Fate:
-        if len(self._fates) >= MAX_REMEMBERED:
-            self._fates.clear()
-        fate = self._fates[name] = self.fate(name)
+        fate = self.fate(name)
+        remember(self._fates, name, fate)
         return fate
 
     def _other(self, name: str, final: str, value: Any, changes: list[Change]) -> Value | None:
@@ -139,11 +135,8 @@ class Attributes:
             if within_64_bits(value):
                 return value
             text = as_text(value)
-            changes.append(
-                Change(
-                    f"{self._field}.{final}", "sent as text: beyond 64 bits" if text else "left out: beyond 1,024 bits"
-                )
-            )
+            what = "sent as text: beyond 64 bits" if text else "left out: beyond 1,024 bits"
+            changes.append(Change(f"{self._field}.{final}", what))
             return text
         if isinstance(value, float):
             if value - value == 0:
@@ -172,22 +165,21 @@ class Attributes:
 
     def flat(self, bag: dict[str, Any]) -> dict[str, Any]:
         """The bag with objects as dotted names, where ``nested`` says so; a name that the app itself dotted wins."""
-        if not self._flatten or not any(type(value) is dict for value in bag.values()):
+        if not self._flatten:
             return bag
-        bag = self._denied.prune(bag)
-        flat: dict[str, Any] = {}
-        _flatten_into(flat, "", bag)
-        flat.update({name: value for name, value in bag.items() if type(value) is not dict})
+        objects = sorted(name for name, value in bag.items() if type(value) is dict and not self._denied.at(name))
+        flat = {name: value for name, value in bag.items() if name not in objects} if objects else bag
+        for name in objects:
+            _flatten_into(flat, name, self._denied.prune(bag[name], name))
         return flat
 
 
-def _flatten_into(flat: dict[str, Any], prefix: str, value: dict[str, Any]) -> None:
-    for key in sorted(value):
-        inner = value[key]
-        if type(inner) is dict and inner:
-            _flatten_into(flat, f"{prefix}{key}.", inner)
-        else:
-            flat.setdefault(prefix + key, inner)
+def _flatten_into(flat: dict[str, Any], path: str, value: Any) -> None:
+    if type(value) is dict and value:
+        for key in sorted(value):
+            _flatten_into(flat, f"{path}.{key}", value[key])
+    else:
+        flat.setdefault(path, value)
 
 
 def _constant(value: Value) -> Value:

@@ -8,7 +8,7 @@ so that either can be written in the configuration; the same holds for ``[mappin
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import translate
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -17,7 +17,7 @@ from sidecar.mapping.model import Change
 from sidecar.mapping.paths import Field
 from sidecar.mapping.values import clean_text
 
-__all__ = ["CALL_NAMES", "MAX_NAME", "PRESETS", "Name", "Names", "camel"]
+__all__ = ["CALL_NAMES", "MAX_NAME", "PRESETS", "Name", "Names", "camel", "remember"]
 
 # facts: seed_gainsight_px.txt "B2B / SaaS preset"; its row "page" is in CALL_NAMES, since it names a call, not an event.
 PRESETS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -36,9 +36,11 @@ PRESETS: Final[Mapping[str, Mapping[str, str]]] = {
 CALL_NAMES: Final[Mapping[str, str]] = {"page": "Page Viewed", "screen": "Screen Viewed"}
 
 MAX_NAME: Final = 2_000  # facts: px_and_sdks.md 1.2
-# Apps have hundreds of names. A client that invents them must not fill memory: then all are computed again.
-MAX_REMEMBERED: Final = 4_096
+# Apps have hundreds of names, none very long. A client that invents names must not fill memory.
+_MAX_REMEMBERED: Final = 4_096
+_MAX_REMEMBERED_LENGTH: Final = 200
 
+T = TypeVar("T")
 _UNDERSCORE_LETTER = re.compile(r"_([^\W\d_])")
 
 
@@ -54,6 +56,14 @@ def _capital(match: re.Match[str]) -> str:
     letter = match[1]
     has_case = letter.upper() != letter.lower()
     return letter.upper() if has_case else match[0]
+
+
+def remember(table: dict[str, T], name: str, outcome: T) -> None:
+    """Keep what a name becomes, within bounds: a full table is begun anew, a very long name is worked out each time."""
+    if len(name) <= _MAX_REMEMBERED_LENGTH:
+        if len(table) >= _MAX_REMEMBERED:
+            table.clear()
+        table[name] = outcome
 
 
 class Name(msgspec.Struct, frozen=True):
@@ -103,9 +113,7 @@ class Names:
     def _remember(self, sent: str) -> Name:
         text = clean_text(sent)
         name = self._resolve((text,), self._preset.get(text, text), in_preset=text in self._preset)
-        if len(self._events) >= MAX_REMEMBERED:
-            self._events.clear()
-        self._events[sent] = name
+        remember(self._events, sent, name)
         return name
 
     def _resolve(self, keys: tuple[str, ...], otherwise: str, *, in_preset: bool) -> Name:

@@ -58,6 +58,10 @@ class Denied(msgspec.Struct, frozen=True):
         """Whether a value with this name at this dotted path is hashed."""
         return fold(name) in self.hash or fold(path) in self.hash
 
+    def at(self, name: str) -> bool:
+        """Whether a name on the first level of a bag is removed or hashed as a whole."""
+        return bool(self) and (self.drops(name, name) or self.hashes(name, name))
+
     def digest(self, value: Any) -> str | None:
         """SHA-256 of salt + value in hexadecimal; of a number its digits, of an object its JSON text; None for null."""
         if value is None:

@@ -20,6 +20,7 @@ from sidecar.mapping.context import GlobalContext
 from sidecar.mapping.names import Names
 from sidecar.mapping.paths import DEFAULT_PATHS, Field, Read, compile_path
 from sidecar.mapping.privacy import CALL_KEYS, CONTEXT_OWN, Bag, Denied, View, fold
+from sidecar.mapping.values import within_64_bits
 
 __all__ = ["Plan", "Rules"]
 
@@ -209,5 +210,5 @@ def _check(table: str, rules: AttributeRules) -> None:
             if fold(name) in dropped:
                 raise ConfigError(f"{table}.{key} makes {name!r}, which `drop` denies; take it out of one of the two.")
     for name, value in rules.set.items():
-        if isinstance(value, float) and not isfinite(value):
-            raise ConfigError(f"{table}.set.{name} is {value}, which JSON cannot express; write a finite number.")
+        if (isinstance(value, float) and not isfinite(value)) or (isinstance(value, int) and not within_64_bits(value)):
+            raise ConfigError(f"{table}.set.{name} is {value}, but must be a finite number within 64 bits.")

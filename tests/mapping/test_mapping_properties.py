@@ -77,7 +77,9 @@ rules = st.builds(
     hash=st.lists(st.sampled_from(DENIED), max_size=2),
     hash_salt=st.sampled_from([Secret(), Secret("salt")]),
     rename=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(["tier", "Tier", "seats"]), max_size=2),
-    set=st.dictionaries(st.sampled_from(["environment", "Seats"]), st.integers() | st.just("é"), max_size=2),
+    set=st.dictionaries(
+        st.sampled_from(["environment", "Seats"]), st.integers(-(2**63), 2**63 - 1) | st.just("é"), max_size=2
+    ),
     case=st.sampled_from(["camel", "keep", None]),
     nested=st.sampled_from(["string", "flatten", None]),
 )
@@ -161,8 +163,8 @@ def hide(value: Any, denied: set[str], path: str = "") -> Any:
     return shown
 
 
-@given(mappings, peoples, events, memories, st.data())
-def test_denied_data_is_nowhere(mapping: Mapping, people: People, event: dict, known: Known, data: st.DataObject):
+@given(mappings, peoples, events, memories)
+def test_denied_data_is_nowhere(mapping: Mapping, people: People, event: dict, known: Known):
     denied = set(map(fold, [*mapping.attributes.drop, *mapping.attributes.hash]))
     denied_in_traits = denied | set(map(fold, [*mapping.traits.drop, *mapping.traits.hash]))
     secret = {
