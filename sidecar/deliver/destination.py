@@ -310,6 +310,7 @@ class Destination:
     def _open(self, now_s: float) -> None:
         self._base, self._since_s, self._reason, self._message = State.OPEN, now_s, "", ""
         self._pace_since_s = self._answered_s = now_s
+        self._probing = False
 
     def _out(self, verdict: Verdict, now_s: float, *, probe: bool) -> None:
         if self._base is State.PAUSED:
@@ -323,10 +324,11 @@ class Destination:
 
     def _wait(self, reason: str, message: str, now_s: float, until_s: float) -> None:
         self._pace = self.pace(now_s)
-        if self._base is not State.WAITING:
+        if self._base is State.WAITING:
+            until_s = max(until_s, self._until_s)
+        else:
             self._base, self._since_s = State.WAITING, now_s
-        self._until_s = max(self._until_s, until_s)
-        self._reason, self._message = reason, message
+        self._until_s, self._reason, self._message = until_s, reason, message
 
     def _pause(self, reason: str, message: str, now_s: float, *, probe: bool) -> None:
         if self._base is State.PAUSED and self._reason == reason:
@@ -335,8 +337,7 @@ class Destination:
         self._pace = self.pace(now_s)
         if self._base is not State.PAUSED:
             self._base, self._since_s = State.PAUSED, now_s
-        self._until_s = now_s + PROBE_EVERY_S
-        self._reason, self._message = reason, message
+        self._until_s, self._reason, self._message = now_s + PROBE_EVERY_S, reason, message
 
     def _stay_paused(self, now_s: float, *, probe: bool) -> None:
         if probe:
