@@ -1,0 +1,201 @@
+"""PX's own fields: their default paths, and paths from the configuration."""
+
+import pytest
+from mapping_help import KEY, NOBODY, RECEIVED_MS, body, map_one, mapper, track
+
+from sidecar.mapping import Known
+
+ALL = """
+[mapping.fields]
+identifyId = ["properties.member", "userId"]
+accountId = ["context.groupId", "traits.company_id"]
+sessionId = "properties.sessionId"
+url = ["properties.link"]
+referrer = "properties.from"
+remoteHost = "context.ip"
+date = ["properties.when", "timestamp"]
+eventName = ["properties.action", "event"]
+userType = "context.user_type"
+eventId = "messageId"
+"globalContext.env" = ["context.env", "=production"]
+"globalContext.build" = "context.app.build"
+"""
+
+
+def test_every_field_can_have_paths_of_its_own():
+    event = track(
+        "Ignored",
+        messageId="m-1",
+        timestamp="2024-06-06T12:00:00Z",
+        traits={"company_id": 17},
+        context={"ip": "10.0.0.1", "user_type": "lead", "app": {"build": 7}, "session": {"id": "not this"}},
+        properties={
+            "member": "m-9",
+            "sessionId": 1679967592314,
+            "link": "https://x.test",
+            "from": "https://y.test",
+            "when": "2024-06-06T13:00:00Z",
+            "action": "Products Searched",
+        },
+    )
+    sent = body(event, ALL)
+    del sent["attributes"]
+    assert sent == {
+        "identifyId": "m-9",
+        "propertyKey": KEY,
+        "userType": "LEAD",
+        "eventName": "Searched",
+        "date": 1717678800000,
+        "sessionId": "1679967592314",
+        "accountId": "17",
+        "url": "https://x.test",
+        "referrer": "https://y.test",
+        "remoteHost": "10.0.0.1",
+        "eventId": "m-1",
+        "globalContext": {"build": 7, "env": "production"},
+    }
+
+
+def test_what_has_no_value_is_left_out_and_required_fields_fall_back():
+    sent = body(track("Own", timestamp=None), ALL)
+    assert sent == {
+        "identifyId": "user-123",
+        "propertyKey": KEY,
+        "userType": "USER",
+        "eventName": "Own",
+        "date": RECEIVED_MS,
+        "globalContext": {"env": "production"},
+        "attributes": {},
+    }
+
+
+@pytest.mark.parametrize("nothing", [None, "", "  ", True, {}, [], {"id": "x"}])
+def test_a_path_without_a_text_or_number_gives_way_to_the_next(nothing: object):
+    event = track(
+        context={"groupId": nothing, "traits": {"account_id": "a-1"}, "session": {"id": nothing}, "sessionId": 7}
+    )
+    sent = body(event)
+    assert (sent["accountId"], sent["sessionId"]) == ("a-1", "7")
+
+
+def test_the_default_order_of_account_paths():
+    context = {"groupId": "1", "traits": {"account_id": "2"}}
+    event = track(context=context, traits={"account_id": "3"})
+    known = Known(account_id="4")
+    found = []
+    for remove in (
+        lambda: context.pop("groupId"),
+        lambda: context.pop("traits"),
+        lambda: event.pop("traits"),
+        lambda: None,
+    ):
+        found.append(body(event, known=known)["accountId"])
+        remove()
+    assert found == ["1", "2", "3", "4"]
+    assert "accountId" not in body(track())
+
+
+def test_an_empty_list_switches_a_field_off():
+    rules = "[mapping.fields]\naccountId = []\nurl = []\nsessionId = []\nreferrer = []"
+    context = {"groupId": "g", "session": {"id": "s"}, "page": {"url": "u", "referrer": "r"}}
+    sent = body(
+        {"type": "page", "userId": "u1", "context": context, "properties": {"url": "u"}}, rules, Known(account_id="a")
+    )
+    assert set(sent) == {"identifyId", "propertyKey", "userType", "eventName", "date", "attributes"}
+
+
+def test_only_a_page_call_takes_its_address_from_the_properties():
+    properties = {"url": "https://p.test"}
+    assert body({"type": "page", "userId": "u", "properties": properties})["url"] == "https://p.test"
+    assert "url" not in body({"type": "screen", "userId": "u", "properties": properties})
+    assert "url" not in body(track(properties=properties))
+    both = {"type": "page", "userId": "u", "properties": properties, "context": {"page": {"url": "https://c.test"}}}
+    assert body(both)["url"] == "https://c.test"
+
+
+def test_a_key_with_dots_is_meant_where_it_is_there():
+    rules = '[mapping.fields]\nsessionId = "properties.my.session"'
+    assert body(track(properties={"my.session": "flat", "my": {"session": "deep"}}), rules)["sessionId"] == "flat"
+    assert body(track(properties={"my": {"session": "deep"}}), rules)["sessionId"] == "deep"
+
+
+@pytest.mark.parametrize("sent", ["boss", 7, None, {"a": 1}])
+def test_a_user_type_that_px_does_not_know_gives_way(sent: object):
+    assert (
+        body(track(context={"user_type": sent}), '[mapping.fields]\nuserType = "context.user_type"')["userType"]
+        == "USER"
+    )
+
+
+def test_the_type_of_one_event_goes_over_the_path():
+    rules = '[mapping.fields]\nuserType = "context.t"\n[mapping.event."Special"]\nuser_type = "VISITOR"\n'
+    assert body(track("Special", context={"t": "LEAD"}), rules)["userType"] == "VISITOR"
+
+
+def test_a_global_context_object_is_sent_instead_of_its_parts():
+    rules = '[mapping.fields]\nglobalContext = "properties.globalContext"\n"globalContext.env" = "=production"\n'
+    sent = body(
+        track(properties={"globalContext": {"a_b": 1, "t": None, "n": {"x": [1]}, "nan": float("nan")}, "p": 1}), rules
+    )
+    assert sent["globalContext"] == {"a_b": 1, "n": '{"x":[1]}'}
+    assert sent["attributes"] == {"p": 1}
+    assert body(track(properties={"globalContext": {}}), rules)["globalContext"] == {"env": "production"}
+    assert "globalContext" not in body(track(), '[mapping.fields]\nglobalContext = "properties.globalContext"')
+
+
+@pytest.mark.parametrize(
+    ("integrations", "off"),
+    [
+        ({"All": False}, True),
+        ({"all": False}, True),
+        ({"All": False, "Gainsight PX": True}, False),
+        ({"All": False, "GAINSIGHT_PX": {"limitAPIForGroup": True}}, False),
+        ({"All": False, "Mixpanel": True}, True),
+        ({"Gainsight PX": False}, True),
+        ({"GAINSIGHT_PX": False}, True),
+        ({"Gainsight PX Cloud (Actions)": False}, True),
+        ({"All": True, "Gainsight PX": False}, True),
+        ({"Mixpanel": False}, False),
+        ({"All": True}, False),
+        ({}, False),
+        (None, False),
+        ("no", False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["track", "identify"])
+def test_integrations_that_switch_px_off_are_honoured(integrations: object, off: bool, kind: str):
+    event = {"type": kind, "event": "E", "userId": "u1", "traits": {"account_id": "a"}, "integrations": integrations}
+    mapped = map_one(event)
+    assert (mapped.dropped == "opted_out") is off
+    assert mapped.known is None or not off
+
+
+def test_alias_is_not_supported():
+    assert map_one({"type": "alias", "userId": "new", "previousId": "old"}).dropped == "not_supported"
+
+
+@pytest.mark.parametrize("user", [None, "", "  "])
+def test_an_event_without_any_id_is_dropped(user: object):
+    for anonymous in ("drop", "visitor"):
+        event = {"type": "track", "event": "E", "userId": user, "anonymousId": None}
+        assert map_one(event, f'[mapping]\nanonymous = "{anonymous}"').dropped == "no_user"
+
+
+def test_a_known_user_is_no_visitor():
+    sent = body(track(anonymousId="anon"), '[mapping]\nanonymous = "visitor"')
+    assert (sent["identifyId"], sent["userType"]) == ("user-123", "USER")
+
+
+def test_events_are_ordered_and_remembered_by_what_identifies_them():
+    event = {"type": "track", "event": "E", "anonymousId": "anon"}
+    assert mapper().user_of(event) is None
+    assert mapper('[mapping]\nanonymous = "lead"').user_of(event) == "anon"
+    assert mapper().user_of({**event, "userId": 7}) == "7"
+
+
+def test_an_event_that_the_rules_fail_on_is_dead_and_does_not_raise():
+    broken = mapper()
+    broken.rules.plans.clear()
+    mapped = broken.map(track(), NOBODY, property_key=KEY, received_ms=RECEIVED_MS)
+    assert (mapped.dead, mapped.intents) == ("mapping_error", ())
+    assert "KeyError" in mapped.detail
