@@ -46,7 +46,7 @@ async def serve_connection(
 ) -> None:
     """Serve requests on ``stream`` until either side ends it; then the stream is closed.
 
-    ``first``: bytes that were already read from it. ``stopping``: once set, an idle connection is closed at once, and
+    ``first``: bytes that were already read from it (kept as long as the connection: read few). ``stopping``: once set, an idle connection is closed at once, and
     a request of which any byte was read is finished and answered with ``Connection: close``. ``on_error`` is told what
     the handler raised (any Exception); the client gets ``refuse("internal", …, 500)``. Nothing a client sends or fails
     to send raises here. Cancellation closes the stream and may interrupt the handler.
@@ -137,6 +137,7 @@ class _Connection:
             if not data:
                 return False
             reader.feed(bytes(data))
+            del data  # up to 64 KiB that an idle connection would hold on to
             if scope.cancel_called:
                 return True
 

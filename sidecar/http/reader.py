@@ -28,6 +28,8 @@ from sidecar.http.message import Limits, Request
 
 __all__ = ["Phase", "Reader", "Refused"]
 
+_MAX_GZIP_MEMBERS = 64
+
 _WATCHED = frozenset({b"content-length", b"transfer-encoding", b"content-encoding", b"expect", b"host"})
 
 
@@ -217,7 +219,7 @@ class Reader:
 
     def _body_too_large(self) -> NoReturn:
         limit = self._limits.max_body_bytes
-        self._stop("too_large", f"The body is larger than {limit} bytes; send fewer events at a time.", 413)
+        self._stop("too_large", f"The body is larger than {limit} bytes; send it in smaller parts.", 413)
 
     def on_body(self, piece: bytes) -> None:
         """A piece of the body, de-chunked."""
@@ -290,9 +292,14 @@ def _gunzip(data: bytes, limit: int) -> bytes | None:
     """The inflated bytes of one or more gzip members; None if they are more than ``limit``.
 
     Raises zlib.error for what is not gzip and EOFError for what ends too early. Never holds more than ``limit`` bytes.
+    Each member costs a copy of what follows it, so a body of a hundred thousand empty ones must not be worked through.
     """
     out = bytearray()
+    members = 0
     while data:
+        members += 1
+        if members > _MAX_GZIP_MEMBERS:
+            raise zlib.error("too many members")
         member = zlib.decompressobj(wbits=31)
         out += member.decompress(data, limit + 1 - len(out))
         if len(out) > limit:

@@ -64,6 +64,11 @@ class Served:
         return taken
 
 
+def post(body=b"", *headers: bytes, version: bytes = b"1.1", method: bytes = b"POST") -> bytes:
+    lines = [method + b" /p HTTP/" + version, b"Host: x", b"Content-Length: %d" % len(body), *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
 async def echo(request: Request) -> Response:
     return Response(200, request.body, "application/octet-stream")
 

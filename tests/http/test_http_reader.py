@@ -103,6 +103,7 @@ BAD = {
     "gzip that is none": (sized(b"plain", b"Content-Encoding: gzip"), "bad_encoding"),
     "gzip cut short": (sized(GZIPPED[:-5], b"Content-Encoding: gzip"), "bad_encoding"),
     "gzip with rubbish behind": (sized(GZIPPED + b"rubbish", b"Content-Encoding: gzip"), "bad_encoding"),
+    "gzip of very many members": (sized(gzip.compress(b"") * 100, b"Content-Encoding: gzip"), "bad_encoding"),
     "gzip twice": (sized(gzip.compress(GZIPPED), b"Content-Encoding: gzip, gzip"), "bad_encoding"),
     "brotli": (sized(b"x", b"Content-Encoding: br"), "bad_encoding"),
     "too many headers": (post(*[b"X: y"] * 20), "headers_too_large"),

@@ -1,85 +1,17 @@
-"""The sandbox as its clients meet it: order of judgement, limits, faults, reading back, the log and its file."""
+"""The sandbox as its clients meet it: order of judgement, limits, faults, the log and its file."""
 
 import json
-from contextlib import asynccontextmanager
-from urllib.parse import quote
 
 import h11
 import msgspec
 import pytest
 import trio
-import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from sandbox_client import EVENTS, client_of, event
 
-from sidecar.clock import VirtualClock
-from sidecar.sandbox import Faults, Outage, Sandbox
+from sidecar.sandbox import Faults, Outage
 from sidecar.sandbox.report import largest_window
-
-NOW_MS = 1_700_000_000_000
-
-
-def event(user="u1", name="Feature Used", seq=1, **more) -> dict:
-    fields = {"identifyId": user, "propertyKey": "AP-X-2", "userType": "USER", "eventName": name}
-    return fields | {"attributes": {"seq": seq}} | more
-
-
-@pytest.fixture
-def make_box():
-    """Makes sandboxes and closes them."""
-    made = []
-
-    def make(**options) -> Sandbox:
-        made.append(Sandbox(**{"clock": VirtualClock(start_wall_ms=NOW_MS), **options}))
-        return made[-1]
-
-    yield make
-    for box in made:
-        assert box.errors == []
-        box.close()
-
-
-@asynccontextmanager
-async def client_of(box: Sandbox):
-    """A function that sends a request over a new connection and gives (status, headers, body), or None for no answer."""
-    async with trio.open_nursery() as nursery:
-
-        async def call(method, path, body=b"", *, key="sandbox-key", cancel_after_s=float("inf")):
-            data = body if isinstance(body, bytes) else json.dumps(body).encode()
-            here, there = trio.testing.memory_stream_pair()
-            nursery.start_soon(box.connection, there)
-            with trio.move_on_after(cancel_after_s):
-                return await exchange(here, method, path, data, key)
-            await here.aclose()
-            return "hangs"
-
-        yield call
-        nursery.cancel_scope.cancel()
-
-
-async def exchange(stream, method, path, body, key):
-    client = h11.Connection(h11.CLIENT)
-    headers = [("Host", "x"), ("Content-Length", str(len(body)))] + ([("X-APTRINSIC-API-KEY", key)] if key else [])
-    await stream.send_all(client.send(h11.Request(method=method, target=path, headers=headers)))
-    await stream.send_all(client.send(h11.Data(data=body)) + client.send(h11.EndOfMessage()))
-    response, answer = None, b""
-    while True:
-        got = client.next_event()
-        if got is h11.NEED_DATA:
-            data = await stream.receive_some()
-            if not data and response is None:
-                return None
-            client.receive_data(data)
-        elif isinstance(got, h11.Response):
-            response = got
-        elif isinstance(got, h11.Data):
-            answer += bytes(got.data)
-        else:
-            await stream.aclose()
-            return response.status_code, dict(response.headers), answer
-
-
-EVENTS = "/v1/events/custom"
 
 
 async def test_an_event_is_stored_and_answered_as_px_does(make_box, autojump_clock):
@@ -302,77 +234,6 @@ async def test_a_key_tells_events_apart_where_bodies_do_not(make_box):
     assert box.report().duplicates == 0
     assert box.report("attributes.seq").duplicates == 1
     assert box.report("attributes.none").duplicates == 0
-
-
-async def query(call, *filters: str, **parameters) -> dict:
-    text = "&".join([f"filter={quote(one)}" for one in filters] + [f"{k}={v}" for k, v in parameters.items()])
-    status, _, body = await call("GET", f"{EVENTS}?{text}")
-    return {"status": status, **json.loads(body)}
-
-
-async def test_events_are_read_back_by_filters(make_box, autojump_clock):
-    box = make_box()
-    async with client_of(box) as call:
-        for seq, (user, name) in enumerate([("a", "Login"), ("b", "Login"), ("a", "Logout"), ("A", "Search")]):
-            await call("POST", EVENTS, event(user, name, seq, date=NOW_MS - 1000 + seq))
-
-        async def hits(*filters, **parameters):
-            found = await query(call, *filters, sort="date", **parameters)
-            return [one["attributes"]["seq"] for one in found["customEvents"]]
-
-        assert await hits() == [0, 1, 2, 3]
-        assert await hits("eventName==login") == [0, 1]
-        assert await hits("identifyId==a") == [0, 2, 3]
-        assert await hits("identifyId==a;eventName!=Login") == [2, 3]
-        assert await hits("eventName==Logout", "identifyId==b") == [1, 2]
-        assert await hits("eventName~log") == [0, 1, 2]
-        assert await hits("eventName!~log") == [3]
-        assert await hits(f"date>={NOW_MS - 998}") == [2, 3]
-        assert await hits(f"date>{NOW_MS - 1000};date<{NOW_MS - 997}") == [1, 2]
-        assert await hits(f"date<={NOW_MS - 1000}") == [0]
-        assert await hits("eventName==nobody") == []
-
-
-async def test_the_window_is_a_day_unless_said_otherwise_and_190_days_at_most(make_box, autojump_clock):
-    day_ms = 86_400_000
-    box = make_box()
-    async with client_of(box) as call:
-        await call("POST", EVENTS, event(seq=1, date=NOW_MS - 2 * day_ms))
-        await call("POST", EVENTS, event(seq=2))
-        assert (await query(call))["totalHits"] == 1
-        assert (await query(call, dateRangeStart=NOW_MS - 3 * day_ms))["totalHits"] == 2
-        assert (await query(call, dateRangeStart=NOW_MS - 190 * day_ms, dateRangeEnd=NOW_MS))["totalHits"] == 2
-        refused = await query(call, dateRangeStart=NOW_MS - 191 * day_ms)
-        assert (refused["status"], refused["externalapierror"]["message"]) == (400, "Exceeded date range190days")
-
-
-async def test_scrolling_gives_every_event_once_while_others_arrive(make_box, autojump_clock):
-    box = make_box(per_second=0)
-    async with client_of(box) as call:
-        for seq in range(60):
-            await call("POST", EVENTS, event(seq=seq, date=NOW_MS))
-        seen, parameters = [], {}
-        while True:
-            page = await query(call, **parameters)
-            assert page["totalHits"] == 60
-            seen += [one["attributes"]["seq"] for one in page["customEvents"]]
-            parameters = {"scrollId": page["scrollId"]}
-            assert page["scrollId"] is not None
-            if len(page["customEvents"]) < 25:
-                break
-            await call("POST", EVENTS, event(seq=1000, date=NOW_MS))
-        assert sorted(seen) == list(range(60))
-        assert len((await query(call, pageSize=1000))["customEvents"]) == 62
-
-
-@pytest.mark.parametrize(
-    "parameters",
-    ["filter=nonsense", "filter=color==red", "filter=date>x", "pageSize=1001", "pageSize=0", "pageSize=x", "sort=name", "scrollId=x"],
-)  # fmt: skip
-async def test_a_query_that_cannot_be_understood_is_400(make_box, parameters):
-    box = make_box()
-    async with client_of(box) as call:
-        assert (await call("GET", f"{EVENTS}?{parameters}"))[0] == 400
 
 
 async def test_a_killed_sandbox_goes_on_where_it_was(make_box, autojump_clock, tmp_path):
