@@ -230,8 +230,7 @@ class Destination:
         held = tuple(self._held)
         self._held.clear()
         self._refused = self._attempts = self._trouble = 0
-        for users in (self._refused_users, self._trouble_users, self._firewall_users):
-            users.clear()
+        self._refused_users, self._trouble_users, self._firewall_users = set(), set(), set()
         self._firewall_tries.pop(event, None)
         self._lowest_since_s = None
         if self._base is State.PAUSED or (self._base is State.WAITING and self._reason != Kind.TOO_FAST):
@@ -282,7 +281,7 @@ class Destination:
 
     def _too_fast(self, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
         if self._base is State.PAUSED:
-            self._stay_paused(now_s, probe=probe)
+            self._pause(self._reason, self._message, now_s, probe=probe)
             return Outcome(What.AGAIN)
         until_s = now_s + (verdict.retry_after_s or 0.0)
         if self._base is State.WAITING and not probe:  # one of those that were under way: the same episode
@@ -291,11 +290,10 @@ class Destination:
         pace = max(LOWEST_PACE, self.pace(now_s) / 2)
         self._wait(Kind.TOO_FAST, verdict.message, now_s, max(until_s, now_s + self._back_off_s()))
         self._pace = pace
-        day_spent = False
-        if pace == LOWEST_PACE and verdict.status == 429:
-            self._lowest_since_s = now_s if self._lowest_since_s is None else self._lowest_since_s
-            day_spent = now_s - self._lowest_since_s >= LOWEST_PACE_FOR_S
-        return Outcome(What.AGAIN, day_spent=day_spent)
+        if pace > LOWEST_PACE or verdict.status != 429:
+            return Outcome(What.AGAIN)
+        self._lowest_since_s = now_s if self._lowest_since_s is None else self._lowest_since_s
+        return Outcome(What.AGAIN, day_spent=now_s - self._lowest_since_s >= LOWEST_PACE_FOR_S)
 
     def _answered_for_itself(self, now_s: float, *, probe: bool) -> None:
         """An answer of PX itself: whatever it thinks of the event, it is there, and it knows the key."""
@@ -314,7 +312,7 @@ class Destination:
 
     def _out(self, verdict: Verdict, now_s: float, *, probe: bool) -> None:
         if self._base is State.PAUSED:
-            self._stay_paused(now_s, probe=probe)
+            self._pause(self._reason, self._message, now_s, probe=probe)
         elif self._base is State.OPEN or probe:
             self._wait(verdict.kind, verdict.message, now_s, now_s + self._back_off_s())
 
@@ -332,16 +330,12 @@ class Destination:
 
     def _pause(self, reason: str, message: str, now_s: float, *, probe: bool) -> None:
         if self._base is State.PAUSED and self._reason == reason:
-            self._stay_paused(now_s, probe=probe)
+            self._until_s = now_s + PROBE_EVERY_S if probe else self._until_s
             return
         self._pace = self.pace(now_s)
         if self._base is not State.PAUSED:
             self._base, self._since_s = State.PAUSED, now_s
         self._until_s, self._reason, self._message = now_s + PROBE_EVERY_S, reason, message
-
-    def _stay_paused(self, now_s: float, *, probe: bool) -> None:
-        if probe:
-            self._until_s = now_s + PROBE_EVERY_S
 
     # --- the held, the operator, and what people see ---
 
@@ -379,9 +373,8 @@ class Destination:
         """What `status` shows."""
         leave = self.may_send(now_s)
         pace, held = self.pace(now_s), len(self._held)
-        if isinstance(leave, Paused) and leave.reason == BY_OPERATOR:
-            since_s = now_s if self._operator_since_s is None else self._operator_since_s
-            return Status(State.PAUSED, since_s, None, BY_OPERATOR, leave.message, pace, held)
+        if self._operator_since_s is not None and isinstance(leave, Paused):
+            return Status(State.PAUSED, self._operator_since_s, None, BY_OPERATOR, leave.message, pace, held)
         state = State.PROBING if self._probing else self._base
         until_s = self._until_s if state in (State.WAITING, State.PAUSED) else None
         return Status(state, self._since_s, until_s, str(self._reason), self._message, pace, held)
