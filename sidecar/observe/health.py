@@ -26,12 +26,12 @@ class Marks:
     """When each part last made progress. A part that never ticks counts from the making of this object."""
 
     def __init__(self, monotonic_s: Callable[[], float], parts: Sequence[str] = (DISPATCHER, WRITER)) -> None:
-        self._monotonic_s = monotonic_s
+        self.monotonic_s = monotonic_s
         self._ticked_s = dict.fromkeys(parts, monotonic_s())
 
     def tick(self, part: str) -> None:
         """The part has made progress."""
-        self._ticked_s[part] = self._monotonic_s()
+        self._ticked_s[part] = self.monotonic_s()
 
     def ages_s(self, now_s: float) -> dict[str, float]:
         """Seconds since each part last made progress."""
@@ -64,6 +64,6 @@ async def prove(marks: Marks, part: str, work: Callable[[], Awaitable[object]], 
 async def feed_watchdog(marks: Marks, feed: Callable[[], object], *, limit_s: float, every_s: float) -> NoReturn:
     """Call ``feed`` every ``every_s`` while all parts make progress; when one does not, it is not called."""
     while True:
-        if marks.healthy(trio.current_time(), limit_s):
+        if marks.healthy(marks.monotonic_s(), limit_s):
             feed()
         await trio.sleep(every_s)

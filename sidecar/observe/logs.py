@@ -149,7 +149,7 @@ class Repeats:
         held = self._held.get(key)
         if held is not None and now_s - held.since_s < REPEAT_EVERY_S:
             held.count += 1
-            held.last = record
+            held.last = _without_traceback(record)
             return
         if held is not None:
             del self._held[key]
@@ -174,6 +174,11 @@ class Repeats:
             del self._held[key]
             if held.last is not None:
                 yield _with_more(held.last, held.count - 1, min(now_s - held.since_s, REPEAT_EVERY_S))
+
+
+def _without_traceback(record: logging.LogRecord) -> logging.LogRecord:
+    """The record to keep: a traceback would hold everything alive that its frames knew, and the first one told it."""
+    return logging.makeLogRecord(vars(record) | {"exc_info": None, "exc_text": None}) if record.exc_info else record
 
 
 def _with_more(record: logging.LogRecord, count: int, within_s: float) -> logging.LogRecord:

@@ -11,7 +11,7 @@ Three kinds of numbers, by where the truth is:
 * What the kernel knows of the process (memory, CPU, descriptors) has prometheus_client's usual ``process_`` names.
 
 Counting is adding to a plain number: all rooms write from trio's thread, so no locks are needed, and the duration of an
-answer costs a quarter of what prometheus_client's own histogram costs, at tens of thousands of answers per second.
+answer costs a tenth of what prometheus_client's own histogram takes (0.14 and 1.4 µs), at tens of thousands of answers a second.
 
 Rules
 -----

@@ -215,6 +215,20 @@ def test_what_was_held_back_is_told_with_the_next_line_of_another_kind():
     assert told(repeats, record("event %s failed", 4)) == [("event 4 failed", "")]
 
 
+def test_what_is_held_back_keeps_no_frames_alive():
+    repeats = Repeats(Clock())
+    told(repeats, record("failed"))
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError as error:
+        one = record("failed")
+        one.exc_info = (type(error), error, error.__traceback__)
+    told(repeats, one)
+    (last,) = repeats.rest()
+    assert last.exc_info is None
+    assert one.exc_info is not None  # other handlers get the record as it was
+
+
 def test_another_level_or_message_is_no_repeat_and_infos_always_pass():
     repeats = Repeats(Clock())
     assert told(repeats, record("x"))
