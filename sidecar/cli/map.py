@@ -60,7 +60,7 @@ def map(
     """
     config = load_config(config_flag)
     received_ms = SystemClock().wall_ms() if received is None else received
-    outcomes = outcomes_of(events_in(file.read()), config, received_ms, explained=explained)
+    outcomes = outcomes_of(events_in(file.read()), config, received_ms, explained=explained and expect is None)
     if expect is not None:
         compare(outcomes, expect)
     elif explained and not as_json:

@@ -16,6 +16,14 @@ from sidecar.mapping.values import as_text, to_epoch_ms
 __all__ = ["Reason", "explain"]
 
 
+_WORDS = {
+    "no_user": "no userId, and mapping.anonymous takes no anonymousId here",
+    "remembered": "nothing new to write; kept for later events of this user",
+    "not_supported": "PX has nothing that an alias call could become",
+    "opted_out": "integrations switch Gainsight PX off",
+}
+
+
 class Reason(msgspec.Struct, frozen=True):
     """One row: a PX field (or what is not sent), its value, and where it comes from."""
 
@@ -37,7 +45,9 @@ def explain(mapper: Mapper, event: dict[str, Any], mapped: Mapped) -> list[Reaso
         rows += [Reason(f"{kind}.{name}", value, source) for name, value in intent.fields.items()]
         rows += [Reason(f"{kind}.{name}", value, "only where it is new") for name, value in intent.new_only.items()]
     if mapped.dropped or mapped.dead:
-        rows.append(Reason("not sent", mapped.dropped or mapped.dead, mapped.detail or _why_dropped(mapper, event)))
+        rows.append(
+            Reason("not sent", mapped.dropped or mapped.dead, mapped.detail or _why_dropped(mapper, event, mapped))
+        )
     if mapped.known is not None:
         rows.append(Reason("memory", msgspec.to_builtins(mapped.known), "remembered of this user for later events"))
     return rows
@@ -98,6 +108,8 @@ def _user_type_source(mapper: Mapper, event: dict[str, Any], override: str | Non
     return "default" if mapper.rules.identify_id.text(event) else "mapping.anonymous"
 
 
-def _why_dropped(mapper: Mapper, event: dict[str, Any]) -> str:
-    name = mapper.rules.names.of(event) if event.get("type") in ("track", "page", "screen") else None
-    return name.rule if name is not None and name.dropped else ""
+def _why_dropped(mapper: Mapper, event: dict[str, Any], mapped: Mapped) -> str:
+    if mapped.dropped in ("unmapped", "mapped_to_nothing"):
+        name = mapper.rules.names.of(event)
+        return name.rule if name is not None else ""
+    return _WORDS.get(mapped.dropped or "", "")

@@ -1,0 +1,165 @@
+"""``px-sidecar map``: what goes in, what comes out, and how it compares."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sidecar.cli.map import map as map_command
+from sidecar.errors import Failed
+
+RECEIVED = ["--received", "1717700000000"]
+TRACK = {"type": "track", "event": "Feature Used", "userId": "u1"}
+SENT = {
+    "identifyId": "u1",
+    "propertyKey": "AP-XXXXXXXXXX-2",
+    "userType": "USER",
+    "eventName": "Feature Used",
+    "date": 1717700000000,
+    "attributes": {},
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """What this host has configured must not matter here."""
+    empty = tmp_path / "empty.toml"
+    empty.touch()
+    monkeypatch.setenv("PX_SIDECAR_CONFIG", str(empty))
+
+
+def run(data: object, *arguments: str) -> Result:
+    text = data if isinstance(data, (str, bytes)) else json.dumps(data)
+    result = CliRunner().invoke(map_command, [*RECEIVED, *arguments], input=text)
+    if result.exception is not None and not isinstance(result.exception, (SystemExit, Failed)):
+        raise result.exception
+    return result
+
+
+def lines(data: object, *arguments: str) -> list[dict]:
+    return [json.loads(line) for line in run(data, *arguments).stdout.splitlines()]
+
+
+def request(**body: object) -> dict:
+    return {"requests": [{"method": "POST", "path": "/v1/events/custom", "body": SENT | body}]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(TRACK),
+        json.dumps(TRACK, indent=2),
+        json.dumps([TRACK]),
+        json.dumps([TRACK], indent=2),
+        f"\n{json.dumps(TRACK)}\r\n\n",
+    ],
+)
+def test_one_event_in_each_form_of_file(text: str):
+    assert lines(text) == [request()]
+
+
+def test_lines_may_hold_events_or_arrays_and_each_is_judged_alone():
+    text = "\n".join([json.dumps(TRACK), "oops", json.dumps([{**TRACK, "userId": "u2"}, 7]), '{"type":"nope"}'])
+    first, broken, second, number, unknown = lines(text)
+    assert (first, second) == (request(), request(identifyId="u2"))
+    assert [one["dead"] for one in (broken, number, unknown)] == ["bad_event"] * 3
+    assert "type" in unknown["detail"]
+
+
+def test_the_same_object_over_several_lines_is_one_bad_file_not_many_events():
+    assert [one["dead"] for one in lines('{"type": "track"')] == ["bad_event"]
+    assert lines("") == []
+    assert lines("[]") == []
+
+
+def test_memory_starts_empty_and_is_carried_down_the_file():
+    identify = {"type": "identify", "userId": "u1", "traits": {"account_id": "a1"}}
+    assert lines([TRACK, identify, TRACK, {**TRACK, "userId": "u2"}]) == [
+        request(),
+        {"dropped": "remembered"},
+        {"requests": [{**request()["requests"][0], "body": {**SENT, "accountId": "a1"}}]},
+        request(identifyId="u2"),
+    ]
+
+
+def test_changes_are_shown_only_where_there_are_some():
+    (line,) = lines({**TRACK, "timestamp": "soon"})
+    assert line["changes"] == [
+        {"field": "date", "what": "timestamp cannot be read as a time: the next in line instead"}
+    ]
+    assert "changes" not in lines(TRACK)[0]
+
+
+def test_what_python_sdks_send_that_is_no_json_is_read():
+    (line,) = lines('{"type":"track","event":"E","userId":"u1","properties":{"x":NaN,"y":"\\ud800"}}')
+    assert line["requests"][0]["body"]["attributes"] == {"y": "\ufffd"}
+
+
+def test_the_configuration_is_used_where_there_is_one(tmp_path: Path):
+    path = tmp_path / "config.toml"
+    path.write_text(
+        '[px]\nproperty_key = "AP-MINE-2"\n[mapping.events]\n"Feature Used" = "Used"\n[people]\nusers = "upsert"'
+    )
+    event, user = lines([TRACK, {"type": "identify", "userId": "u/1"}], "--config", str(path))
+    assert event == request(propertyKey="AP-MINE-2", eventName="Used")
+    (sent,) = user["requests"]
+    assert (sent["method"], sent["path"]) == ("PUT", "/v1/users/update")
+    assert sent["body"]["propertyKeys"] == ["AP-MINE-2"]
+
+
+def test_expected_lines_that_match_exit_0_and_others_exit_1_with_the_difference(tmp_path: Path):
+    golden = tmp_path / "golden.ndjson"
+    golden.write_text(run([TRACK, {**TRACK, "userId": None}]).stdout)
+    same = run([TRACK, {**TRACK, "userId": None}], "--expect", str(golden))
+    assert (same.exit_code, same.stdout) == (0, "")
+    other = run([{**TRACK, "event": "Else"}, {**TRACK, "userId": None}], "--expect", str(golden))
+    assert isinstance(other.exception, Failed)
+    assert "1 of 2 events" in str(other.exception)
+    assert "event 1" in other.stdout
+    assert '-        "eventName": "Feature Used",' in other.stdout
+    assert '+        "eventName": "Else",' in other.stdout
+
+
+@pytest.mark.parametrize("events", [[], [TRACK, TRACK]])
+def test_a_missing_or_surplus_event_is_a_difference(tmp_path: Path, events: list):
+    golden = tmp_path / "golden.ndjson"
+    golden.write_text(run([TRACK]).stdout)
+    result = run(events, "--expect", str(golden))
+    assert result.exit_code == 1
+    assert "nothing" in result.stdout
+
+
+def test_the_explanation_names_rule_and_path_of_each_field_within_80_columns():
+    event = {
+        **TRACK,
+        "event": "Products Searched",
+        "timestamp": "soon",
+        "context": {"page": {"url": "https://example.test/" + "long/" * 40}},
+        "properties": {"feature_name": "x", "gone": None},
+    }
+    shown = run(event, "--explain").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    for words in ("preset b2b-saas", "context.page.url", "properties.feature_name", "camel", "userId", "soon"):
+        assert (words in shown) is (words != "soon")
+    assert "not sent" in shown
+
+
+def test_the_explanation_as_json():
+    (line,) = lines({**TRACK, "properties": {"a_b": 1}}, "--explain", "--json")
+    rows = {row["field"]: (row["value"], row["source"]) for row in line["explain"]}
+    assert rows["attributes.aB"] == (1, "properties.a_b (camel)")
+    assert rows["date"] == (1717700000000, "when it was received")
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        ({"type": "identify", "userId": "u1", "traits": {"account_id": "a1"}}, "remembered"),
+        ({"type": "alias", "userId": "u1"}, "not_supported"),
+        ({"type": "track", "event": "E"}, "no_user"),
+        ({"type": "nope"}, "bad_event"),
+    ],
+)
+def test_the_explanation_of_what_is_not_sent(event: dict, words: str):
+    assert words in run(event, "--explain").stdout
