@@ -157,15 +157,15 @@ class _Connection:
             request = ready.popleft()
             try:
                 response = await handler(request)
+                keep_alive, answer = self._encoded(request, response)
             except Exception as error:  # the server outlives any mistake of a handler; the callback makes it known
                 response = self._failed(error, request)
+                keep_alive, answer = self._encoded(request, response)
+            out += answer
             if type(response) is not Response or type(response.body) is not bytes:
                 await self._send(out)
                 await self._answer_specially(request, response)
                 return False
-            keep_alive = request.keep_alive and not response.close and not self._is_last()
-            head_only = request.method == "HEAD"
-            out += encode(response, keep_alive=keep_alive, http_version=request.http_version, head_only=head_only)
             if len(out) > _FLUSH_BYTES:
                 await self._send(out)
                 self._scope.deadline = math.inf
@@ -173,6 +173,18 @@ class _Connection:
         self._lingers = not keep_alive and request.keep_alive  # it may be sending the next one already
         await self._send(out)
         return keep_alive
+
+    def _encoded(self, request: Request, response: Response | Hangup | Raw) -> tuple[bool, bytes]:
+        """Whether the connection goes on after this answer, and its bytes; of a streamed one, the head."""
+        if type(response) is not Response:
+            return False, b""
+        version = request.http_version
+        if type(response.body) is not bytes:
+            return False, encode_head(response, http_version=version)
+        keep_alive = request.keep_alive and not response.close and not self._is_last()
+        return keep_alive, encode(
+            response, keep_alive=keep_alive, http_version=version, head_only=request.method == "HEAD"
+        )
 
     def _is_last(self) -> bool:
         """Whether a stop ends the connection here: no further request of it has been read, not even in part."""
@@ -198,7 +210,6 @@ class _Connection:
             await self._stream_out(request, response.parts, _as_is)
         else:
             assert not isinstance(response.body, bytes)
-            await self._send(encode_head(response, http_version=request.http_version))
             if request.method == "HEAD":
                 await _aclose(response.body)
             elif request.http_version == "1.0":

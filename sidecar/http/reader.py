@@ -9,6 +9,8 @@ bytes were cut makes no difference. httptools (llhttp) does the syntax; the rule
 * Two answers to "where does the body end" are a way to smuggle a request past a proxy, so Content-Length together with
   Transfer-Encoding, two of either, any coding but ``chunked`` and several Host headers are refused (RFC 9112 3.2,
   6.1, 6.3).
+* A request without Host is let through, whatever RFC 9112 3.2 says: whoever types one into nc leaves it out, and whether
+  the host matters is for the handler to say.
 * Memory is bounded: bodies by their limit, checked before they are kept; headers and trailers by what was fed since the
   message began, since httptools holds an unfinished header itself.
 * ``Upgrade`` is ignored, as RFC 9110 7.8 allows (Java's client offers h2c with every first request). httptools would

@@ -114,10 +114,7 @@ def retry_after_header(faults: Faults, status: int, now_ms: int) -> tuple[tuple[
     if not faults.retry_after or status not in (429, 503):
         return ()
     form, _, number = faults.retry_after.partition(":")
-    if form == "seconds" and number:
-        value = number
-    elif form == "date" and number:
-        value = formatdate(now_ms / 1000 + float(number), usegmt=True)
-    else:
-        value = faults.retry_after
+    value = faults.retry_after
+    if number.isdecimal() and form in ("seconds", "date"):
+        value = number if form == "seconds" else formatdate(now_ms / 1000 + int(number), usegmt=True)
     return (("Retry-After", value),)

@@ -175,3 +175,35 @@ async def test_a_stop_ends_a_stream(autojump_clock):
         client.stopping.set()
         assert (await client.rest()).endswith(b"3,\r\n")
         assert closed == [True]
+
+
+async def test_head_of_a_stream_has_no_body_and_closes_the_iterator(autojump_clock):
+    closed = []
+
+    async def parts():
+        try:
+            yield b"never"
+        finally:
+            closed.append(True)
+
+    async def handler(request):
+        return Response(200, parts())
+
+    async with served(handler) as client:
+        await client.send(post(method=b"HEAD"))
+        received = await client.rest()
+        assert b"200 OK" in received
+        assert received.endswith(b"\r\n\r\n")
+
+
+async def test_a_header_with_a_line_break_is_a_mistake_and_never_sent():
+    async def handler(request):
+        return Response(200, b"", headers=(("X-A", "b\r\nX-Evil: 1"),))
+
+    async with served(handler) as client:
+        await client.send(post())
+        received = await client.rest()
+        assert b"X-Evil" not in received
+        ((status, _, _),) = answers(received)
+        assert status == 500
+        assert [type(error) for error in client.errors] == [ValueError]

@@ -3,6 +3,7 @@
 import json
 
 import h11
+import httpx
 import msgspec
 import pytest
 import trio
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sandbox_client import EVENTS, client_of, event
 
-from sidecar.sandbox import Faults, Outage
+from sidecar.clock import SystemClock
+from sidecar.http import Stopping
+from sidecar.sandbox import Faults, Outage, serve_sandbox
 from sidecar.sandbox.report import largest_window
 
 
@@ -173,6 +176,7 @@ async def test_a_firewall_dislikes_names_and_a_user_fails(make_box):
         ("seconds:30", b"30"),
         ("date:60", b"Tue, 14 Nov 2023 22:14:20 GMT"),
         ("soon", b"soon"),
+        ("date:soon", b"date:soon"),
         ("seconds:1000000000", b"1000000000"),
         ("", None),
     ],
@@ -262,3 +266,20 @@ def test_the_largest_window_is_exact(times):
     times.sort()
     every_window = [sum(1 for other in times if end - 1.0 < other <= end) for end in times]
     assert largest_window(times, 1.0) == max(every_window, default=0)
+
+
+async def test_it_runs_inside_a_nursery_until_it_is_stopped(make_box):
+    box = make_box(clock=SystemClock())
+    stopping = Stopping()
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(lambda task_status: serve_sandbox(box, stopping=stopping, task_status=task_status))
+        async with httpx.AsyncClient(base_url=url, headers={"X-APTRINSIC-API-KEY": "sandbox-key"}) as client:
+            for seq in (1, 2):
+                assert (await client.post(EVENTS, json=event(seq=seq))).status_code == 201
+            lines = (await client.get("/sandbox/events")).text.splitlines()
+            assert [json.loads(line) for line in lines] == box.events == [event(seq=1), event(seq=2)]
+            box.set_faults(Faults(dropped_answers=1))
+            with pytest.raises(httpx.ReadError):
+                await client.post(EVENTS, json=event(seq=3))
+        stopping.set()
+    assert box.report("attributes.seq").distinct == 3
