@@ -16,15 +16,11 @@ The way of an event through it, with what each arrow waits for::
 
 A *slot* is taken by each event that is sent and not yet settled by a commit; ``max_in_flight`` is their number, so it
 bounds what a crash can repeat. The next event of the user does not wait for the commit, only for the answer.
-
-The memory of users is overlaid here: an event that changes it is mapped, and from then on others see the new memory,
-while the file learns it in the transaction that settles the event. Where the event has to be tried again the overlay
-is taken back, so that its next attempt is mapped like the first.
 """
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -34,14 +30,16 @@ from sidecar.config import Deliver
 from sidecar.deliver.bucket import Bucket
 from sidecar.deliver.destination import Destination, Outcome, Paused, Probe, Wait, What
 from sidecar.deliver.order import Item, Order, Turn
+from sidecar.deliver.prepared import Memory, Prepared
 from sidecar.deliver.quota import Lease, Quota
 from sidecar.deliver.retry import Failures, delay_s
+from sidecar.deliver.steps import AsidePage, NextPage, Rest, Send, SetAside, Settle
 from sidecar.events import decode_stored
-from sidecar.mapping import Known, Mapped, Mapper
+from sidecar.mapping import Known, Mapper
 from sidecar.outbox import PAGE_ROWS, Failure, Page, Remembered, Row, Settlement, State
-from sidecar.px import Kind, Reply, Request, Verdict, Walk
+from sidecar.px import Kind, Reply, Request, Verdict
 
-__all__ = ["AsidePage", "Dispatcher", "NextPage", "Rest", "Send", "SetAside", "Settle"]
+__all__ = ["Dispatcher"]
 
 FinalState = Literal[State.DELIVERED, State.DROPPED, State.DEAD]
 
@@ -49,77 +47,6 @@ FOREVER_S: Final = float("inf")
 # The next page is fetched while so many users are still ready: more than a second of sending.
 READY_LOW: Final = 256
 ASIDE_ROWS: Final = 8
-
-
-class Send(NamedTuple):
-    """Send this request now; its event has taken a slot."""
-
-    item: Item
-    request: Request
-
-
-class Settle(NamedTuple):
-    """Have this settled; nothing needs to be sent for it."""
-
-    settlement: Settlement
-
-
-class Rest(NamedTuple):
-    """Nothing can be done before ``until_s`` (monotonic), unless something is told meanwhile."""
-
-    until_s: float
-
-
-class Memory:
-    """What is known of a user, shared by all his loaded events."""
-
-    __slots__ = ("__weakref__", "known")
-
-    def __init__(self, known: Known) -> None:
-        self.known = known
-
-
-class _Prepared:
-    """An event that was mapped: what is to be sent for it, and what it changed in the memory of its user."""
-
-    __slots__ = ("before", "mapped", "memory", "name", "product", "walk")
-
-    def __init__(self, mapped: Mapped, name: str, product: str, memory: Memory) -> None:
-        self.mapped = mapped
-        self.name = name
-        self.product = product
-        self.memory = memory
-        self.before = memory.known
-        self.walk = Walk(mapped.intents) if mapped.intents else None
-        if mapped.known is not None:
-            memory.known = mapped.known
-
-    def take_back(self) -> None:
-        """The event's change of the memory did not happen (yet)."""
-        if self.memory.known is self.mapped.known:
-            self.memory.known = self.before
-
-
-class NextPage(NamedTuple):
-    """Fetch the next rows of a class from the backlog."""
-
-    high: bool
-    after_id: int
-    limit: int
-
-
-class AsidePage(NamedTuple):
-    """Fetch the next rows of one user that were set aside."""
-
-    turn: Turn
-    after_id: int
-    limit: int
-
-
-class SetAside(NamedTuple):
-    """Mark these rows as set aside."""
-
-    ids: list[int]
 
 
 class Dispatcher:
@@ -219,7 +146,7 @@ class Dispatcher:
         self._slots.add(item.id)
         self._under_way += 1
         self.tally["requests"] += 1
-        prepared: _Prepared = item.prepared
+        prepared: Prepared = item.prepared
         assert prepared.walk is not None
         return Send(item, prepared.walk.current)
 
@@ -235,7 +162,7 @@ class Dispatcher:
             return self._settlement(item, State.DEAD, "mapping_error", detail=f"The stored event is damaged ({error}).")
         mapped = self.mapper.map(event, memory.known, property_key=product, received_ms=row.received_ms)
         name = event.get("event")
-        item.prepared = prepared = _Prepared(
+        item.prepared = prepared = Prepared(
             mapped, name if isinstance(name, str) else str(event.get("type")), product, memory
         )
         self.tally["changed"] += bool(mapped.changes)
@@ -253,7 +180,7 @@ class Dispatcher:
     def _settlement(
         self, item: Item, state: FinalState, reason: str = "", *, detail: str = "", status: int | None = None
     ) -> Settlement:
-        prepared: _Prepared | None = item.prepared
+        prepared: Prepared | None = item.prepared
         remember = None
         if state is not State.DEAD and prepared and prepared.mapped.known is not None and item.row.user is not None:
             remember = Remembered(prepared.product, item.row.user, prepared.mapped.known.encode())
@@ -271,7 +198,7 @@ class Dispatcher:
 
     def replied(self, item: Item, reply: Reply, now_s: float) -> list[Settle | Failure]:
         """Take in PX's reply to what ``decide`` had sent; returns what is to be written for it."""
-        prepared: _Prepared = item.prepared
+        prepared: Prepared = item.prepared
         assert prepared.walk is not None
         self._under_way -= 1
         said = prepared.walk.after(reply, wall_ms=self._clock.wall_ms())
@@ -356,7 +283,7 @@ class Dispatcher:
 
     def _finish(self, item: Item, settlement: Settlement) -> Settle:
         """The event has its final answer: its user goes on, its slot and memory stay taken until the commit."""
-        prepared: _Prepared | None = item.prepared
+        prepared: Prepared | None = item.prepared
         if settlement.state is State.DEAD and prepared is not None:
             prepared.take_back()
         self._settling[item.id] = prepared.memory if prepared else None

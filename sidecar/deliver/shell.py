@@ -19,9 +19,10 @@ from typing import Final
 import trio
 
 from sidecar.clock import Clock
-from sidecar.deliver.dispatcher import AsidePage, Dispatcher, NextPage, Rest, Send, SetAside, Settle
+from sidecar.deliver.dispatcher import Dispatcher
 from sidecar.deliver.order import Item, Turn
 from sidecar.deliver.quota import Lease
+from sidecar.deliver.steps import AsidePage, NextPage, Rest, Send, SetAside, Settle
 from sidecar.errors import SidecarError
 from sidecar.outbox import Outbox, Settlement, Store
 from sidecar.px import Lane, Network, Request
