@@ -1,0 +1,87 @@
+"""The shipped units, judged by systemd's own tools; ``test_boot.py`` runs them."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+UNITS = Path(__file__).resolve().parents[2] / "systemd"
+MOST_EXPOSURE = 12  # tenths of systemd's own score, from 0 (nothing left to lock) to 100
+
+needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+
+
+@pytest.fixture
+def units(tmp_path):
+    """A copy of the units whose program exists here: ``verify`` looks for it."""
+    for unit in (*UNITS.glob("*.service"), *UNITS.glob("*.socket")):
+        text = unit.read_text(encoding="utf-8").replace("ExecStart=/usr/bin/px-sidecar", "ExecStart=/bin/true")
+        (tmp_path / unit.name).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def settings(unit):
+    """The assignments of a unit as (section, key, value), in order."""
+    found, section = [], ""
+    for line in (UNITS / unit).read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif line and not line.startswith("#"):
+            found.append((section, *line.split("=", 1)))
+    return found
+
+
+@needs_analyze
+def test_systemd_finds_nothing_to_complain_about(units):
+    names = sorted(f"./{unit.name}" for unit in units.iterdir())
+    assert len(names) == 5
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--recursive-errors=one", *names],
+        cwd=units,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@needs_analyze
+@pytest.mark.parametrize("unit", ["px-sidecar.service", "px-sidecar@.service"])
+def test_little_is_left_to_someone_who_takes_the_daemon_over(units, unit):
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--no-pager", f"--threshold={MOST_EXPOSURE}", f"./{unit}"],
+        cwd=units, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("unit", "template"), [("px-sidecar.service", "px-sidecar@.service"), ("px-sidecar.socket", "px-sidecar@.socket")]
+)
+def test_a_template_differs_only_in_what_an_instance_has_of_its_own(unit, template):
+    own = {"Description", "Wants", "ExecStart", "StateDirectory", "LoadCredential", "Also", "ListenStream", "Service"}
+    for (section, key, value), (_, other_key, other) in zip(settings(unit), settings(template), strict=True):
+        assert key == other_key
+        assert value == other or (key in own and "%i" in other), (section, key)
+
+
+@pytest.mark.parametrize(
+    ("unit", "name"),
+    [("px-sidecar.socket", "unix"), ("px-sidecar-http.socket", "http"), ("px-sidecar@.socket", "unix")],
+)
+def test_each_socket_unit_has_one_socket_and_one_name(unit, name):
+    """``FileDescriptorName=`` counts for all sockets of a unit, so two in one would not be told apart."""
+    keys = [(key, value) for _, key, value in settings(unit)]
+    assert sum(key.startswith("Listen") for key, _ in keys) == 1
+    assert ("FileDescriptorName", name) in keys
+    assert ("TriggerLimitIntervalSec", "0") in keys
+
+
+def test_the_reason_of_each_choice_stands_beside_it():
+    """Each block of settings of the two daemons' units begins with a comment; the sandbox is one block."""
+    text = (UNITS / "px-sidecar.service").read_text(encoding="utf-8")
+    blocks = [block for block in re.split(r"\n\s*\n", text) if "=" in block]
+    bare = [block for block in blocks if not re.match(r"(\[\w+\]\n)?(#|Description=)", block)]
+    assert not bare
