@@ -1,13 +1,15 @@
-"""What PX is asked and what its answers mean (pure), and the one file through which requests leave the host."""
+"""What PX is asked and what its answers mean (pure), and the one file through which requests leave the host.
+
+The real network is ``sidecar.px.transport.HttpxNetwork``, the one for simulations ``sidecar.px.fake.FakeNetwork``.
+"""
 
 from sidecar.px.answers import Answer, Kind, NotSent, Reply, Unknown, Verdict, classify
+from sidecar.px.network import Lane, Network
 from sidecar.px.requests import CHECK_KEY, Request, Walk, preview, read_events
-from sidecar.px.transport import HttpxNetwork, Lane, Network
 
 __all__ = [
     "CHECK_KEY",
     "Answer",
-    "HttpxNetwork",
     "Kind",
     "Lane",
     "Network",

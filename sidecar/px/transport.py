@@ -17,9 +17,9 @@ Theory
   garbage collector.
 * **The status decides.** Once status and headers were read, PX has judged the request. A body that breaks off, drips
   until the deadline or is longer than 64 KiB is cut, and the answer counts.
-* **Idle connections** are closed by us after 4 s, before the 5 s after which the most impatient of the common servers
-  (Node.js) closes them: a request must not meet a connection that the other side is just giving up. When it does, that
-  is unknown, not "not sent": the server may have read it.
+* **Idle connections** are not used again after 4 s, since the most impatient of the common servers (Node.js) closes
+  them after 5 s: a request must not meet a connection that the other side is just giving up. When it does, that is
+  unknown, not "not sent": the server may have read it.
 
 Closing never waits for the other side: httpcore closes sockets without a TLS farewell.
 """
@@ -28,7 +28,6 @@ import re
 import ssl
 from collections.abc import AsyncIterator
 from functools import lru_cache
-from typing import Protocol
 
 import httpx
 import trio
@@ -39,34 +38,15 @@ from sidecar.errors import ConfigError
 from sidecar.px.answers import Answer, NotSent, Reply, Unknown
 from sidecar.px.requests import Request
 
-__all__ = ["BODY_MAX_BYTES", "HttpxNetwork", "Lane", "Network"]
+__all__ = ["BODY_MAX_BYTES", "HttpxLane", "HttpxNetwork"]
 
 BODY_MAX_BYTES = 64 * 1024
 CONNECT_TIMEOUT_S = 10.0
 KEEPALIVE_S = 4.0
 CLOSE_TIMEOUT_S = 2.0
+SECRET_MIN_BYTES = 6  # masking a shorter one would mask words; nobody who cares for a secret has one
 
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.ProxyError)
-
-
-class Lane(Protocol):
-    """A way for one request at a time."""
-
-    async def send(self, request: Request) -> Reply:
-        """Send and return what came of it; never raises but for cancellation, after which the lane is usable."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close the connection. The lane can still be used and then opens a new one."""
-        ...
-
-
-class Network(Protocol):
-    """Where lanes come from."""
-
-    def lane(self) -> Lane:
-        """A new lane; it connects with its first request."""
-        ...
 
 
 class HttpxNetwork:
@@ -83,9 +63,9 @@ class HttpxNetwork:
         self._origin = px.url()
         self._tls = _tls_context(px)
         self._proxy = _proxy(px, self._tls)
-        self._secrets = [key.reveal().encode()]
-        if self._proxy is not None and self._proxy.raw_auth is not None:
-            self._secrets.append(self._proxy.raw_auth[1])
+        password = self._proxy.raw_auth[1] if self._proxy and self._proxy.raw_auth else b""
+        secrets = [key.reveal().encode(), password]
+        self._secrets = [secret for secret in secrets if len(secret) >= SECRET_MIN_BYTES]
         self._headers = [
             (b"Host", httpx.URL(self._origin).netloc),
             (b"X-APTRINSIC-API-KEY", key.reveal().encode()),

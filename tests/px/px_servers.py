@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 import trio
 
 from sidecar.config import Px, Secret
-from sidecar.px import HttpxNetwork, Request
+from sidecar.px import Request
+from sidecar.px.transport import HttpxNetwork
 
 KEY = "key-1234567890-secret"
 EVENT = Request("POST", "/v1/events/custom", b'{"eventName":"Feature Used"}')

@@ -15,8 +15,8 @@ from px_servers import CREATED, EVENT, KEY, Peer, answer, answering, read_reques
 
 from sidecar.config import Px, Secret
 from sidecar.errors import ConfigError
-from sidecar.px import Answer, HttpxNetwork, NotSent, Request, Unknown
-from sidecar.px.transport import BODY_MAX_BYTES
+from sidecar.px import Answer, NotSent, Request, Unknown
+from sidecar.px.transport import BODY_MAX_BYTES, HttpxNetwork
 
 SHORT_S = 0.15
 
