@@ -19,6 +19,7 @@ from sidecar.config import Config
 from sidecar.errors import Failed
 from sidecar.events import BadJson, decode, seal
 from sidecar.mapping import Known, Mapped, compile_mapping, explain
+from sidecar.mapping.reference import reference
 from sidecar.px import preview
 
 __all__ = ["map"]
@@ -34,6 +35,7 @@ PLACEHOLDER_KEY = "AP-XXXXXXXXXX-2"
 @click.option(
     "--expect", metavar="FILE", type=click.File("rb"), help="Compare with these lines; exit 1 on a difference."
 )
+@click.option("--reference", "reference_asked", is_flag=True, help="Print the mapping reference, as Markdown.")
 @json_option
 def map(
     file: BinaryIO,
@@ -41,6 +43,7 @@ def map(
     received: int | None,
     explained: bool,
     expect: BinaryIO | None,
+    reference_asked: bool,
     as_json: bool,
 ) -> None:
     """Show what PX would get for the events in FILE, or on standard input.
@@ -58,6 +61,9 @@ def map(
       px-sidecar map --received 1717689600000 events.ndjson > golden.ndjson
       px-sidecar map --received 1717689600000 events.ndjson --expect golden.ndjson
     """
+    if reference_asked:
+        click.echo(reference(), nl=False)
+        return
     config = load_config(config_flag)
     received_ms = SystemClock().wall_ms() if received is None else received
     outcomes = outcomes_of(events_in(file.read()), config, received_ms, explained=explained and expect is None)
