@@ -11,9 +11,11 @@ alone: orchestrators set some of their own (Kubernetes sets ``PX_SIDECAR_SERVICE
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
@@ -26,22 +28,33 @@ from sidecar.errors import ConfigError
 __all__ = ["config_path", "load", "load_text"]
 
 DEFAULT_PATH = "/etc/px-sidecar/config.toml"
+STATE_FOLDER = "/var/lib/px-sidecar"
 PREFIX = "PX_SIDECAR_"
 
+_INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+_SOCKETS = {"unix": "events", "control": "control"}
 
-def config_path(flag: str | None, environ: Mapping[str, str] = os.environ) -> tuple[Path, bool]:
+
+def config_path(flag: str | None, environ: Mapping[str, str] = os.environ, instance: str = "") -> tuple[Path, bool]:
     """The path of the configuration file, and whether somebody asked for it (then it must exist)."""
-    asked = flag or environ.get(f"{PREFIX}CONFIG")
-    return Path(asked or DEFAULT_PATH), bool(asked)
+    if asked := flag or environ.get(f"{PREFIX}CONFIG"):
+        return Path(asked), True
+    return (Path(DEFAULT_PATH).with_name(f"{instance}.toml"), True) if instance else (Path(DEFAULT_PATH), False)
 
 
-def load(flag: str | None = None, environ: Mapping[str, str] = os.environ) -> Config:
-    """The effective configuration.
+def load(flag: str | None = None, environ: Mapping[str, str] = os.environ, instance: str = "") -> Config:
+    """The effective configuration, with ``outbox.path`` filled in.
 
-    A missing file is an error only if it was asked for by ``--config`` or ``$PX_SIDECAR_CONFIG``; without one the
-    defaults and the environment apply. Raises ConfigError.
+    ``instance`` is one of several daemons on this host (``--instance NAME``, ``px-sidecar@NAME.service``): it has a
+    file, sockets and an outbox of its own, and no HTTP address unless its file gives one. A missing file is an error
+    only if it was asked for, by ``--config``, ``$PX_SIDECAR_CONFIG`` or an instance; without one the defaults and the
+    environment apply. Raises ConfigError.
     """
-    path, asked = config_path(flag, environ)
+    if instance and not _INSTANCE.fullmatch(instance):
+        raise ConfigError(
+            f"The instance {instance!r} has no fitting name; use letters, digits, dots, dashes and underscores."
+        )
+    path, asked = config_path(flag, environ, instance)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -55,15 +68,40 @@ def load(flag: str | None = None, environ: Mapping[str, str] = os.environ) -> Co
         raise ConfigError(
             f"The configuration file {path} cannot be read ({reason}); check its owner and mode."
         ) from None
-    return load_text(text, environ, str(path))
+    config = load_text(text, environ, str(path), _listen_defaults(instance))
+    outbox = msgspec.structs.replace(config.outbox, path=config.outbox.path or _default_outbox(environ, instance))
+    return msgspec.structs.replace(config, outbox=outbox)
 
 
-def load_text(text: str, environ: Mapping[str, str] | None = None, name: str = "the configuration") -> Config:
-    """The configuration in ``text`` (TOML) with the variables of ``environ`` over it. Raises ConfigError."""
+def _listen_defaults(instance: str) -> dict[str, str]:
+    """What an instance has in place of the defaults of ``[listen]``, which one daemon of a host can have."""
+    if not instance:
+        return {}
+    return {"http": ""} | {key: f"/run/px-sidecar/{name}-{instance}.sock" for key, name in _SOCKETS.items()}
+
+
+def _default_outbox(environ: Mapping[str, str], instance: str) -> str:
+    """In ``$STATE_DIRECTORY`` if systemd gives one (the first, if it gives several)."""
+    folder = environ.get("STATE_DIRECTORY", "").split(":")[0] or str(Path(STATE_FOLDER, instance))
+    return str(Path(folder, "outbox.db"))
+
+
+def load_text(
+    text: str,
+    environ: Mapping[str, str] | None = None,
+    name: str = "the configuration",
+    listen_defaults: Mapping[str, str] = MappingProxyType({}),
+) -> Config:
+    """The configuration in ``text`` (TOML) with the variables of ``environ`` over it. Raises ConfigError.
+
+    ``name`` begins each message; ``listen_defaults`` stand in for those of ``[listen]``.
+    """
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name} is not valid TOML ({error}); correct that place.") from None
+    if listen_defaults and isinstance(tree.setdefault("listen", {}), dict):
+        tree["listen"] = {**listen_defaults, **tree["listen"]}
     variables: dict[tuple[str | int, ...], str] = {}
     for section, key, value, variable in _variables(environ or {}):
         table = tree.setdefault(section, {})
