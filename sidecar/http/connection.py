@@ -22,6 +22,7 @@ import trio
 from sidecar.http.message import Handler, Hangup, Limits, Raw, Refuse, Request, Response, plain_refusal
 from sidecar.http.reader import Phase, Reader, Refused
 from sidecar.http.stopping import Stopping
+from sidecar.http.transport import short_way
 from sidecar.http.writer import CONTINUE, LAST_CHUNK, chunk, encode, encode_head
 
 __all__ = ["serve_connection"]
@@ -65,9 +66,20 @@ class _Connection:
     """The state of ``serve_connection``."""
 
     __slots__ = (
-        "_handler", "_interruptible", "_last_words", "_lingers", "_on_error", "_refuse", "_scope", "_stopping",
-        "limits", "reader", "stream",
-    )  # fmt: skip
+        "_handler",
+        "_interruptible",
+        "_last_words",
+        "_lingers",
+        "_on_error",
+        "_receive_some",
+        "_refuse",
+        "_scope",
+        "_send_all",
+        "_stopping",
+        "limits",
+        "reader",
+        "stream",
+    )
 
     def __init__(
         self,
@@ -79,6 +91,7 @@ class _Connection:
         on_error: OnError | None,
     ) -> None:
         self.stream = stream
+        self._receive_some, self._send_all = short_way(stream)
         self.limits = limits
         self.reader = Reader(limits)
         self._handler = handler
@@ -114,7 +127,7 @@ class _Connection:
         """Converse until the end; True to be called again in a fresh scope."""
         reader = self.reader
         scope = self._scope
-        receive_some = self.stream.receive_some
+        receive_some = self._receive_some
         phase = None
         while True:
             if reader.ready:
@@ -128,7 +141,7 @@ class _Connection:
                 phase = reader.phase
                 scope.deadline = trio.current_time() + self._patience_s(phase)
             if reader.take_continue():
-                await self.stream.send_all(CONTINUE)
+                await self._send_all(CONTINUE)
             if phase is Phase.IDLE and self._stopping.is_set():
                 return False
             self._interruptible = True
@@ -193,7 +206,7 @@ class _Connection:
     async def _send(self, data: bytes) -> None:
         self._scope.deadline = trio.current_time() + self.limits.idle_s
         if data:
-            await self.stream.send_all(data)
+            await self._send_all(data)
 
     def _failed(self, error: Exception, request: Request) -> Response:
         if self._on_error is not None:
