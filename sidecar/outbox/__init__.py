@@ -1,11 +1,13 @@
 """The outbox: the only place that knows SQL. Events are put here before they are answered, and leave it settled."""
 
+from sidecar.outbox.committer import StoreFailed
 from sidecar.outbox.database import Lock, take_lock
 from sidecar.outbox.history import Keeper
 from sidecar.outbox.records import Accepted, Failure, NewEvent, Page, Remembered, Row, Settlement, State
 from sidecar.outbox.room import DiskFull, OutboxFull, Refused, Room
+from sidecar.outbox.runner import InlineRunner, Runner, ThreadRunner
 from sidecar.outbox.store import PAGE_ROWS, Store
-from sidecar.outbox.writer import InlineRunner, Outbox, Runner, StoreFailed, ThreadRunner
+from sidecar.outbox.writer import Outbox
 
 __all__ = [
     "PAGE_ROWS",

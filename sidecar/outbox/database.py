@@ -6,6 +6,7 @@ Rules
   checkpoint at one instant (sqlite.org/wal.html section 11; facts: ``field_lessons.md`` 2), so a lock file refuses the
   second process, and ``sqlite3.connect`` for writing stands in this file only.
 * What a setting should be is asserted after it was set: SQLite ignores pragmas that it cannot follow.
+* The WAL is kept smaller than the reserve of ``room.py``: on a full disk what it holds must still fit into the file.
 """
 
 import errno
@@ -20,13 +21,13 @@ import sqlite_utils
 from sidecar.errors import ConfigError, Failed
 from sidecar.outbox.schema import SCHEMA_VERSION, migrations
 
-__all__ = ["Lock", "open_database", "take_lock"]
+__all__ = ["Lock", "open_database", "take_lock", "wal_bytes"]
 
 PAGE_BYTES = 4096
 CACHE_KIB = 8 * 1024
 # A checkpoint every 16 MiB of WAL: rare enough not to be felt, small enough to be replayed within a second.
-WAL_PAGES = 4096
-WAL_LIMIT_BYTES = 32 * 2**20
+WAL_BYTES = 16 * 2**20
+WAL_SHARE = 24  # never more than this part of the file system
 BUSY_TIMEOUT_S = 5.0
 
 
@@ -70,26 +71,48 @@ def take_lock(path: Path) -> Lock:
     return Lock(descriptor)
 
 
-def open_database(path: Path, *, durability: Literal["disk", "process"]) -> sqlite3.Connection:
+def wal_bytes(folder: Path) -> int:
+    """How large the WAL grows before it is copied into the file; less on a small file system."""
+    try:
+        facts = os.statvfs(folder)
+    except OSError:
+        return WAL_BYTES  # opening the database says what is wrong with the folder
+    return max(min(WAL_BYTES, facts.f_blocks * facts.f_frsize // WAL_SHARE), 16 * PAGE_BYTES)
+
+
+def open_database(
+    path: Path, *, durability: Literal["disk", "process"], factory: type[sqlite3.Connection] = sqlite3.Connection
+) -> sqlite3.Connection:
     """The one read-write connection, with the schema made or brought up to date.
 
     The connection is in autocommit mode: whoever writes begins and commits. It may be used from any thread, one at a
-    time. Raises Failed if the file cannot be opened, ConfigError if it was written by a newer version;
-    sqlite3.DatabaseError if it is damaged.
+    time. ``factory`` is the seam through which tests make calls fail. Raises Failed if the file cannot be opened or
+    written, ConfigError if it was written by a newer version or is not a database.
     """
+    connection: sqlite3.Connection | None = None
     try:
-        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA user_version").fetchone()
-    except sqlite3.OperationalError as error:
-        raise Failed(
-            f"The outbox {path} cannot be opened ({error}); check the folder's owner, mode and free space."
-        ) from None
-    try:
+        connection = sqlite3.connect(
+            path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, factory=factory
+        )
         _set_up(connection, path, durability)
-    except BaseException:
-        connection.close()
+        return connection
+    except BaseException as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, sqlite3.Error):
+            raise _explained(error, path) from error
         raise
-    return connection
+
+
+def _explained(error: sqlite3.Error, path: Path) -> Failed | ConfigError:
+    if isinstance(error, sqlite3.OperationalError):
+        return Failed(
+            f"The outbox {path} cannot be opened for writing ({error}); check its owner, its mode and the free space."
+        )
+    return ConfigError(
+        f"The outbox {path} is damaged or no outbox ({error}); move it away to start with an empty one, and keep it: "
+        "`sqlite3 FILE .recover` often gets events back."
+    )
 
 
 def _set_up(connection: sqlite3.Connection, path: Path, durability: str) -> None:
@@ -102,12 +125,13 @@ def _set_up(connection: sqlite3.Connection, path: Path, durability: str) -> None
     if version == 0:
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    limit_bytes = wal_bytes(path.parent)
     _require(connection, "journal_mode", "wal", "wal")
     _require(connection, "synchronous", "FULL" if durability == "disk" else "NORMAL", 2 if durability == "disk" else 1)
     _require(connection, "cache_size", str(-CACHE_KIB), -CACHE_KIB)
     _require(connection, "temp_store", "MEMORY", 2)
-    _require(connection, "journal_size_limit", str(WAL_LIMIT_BYTES), WAL_LIMIT_BYTES)
-    _require(connection, "wal_autocheckpoint", str(WAL_PAGES), WAL_PAGES)
+    _require(connection, "journal_size_limit", str(2 * limit_bytes), 2 * limit_bytes)
+    _require(connection, "wal_autocheckpoint", str(limit_bytes // PAGE_BYTES), limit_bytes // PAGE_BYTES)
     if version < SCHEMA_VERSION:
         # No plugin of any installed package may run code in this process.
         migrations.apply(sqlite_utils.Database(connection, execute_plugins=False, recursive_triggers=False))

@@ -9,17 +9,19 @@ so ids that differ anywhere differ in the digest; source and text are separated 
 Why it is built like this
 -------------------------
 Random keys dirty a page each, so a unique index costs more the longer the history (facts: ``field_lessons.md`` M21).
-Here the newest ids live in a dictionary; when it is full they go to the ``ids`` table in one sorted batch, which
-touches neighbouring pages together. A commit asks the table with one probe. After a crash the newest ids are read
-again from the event rows behind the last batch: bounded work, and nothing to keep in step.
+Here the newest ids live in a dictionary; when it is full, or they get old, they go to the ``ids`` table in one sorted
+batch, which touches neighbouring pages together. A commit asks the table with one probe. After a crash the newest ids
+are read again from the event rows behind the last batch: bounded work, and nothing to keep in step.
 
 The sweeper walks the table in key order, a few thousand rows at a time, and deletes what is old and settled: a round
 takes minutes and no index on time is needed.
 """
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
+
+import msgspec
 
 __all__ = ["NEWEST", "MessageIds", "digest_of"]
 
@@ -27,6 +29,13 @@ __all__ = ["NEWEST", "MessageIds", "digest_of"]
 NEWEST = 32_768
 SWEEP_ROWS = 4_000
 _PROBE = 900  # parameters of one IN (…), below every SQLite's limit
+
+
+class _Envelope(msgspec.Struct):
+    messageId: str = ""
+
+
+_envelope = msgspec.json.Decoder(_Envelope).decode
 
 
 def digest_of(source: int, message_id: str) -> bytes:
@@ -46,20 +55,32 @@ class MessageIds:
         self._newest: dict[bytes, int] = {}
         self._uncommitted: dict[bytes, int] = {}
         self._flushing = False
+        # When the first and the last of the newest were seen: the first says when they are due for the table.
+        self._first_s = self._last_s = 0
         self._table_empty = connection.execute("SELECT 1 FROM ids LIMIT 1").fetchone() is None
         self._sweep_after = b""
 
     def __len__(self) -> int:
         return len(self._newest)
 
-    def recall(self, entries: Iterable[tuple[int, str, int]]) -> None:
-        """Take back the ids (source, text, event id) of rows behind the last batch, after a start."""
-        for source, message_id, event_id in entries:
-            self._newest[digest_of(source, message_id)] = event_id
+    def recall(self, rows: Iterable[tuple[int, bytes, int, int]]) -> None:
+        """Take back the ids of event rows (source, body, event id, received ms) behind the last batch, after a start.
+
+        A body without a usable id (it is not an object) was never known by one.
+        """
+        for source, body, event_id, received_ms in rows:
+            try:
+                message_id = _envelope(body).messageId
+            except msgspec.MsgspecError:
+                continue
+            if message_id:
+                self._first_s = self._first_s or received_ms // 1000
+                self._last_s = received_ms // 1000
+                self._newest[digest_of(source, message_id)] = event_id
 
     def unseen(self, digests: Sequence[bytes]) -> set[bytes]:
         """Those that were never added."""
-        fresh = {digest for digest in digests if digest not in self._newest and digest not in self._uncommitted}
+        fresh = set(digests).difference(self._newest, self._uncommitted)
         if fresh and not self._table_empty:
             fresh -= self._in_table(list(fresh))
         return fresh
@@ -74,27 +95,34 @@ class MessageIds:
             )
         return found
 
-    def add(self, digest: bytes, event_id: int) -> None:
-        """Remember an id within the open transaction."""
-        self._uncommitted[digest] = event_id
+    def add(self, ids: Mapping[bytes, int], now_ms: int) -> None:
+        """Remember digests and their event ids within the open transaction."""
+        self._uncommitted.update(ids)
+        self._last_s = now_ms // 1000
+        self._first_s = self._first_s or self._last_s
 
-    def flush(self, now_ms: int, *, all_of_them: bool = False) -> int | None:
+    def flush(self, *, all_of_them: bool = False) -> int | None:
         """Move the newest to the table, inside a transaction, if there are enough of them or ``all_of_them``.
 
         Returns the highest event id that the table now covers, or None if nothing was moved. The rows of events up
         to that id are no longer needed for recognising repeats.
         """
-        if not self._newest or (len(self._newest) < self._newest_max and not all_of_them):
+        if not self._newest or self._flushing or (len(self._newest) < self._newest_max and not all_of_them):
             return None
-        rows = sorted((digest, event_id, now_ms // 1000) for digest, event_id in self._newest.items())
+        rows = sorted((digest, event_id, self._last_s) for digest, event_id in self._newest.items())
         self._connection.executemany("INSERT OR REPLACE INTO ids VALUES (?, ?, ?)", rows)
         self._flushing = True
         return max(self._newest.values())
+
+    def due(self, seen_before_s: int) -> bool:
+        """Whether some of the newest were seen before that: only in the table they can be swept."""
+        return bool(self._newest) and self._first_s < seen_before_s
 
     def committed(self) -> None:
         """The transaction is on disk."""
         if self._flushing:
             self._newest = {}
+            self._first_s = self._last_s if self._uncommitted else 0
             self._table_empty = False
             self._flushing = False
         self._newest.update(self._uncommitted)
@@ -105,10 +133,11 @@ class MessageIds:
         self._uncommitted = {}
         self._flushing = False
 
-    def sweep(self, seen_before_s: int, rows: int = SWEEP_ROWS) -> int:
+    def sweep(self, seen_before_s: int, now_s: int, rows: int = SWEEP_ROWS) -> int:
         """Delete, among the next ``rows`` of the table, what is old and belongs to no pending or dead event.
 
-        Inside a transaction. Returns how many were deleted; at the end of the table the next call starts over.
+        Inside a transaction. Returns how many were deleted; at the end of the table the next call starts over. What
+        seems to come from the future (the clock was set back) counts as seen now.
         """
         after = self._sweep_after
         end = self._connection.execute(
@@ -117,6 +146,9 @@ class MessageIds:
         self._sweep_after = end or b""
         if end is None:
             return 0
+        self._connection.execute(
+            "UPDATE ids SET seen_s = ? WHERE digest > ? AND digest <= ? AND seen_s > ?", (now_s, after, end, now_s)
+        )
         return self._connection.execute(
             "DELETE FROM ids WHERE digest > ? AND digest <= ? AND seen_s < ? AND NOT EXISTS"
             " (SELECT 1 FROM events WHERE events.id = ids.event_id AND events.state NOT IN (4, 5))",

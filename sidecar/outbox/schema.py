@@ -1,6 +1,7 @@
 """The tables of the outbox, as migrations: an older file is brought up to date in place, one step a transaction.
 
-``events``    every event until its body is pruned; ``pending`` and ``aside`` are partial indexes over a few bytes a row
+``events``    every event until its body is pruned; ``pending``, ``aside`` and ``settled`` are partial indexes over a few
+              bytes a row: the next page, a waiting user's rows, and what is oldest in the history are found at once
 ``dead``      why an event was refused for good, beside its row in ``events``
 ``retries``   attempts that failed and will be repeated
 ``ids``       message ids older than the newest, see ``ids.py``
@@ -36,6 +37,7 @@ CREATE TABLE events (
 ) STRICT;
 CREATE INDEX pending ON events (state, id) WHERE state < 2;
 CREATE INDEX aside ON events (state, user, id) WHERE state IN (2, 3);
+CREATE INDEX settled ON events (state, settled_ms) WHERE state > 3;
 CREATE TABLE dead (
     id INTEGER PRIMARY KEY, reason TEXT NOT NULL, name TEXT NOT NULL, user TEXT, status INTEGER, detail TEXT NOT NULL,
     attempts INTEGER NOT NULL, first_ms INTEGER NOT NULL, last_ms INTEGER NOT NULL, payload BLOB NOT NULL

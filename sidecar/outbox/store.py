@@ -7,9 +7,11 @@ Rules
 * Counters are numbers in the file, never a ``COUNT(*)``: starting and asking cost the same with ten events and with
   ten million. ``accepted = pending + delivered + dropped + dead`` holds after every commit.
 * A call is short: reads are pages, fetched whole; no cursor outlives its call, so that the WAL can always be reset.
+* A partial index is used only by a query that repeats its condition word for word, as in ``state = ? AND state < 2``.
 * An id is given once and never again, whatever is deleted: the next one is a counter too.
 """
 
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,15 +38,26 @@ _ROWS = (
 
 
 class Store:
-    """One outbox file, open for reading and writing."""
+    """One outbox file, open for reading and writing.
 
-    def __init__(self, path: Path, *, durability: Literal["disk", "process"] = "disk") -> None:
+    ``factory`` is the connection's class: the seam through which tests make calls fail. Raises what
+    ``open_database`` raises.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        durability: Literal["disk", "process"] = "disk",
+        factory: type[sqlite3.Connection] = sqlite3.Connection,
+    ) -> None:
         self.path = path
-        self._durability = durability
+        self._durability: Literal["disk", "process"] = durability
+        self._factory = factory
         self._open()
 
     def _open(self) -> None:
-        self.connection = open_database(self.path, durability=self._durability)
+        self.connection = open_database(self.path, durability=self._durability, factory=self._factory)
         self.ids = MessageIds(self.connection)
         self.counters: Counter[str] = Counter(dict(self.connection.execute("SELECT name, value FROM counters")))
         self._changes: Counter[str] = Counter()
@@ -52,19 +65,33 @@ class Store:
 
     def _recall_ids(self) -> None:
         rows = self.connection.execute(
-            "SELECT source, body, id FROM events WHERE id > ?", (self.counters["ids_flushed_to"],)
-        ).fetchall()
-        self.ids.recall((source, decode_stored(body).get("messageId", ""), event_id) for source, body, event_id in rows)
+            "SELECT source, body, id, received_ms FROM events WHERE id > ? ORDER BY id",
+            (self.counters["ids_flushed_to"],),
+        )
+        self.ids.recall(rows)
 
     def reopen(self) -> None:
-        """Trust nothing of the connection any more: close it and read everything again from the file."""
+        """Trust nothing of the connection any more: close it and read everything again from the file.
+
+        Raises what opening raises, or sqlite3.Error; the store is then unusable until another ``reopen`` succeeds.
+        """
         self.connection.close()
         self._open()
 
     def close(self) -> None:
-        """Checkpoint and close. What was committed is on disk whether or not this is reached."""
-        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        self.connection.close()
+        """Move the newest message ids to their table, so that the next start reads none again; checkpoint and close.
+
+        Both are only savings: what was committed is on disk whether or not this is reached, so that a disk which
+        refuses them (it is full, it fails) is no reason to fail.
+        """
+        try:
+            with self.transaction():
+                self.flush_ids(all_of_them=True)
+            self.checkpoint(truncate=True)
+        except sqlite3.Error:
+            pass  # the next start reads the WAL and the ids of the newest rows instead
+        finally:
+            self.connection.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -94,6 +121,10 @@ class Store:
         """Change a counter within the open transaction."""
         self._changes[name] += change
 
+    def value(self, name: str) -> int:
+        """A counter as the open transaction sees it; ``counters`` holds what is committed."""
+        return self.counters[name] + self._changes[name]
+
     # Accepting ------------------------------------------------------------------------------------------------
 
     def accept(self, groups: Sequence[Sequence[NewEvent]], now_ms: int) -> list[Accepted]:
@@ -101,61 +132,65 @@ class Store:
 
         Two events of one call with the same id count as repeats too, the first one wins.
         """
-        digests = [[digest_of(event.source, event.message_id) for event in group] for group in groups]
-        unseen = self.ids.unseen([digest for group in digests for digest in group])
-        next_id = self.counters["next_id"] + self._changes["next_id"] + 1
+        keys = [[digest_of(event.source, event.message_id) for event in group] for group in groups]
+        unseen = self.ids.unseen([digest for group in keys for digest in group])
+        ids: dict[bytes, int] = {}
         rows: list[tuple[int, int, int, str | None, int, bytes]] = []
         bad: list[tuple[int, NewEvent]] = []
         outcomes: list[Accepted] = []
-        add = self.ids.add
-        for group, keys in zip(groups, digests, strict=True):
-            before = len(rows)
-            for event, digest in zip(group, keys, strict=True):
-                if digest not in unseen:
+        next_id = self.value("next_id") + 1
+        high = 0
+        for group, digests in zip(groups, keys, strict=True):
+            before = next_id
+            for event, digest in zip(group, digests, strict=True):
+                if digest not in unseen or digest in ids:
                     continue
-                unseen.discard(digest)
-                add(digest, next_id)
-                state = State.HIGH if event.high else State.NORMAL
-                if event.bad is not None:
+                source, is_high, user, _, body, why_bad = event
+                if why_bad is None:
+                    rows.append((next_id, is_high, source, user, now_ms, body))
+                    high += is_high
+                else:
                     bad.append((next_id, event))
-                    state = State.DEAD
-                rows.append((next_id, state, event.source, event.user, now_ms, event.body))
+                ids[digest] = next_id
                 next_id += 1
-            stored = len(rows) - before
-            outcomes.append(Accepted(stored, len(group) - stored))
+            outcomes.append(Accepted(next_id - before, len(group) - (next_id - before)))
         self.connection.executemany(
             "INSERT INTO events (id, state, source, user, received_ms, body) VALUES (?, ?, ?, ?, ?, ?)", rows
         )
         self._bury_bad(bad, now_ms)
-        high = sum(row[1] == State.HIGH for row in rows)
-        for name, change in (
-            ("accepted", len(rows)),
-            ("next_id", len(rows)),
-            ("repeated", sum(outcome.repeated for outcome in outcomes)),
-            ("pending_high", high),
-            ("pending_normal", len(rows) - high - len(bad)),
-        ):
-            self.count(name, change)
-        self.flush_ids(now_ms)
+        self.ids.add(ids, now_ms)
+        self.count("accepted", len(ids))
+        self.count("next_id", len(ids))
+        self.count("repeated", sum(outcome.repeated for outcome in outcomes))
+        self.count("pending_high", high)
+        self.count("pending_normal", len(rows) - high)
+        self.flush_ids()
         return outcomes
 
-    def flush_ids(self, now_ms: int, *, all_of_them: bool = False) -> None:
+    def flush_ids(self, *, all_of_them: bool = False) -> None:
         """Move the newest message ids to their table if there are enough, inside a transaction."""
-        covered = self.ids.flush(now_ms, all_of_them=all_of_them)
+        covered = self.ids.flush(all_of_them=all_of_them)
         if covered is not None:
-            self.count("ids_flushed_to", covered - self.counters["ids_flushed_to"])
+            self.count("ids_flushed_to", covered - self.value("ids_flushed_to"))
+
+    def keep_ids_of(self, event_id: int) -> None:
+        """Before a row or its body goes, inside a transaction: what recognises repeats of it must outlive it."""
+        if event_id > self.value("ids_flushed_to"):
+            self.flush_ids(all_of_them=True)
 
     def _bury_bad(self, bad: Sequence[tuple[int, NewEvent]], now_ms: int) -> None:
         for event_id, event in bad:
             name = decode_stored(event.body).get("event")
             self.connection.execute(
+                "INSERT INTO events (id, state, source, user, received_ms, body, settled_ms, reason)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, 'bad_event')",
+                (event_id, State.DEAD, event.source, event.user, now_ms, event.body, now_ms),
+            )
+            self.connection.execute(
                 "INSERT INTO dead VALUES (?, 'bad_event', ?, ?, NULL, ?, 0, ?, ?, x'')",
                 (event_id, name if isinstance(name, str) else "", event.user, event.bad, now_ms, now_ms),
             )
             self.count("dead:bad_event")
-            self.connection.execute(
-                "UPDATE events SET settled_ms = ?, reason = 'bad_event' WHERE id = ?", (now_ms, event_id)
-            )
 
     # Settling -------------------------------------------------------------------------------------------------
 
@@ -171,8 +206,7 @@ class Store:
             ).rowcount
             if not changed:
                 continue
-            if one.first_failed_ms:
-                self.connection.execute("DELETE FROM retries WHERE id = ?", (one.id,))
+            self.connection.execute("DELETE FROM retries WHERE id = ?", (one.id,))
             self.count(_PENDING[one.high], -1)
             self.count(f"{one.state.name.lower()}:{one.reason}".rstrip(":"))
             if one.state == State.DEAD:
@@ -213,7 +247,7 @@ class Store:
     def page(self, *, high: bool, after_id: int, limit: int = PAGE_ROWS) -> Page:
         """The next pending rows of a class, those set aside left out, in id order."""
         found = self.connection.execute(
-            f"{_ROWS} WHERE state = ? AND events.id > ? ORDER BY events.id LIMIT ?",
+            f"{_ROWS} WHERE state = ? AND state < 2 AND events.id > ? ORDER BY events.id LIMIT ?",
             (State.HIGH if high else State.NORMAL, after_id, limit),
         ).fetchall()
         return self._as_page(found, limit)
@@ -221,7 +255,7 @@ class Store:
     def aside_page(self, *, high: bool, user: str, after_id: int, limit: int) -> Page:
         """The next rows of one user that were set aside, in id order."""
         found = self.connection.execute(
-            f"{_ROWS} WHERE state = ? AND events.user = ? AND events.id > ? ORDER BY events.id LIMIT ?",
+            f"{_ROWS} WHERE state = ? AND state IN (2, 3) AND events.user = ? AND events.id > ? ORDER BY events.id LIMIT ?",
             (State.HIGH_ASIDE if high else State.NORMAL_ASIDE, user, after_id, limit),
         ).fetchall()
         return self._as_page(found, limit)
@@ -234,32 +268,41 @@ class Store:
             )
             for event_id, state, source, user, received_ms, body, attempts, *rest in found
         ]
-        users = sorted({row.user for row in rows if row.user is not None})
+        return Page(rows, self._known({row.user for row in rows if row.user is not None}), len(rows) == limit)
+
+    def _known(self, users: set[str]) -> list[Remembered]:
+        if not users:
+            return []
         marks = ",".join("?" * len(users))
         known = self.connection.execute(
-            f"SELECT property_key, user, known FROM users WHERE user IN ({marks})",
-            users,
-        ).fetchall()
-        return Page(rows, [Remembered(*one) for one in known], len(rows) == limit)
+            f"SELECT property_key, user, known FROM users WHERE user IN ({marks})", sorted(users)
+        )
+        return [Remembered(*one) for one in known]
 
     def set_aside(self, ids: Sequence[int]) -> None:
-        """Take pending rows out of the way of ``page``, inside a transaction; ``aside_page`` finds them."""
+        """Take pending rows out of the way of ``page``, inside a transaction; ``aside_page`` finds them.
+
+        A row without a user stays where it is: there it would not be found again.
+        """
         self.connection.executemany(
-            "UPDATE events SET state = state + 2 WHERE id = ? AND state < 2", [(one,) for one in ids]
+            "UPDATE events SET state = state + 2 WHERE id = ? AND state < 2 AND user IS NOT NULL",
+            [(one,) for one in ids],
         )
 
     def users_aside(self, *, high: bool) -> list[str]:
         """The users with rows set aside: one short look per user, whatever is behind each."""
-        users: list[str] = []
         state = State.HIGH_ASIDE if high else State.NORMAL_ASIDE
-        query = "SELECT user FROM events WHERE state = ? AND user > ? ORDER BY user LIMIT 1"
-        while found := self.connection.execute(query, (state, users[-1] if users else "")).fetchone():
+        query = "SELECT user FROM events WHERE state = ? AND state IN (2, 3) AND user {} ? ORDER BY user LIMIT 1"
+        found = self.connection.execute(query.format(">="), (state, "")).fetchone()
+        users: list[str] = []
+        while found:
             users.append(found[0])
+            found = self.connection.execute(query.format(">"), (state, found[0])).fetchone()
         return users
 
     def oldest_pending_ms(self) -> int | None:
         """When the oldest event that is pending and not set aside was received."""
-        query = "SELECT received_ms FROM events WHERE state = ? ORDER BY id LIMIT 1"
+        query = "SELECT received_ms FROM events WHERE state = ? AND state < 2 ORDER BY id LIMIT 1"
         found = [self.connection.execute(query, (state,)).fetchone() for state in (State.NORMAL, State.HIGH)]
         return min((row[0] for row in found if row), default=None)
 
@@ -288,16 +331,32 @@ class Store:
         """Keep a small text, inside a transaction."""
         self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
+    def quota_rows(self) -> list[tuple[int, str, int, int]]:
+        """Requests sent, per minute: wall-clock minute, boot, minute of the boot, how many."""
+        return self.connection.execute("SELECT minute, boot_id, boot_minute, sent FROM quota").fetchall()
+
+    def save_quota(self, rows: Sequence[tuple[int, str, int, int]], *, drop_before: int, replaces_all: bool) -> None:
+        """Write some minutes of the day's quota, inside a transaction, and drop those that do not count any more."""
+        if replaces_all:
+            self.connection.execute("DELETE FROM quota")
+        self.connection.execute("DELETE FROM quota WHERE boot_minute < ?", (drop_before,))
+        self.connection.executemany("DELETE FROM quota WHERE boot_minute = ?", [(row[2],) for row in rows])
+        self.connection.executemany("INSERT INTO quota VALUES (?, ?, ?, ?)", rows)
+
     def pending(self) -> int:
         """How many events are pending."""
         return self.counters["pending_normal"] + self.counters["pending_high"]
+
+    def checkpoint(self, *, truncate: bool = False) -> None:
+        """Copy the WAL into the file, outside of a transaction; ``truncate`` makes the WAL empty too."""
+        self.connection.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if truncate else 'PASSIVE'})").fetchall()
 
     def tidy(self) -> bool:
         """Copy the WAL into the file and, while nothing is pending, give free pages back; True if there are more.
 
         Outside of a transaction. With a backlog free pages are left alone: the next events need them.
         """
-        self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        self.checkpoint()
         if self.pending():
             return False
         self.connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()

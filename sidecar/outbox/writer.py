@@ -17,111 +17,69 @@ Cancellation: who is cancelled while waiting loses the answer, never the effect;
 abandoned. The writer is the last to stop: ``stop`` lets it finish what is there.
 """
 
-import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import trio
 
 from sidecar.clock import Clock
 from sidecar.errors import SidecarError
+from sidecar.outbox.committer import Committer, Note, StoreFailed, Work
 from sidecar.outbox.records import Accepted, Failure, NewEvent, Settlement
-from sidecar.outbox.room import DiskFull, Refused, Room
+from sidecar.outbox.room import ROW_BYTES, Refused, Room
+from sidecar.outbox.runner import Runner
 from sidecar.outbox.store import Store
 
-__all__ = ["InlineRunner", "Outbox", "Runner", "StoreFailed", "ThreadRunner"]
+__all__ = ["Outbox"]
 
 # Field: settlements are committed at the latest 50 ms after the answer; half of it is left for the commit itself.
-SETTLE_DELAY_S = 0.025
-# So many rows are one transaction at most: about 60 ms, and others want a turn.
-COMMIT_ROWS = 5_000
-KEEP_INTERVAL_S = 1.0
-FAILURES_MAX = 10
+SETTLE_DELAY_S: Final = 0.025
+# A failed attempt is remembered within a second, with or without company.
+FAILURE_DELAY_S: Final = 1.0
+# So many rows, and bytes beyond the first note, are one transaction at most: about 60 ms, and others want a turn.
+COMMIT_ROWS: Final = 5_000
+COMMIT_BYTES: Final = 4 * 2**20
+KEEP_INTERVAL_S: Final = 1.0
+KEEP_AGAIN_S: Final = 0.05
+FAILURES_MAX: Final = 10
+RETRY_MAX_S: Final = 5.0
 
 T = TypeVar("T")
 
 
-class StoreFailed(SidecarError):
-    """The disk refused a commit for another reason than lack of room; what was asked is not stored."""
-
-
-class Runner(Protocol):
-    """Where store calls run: the seam that tests and the simulation replace."""
-
-    async def run(self, call: Callable[[], T]) -> T:
-        """Run ``call`` to its end, whatever is cancelled meanwhile, and return or raise what it does."""
-        ...
-
-
-class ThreadRunner:
-    """In a thread, one call at a time, with a limiter of its own.
-
-    The default limiter is shared with name look-ups, and 40 hanging look-ups would hold the store up for seconds
-    (facts: ``field_lessons.md`` M16).
-    """
-
-    def __init__(self) -> None:
-        self._limiter = trio.CapacityLimiter(1)
-
-    async def run(self, call: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(call, limiter=self._limiter)
-
-
-class InlineRunner:
-    """On the spot, for tests under virtual time: a thread would let the mock clock run away."""
-
-    async def run(self, call: Callable[[], T]) -> T:
-        await trio.lowlevel.checkpoint()
-        return call()
-
-
-class _Note:
-    """Something asked of the store, and its answer."""
-
-    __slots__ = ("answer", "done", "error", "what")
-
-    def __init__(self, what: Any) -> None:
-        self.what = what
-        self.done = trio.Event()
-        self.answer: Any = None
-        self.error: BaseException | None = None
-
-    def settle(self, call: Callable[[], Any]) -> None:
-        """Perform the call and keep its result or its exception for who waits."""
-        try:
-            self.answer = call()
-        except (SidecarError, sqlite3.Error, ValueError) as error:
-            self.error = error
-
-    async def wait(self) -> Any:
-        await self.done.wait()
-        if self.error is not None:
-            raise self.error
-        return self.answer
-
-
 class Outbox:
-    """The asynchronous front of the store: the one writer that all connections and the dispatcher share."""
+    """The asynchronous front of the store: the one writer that all connections and the dispatcher share.
+
+    What others may set: ``on_settled`` is told of settlements once they are committed, ``on_accepted`` that there are
+    new events, ``on_commit`` how long a commit took and how many rows it had; ``keep(store, now_ms)`` does a step of
+    housekeeping inside a transaction and says whether there is more; ``protected()`` gives the ids of pending events
+    that must not be dropped to make room, because they are loaded or in flight.
+    """
 
     def __init__(self, store: Store, clock: Clock, room: Room, runner: Runner) -> None:
         self._store = store
         self._clock = clock
         self._room = room
         self._runner = runner
-        self._accepts: list[_Note] = []
-        self._writes: list[_Note] = []
-        self._reads: list[_Note] = []
+        self._committer = Committer(store, room)
+        self._accepts: list[Note] = []
+        self._writes: list[Note] = []
+        self._reads: list[Note] = []
         self._settlements: list[Settlement] = []
         self._failures: list[Failure] = []
         self._settle_by_s = float("inf")
+        self._keep_at_s = 0.0
+        self._retry_at_s = 0.0
         self._wake = trio.Event()
         self._stopping = False
+        self._stopped = False
         self._failed_in_a_row = 0
         self.on_settled: Callable[[Sequence[Settlement]], None] = lambda _settled: None
         self.on_accepted: Callable[[], None] = lambda: None
         self.on_commit: Callable[[float, int], None] = lambda _took_s, _rows: None
         self.keep: Callable[[Store, int], bool] = lambda _store, _now_ms: False
+        self.protected: Callable[[], Collection[int]] = frozenset
 
     @property
     def counters(self) -> dict[str, int]:
@@ -133,6 +91,11 @@ class Outbox:
         """Why events are refused just now (``outbox_full`` or ``disk_full``), or None."""
         return self._room.full
 
+    @property
+    def short(self) -> bool:
+        """Whether room runs short, so that history should go whatever its age."""
+        return self._room.short
+
     # What others ask ------------------------------------------------------------------------------------------
 
     async def accept(self, events: Sequence[NewEvent]) -> Accepted:
@@ -142,39 +105,45 @@ class Outbox:
         may be.
         """
         self._room.check()
-        note = _Note(events)
-        self._accepts.append(note)
-        self._wake.set()
-        answer: Accepted = await note.wait()
+        size_bytes = sum([len(event.body) for event in events]) + ROW_BYTES * len(events)
+        answer: Accepted = await self._ask(self._accepts, Note(events, size_bytes))
         return answer
 
     async def write(self, call: Callable[[Store, int], T]) -> T:
-        """Run ``call(store, now_ms)`` inside the next transaction; returns its result after the commit."""
-        note = _Note(call)
-        self._writes.append(note)
-        self._wake.set()
-        result: T = await note.wait()
+        """Run ``call(store, now_ms)`` inside a transaction of its own; returns its result after the commit.
+
+        Raises what ``call`` raises, and then nothing of it was done; DiskFull or StoreFailed.
+        """
+        result: T = await self._ask(self._writes, Note(call))
         return result
 
     async def read(self, call: Callable[[Store], T]) -> T:
-        """Run ``call(store)`` between transactions."""
-        note = _Note(call)
-        self._reads.append(note)
-        self._wake.set()
-        result: T = await note.wait()
+        """Run ``call(store)`` between transactions. Raises what ``call`` raises, or StoreFailed."""
+        result: T = await self._ask(self._reads, Note(call))
         return result
+
+    async def _ask(self, notes: list[Note], note: Note) -> Any:
+        if self._stopped:
+            raise self._committer.failure("the writer has stopped")
+        notes.append(note)
+        self._wake.set()
+        return await note.wait()
 
     def settle(self, settlement: Settlement, *, more_expected: bool) -> None:
         """Have an event settled soon; ``on_settled`` tells when it is committed. Never blocks, never fails."""
         self._settlements.append(settlement)
-        due_s = self._clock.monotonic_s() + (SETTLE_DELAY_S if more_expected else 0)
+        self._commit_within(SETTLE_DELAY_S if more_expected else 0.0)
+
+    def note_failure(self, failure: Failure) -> None:
+        """Have a failed attempt remembered with the next commit, within a second. Never blocks, never fails."""
+        self._failures.append(failure)
+        self._commit_within(FAILURE_DELAY_S)
+
+    def _commit_within(self, delay_s: float) -> None:
+        due_s = self._clock.monotonic_s() + delay_s
         if due_s < self._settle_by_s:
             self._settle_by_s = due_s
             self._wake.set()
-
-    def note_failure(self, failure: Failure) -> None:
-        """Have a failed attempt remembered with the next commit."""
-        self._failures.append(failure)
 
     def stop(self) -> None:
         """Let ``run`` finish what is there and return."""
@@ -186,150 +155,108 @@ class Outbox:
     async def run(self) -> None:
         """Commit until ``stop``; then commit what is left and return.
 
-        Raises StoreFailed after ``FAILURES_MAX`` commits in a row have failed: a supervisor may start afresh.
+        Raises StoreFailed after ``FAILURES_MAX`` trips in a row have failed: a supervisor may start afresh. However it
+        ends, nobody is left waiting.
         """
-        keep_at_s = self._clock.monotonic_s() + KEEP_INTERVAL_S
-        while True:
-            now_s = self._clock.monotonic_s()
-            asked = bool(self._accepts or self._writes or self._reads) or now_s >= self._settle_by_s
-            asked = asked or (self._stopping and bool(self._settlements or self._failures))
-            if asked and now_s < keep_at_s + KEEP_INTERVAL_S:
-                await self._trip()
-            elif self._stopping and not asked:
-                return
-            elif now_s >= keep_at_s:
-                more = await self._keep_house()
-                keep_at_s = now_s + (0.05 if more else KEEP_INTERVAL_S)
-            else:
-                with trio.move_on_at(min(self._settle_by_s, keep_at_s)):
-                    await self._wake.wait()
-                self._wake = trio.Event()
+        self._keep_at_s = self._clock.monotonic_s() + KEEP_INTERVAL_S
+        try:
+            while not (self._stopping and not self._anything()):
+                await self._next()
+        finally:
+            self._stopped = True
+            for note in (*self._accepts, *self._writes, *self._reads):
+                note.error = self._committer.failure("the writer has stopped")
+                note.done.set()
+
+    def _anything(self) -> bool:
+        return bool(self._accepts or self._writes or self._reads or self._settlements or self._failures)
+
+    async def _next(self) -> None:
+        """The next trip, step of housekeeping, or rest."""
+        now_s = self._clock.monotonic_s()
+        if self._accepts or self._writes or self._reads or self._stopping:
+            due_s = self._retry_at_s
+        else:
+            due_s = max(self._settle_by_s, self._retry_at_s)
+        keep_s = max(self._keep_at_s, self._retry_at_s)
+        if due_s <= now_s and now_s < keep_s + (KEEP_AGAIN_S if self._room.short else KEEP_INTERVAL_S):
+            await self._trip()
+        elif keep_s <= now_s:
+            await self._keep_house()
+        else:
+            with trio.move_on_at(min(due_s, keep_s)):
+                await self._wake.wait()
+            self._wake = trio.Event()
 
     async def _trip(self) -> None:
         """One trip to the store with all that is there."""
-        accepts = self._take_accepts()
-        writes, self._writes = self._writes, []
-        reads, self._reads = self._reads, []
-        settlements, self._settlements = self._settlements, []
-        failures, self._failures = self._failures, []
+        work = Work(self._clock.wall_ms(), self.protected())
+        work.accepts = self._take_accepts()
+        work.writes, self._writes[:] = self._writes[:], []
+        work.reads, self._reads[:] = self._reads[:], []
+        work.settlements, self._settlements = self._settlements, []
+        work.failures, self._failures = self._failures, []
         self._settle_by_s = float("inf")
-        now_ms, started_s = self._clock.wall_ms(), self._clock.monotonic_s()
-
-        def trip() -> Exception | None:
-            error = self._commit(accepts, settlements, failures, now_ms)
-            for note in writes:
-                self._perform(note, now_ms)
-            for note in reads:
-                note.settle(partial(note.what, self._store))
-            return error
-
-        error = await self._runner.run(trip)
-        for note in (*accepts, *writes, *reads):
-            note.done.set()
-        if error is not None:
-            self._settlements[:0] = settlements
-            self._failures[:0] = failures
-            await self._recover(error)
+        started_s = self._clock.monotonic_s()
+        try:
+            problem = await self._runner.run(partial(self._committer.trip, work))
+        except BaseException as error:
+            ended = self._committer.failure(f"the writer has ended: {type(error).__name__}")
+            for note in (*work.accepts, *work.writes, *work.reads):
+                note.error = note.error or ended
+            raise
+        finally:
+            for note in (*work.accepts, *work.writes, *work.reads):
+                note.done.set()
+        if problem is not None:
+            self._settlements[:0] = work.settlements
+            self._failures[:0] = work.failures
+            self._try_again_later(problem)
             return
         self._failed_in_a_row = 0
-        self.on_commit(self._clock.monotonic_s() - started_s, len(accepts) + len(settlements))
-        if settlements:
-            self.on_settled(settlements)
-        if accepts:
+        self._tell(work, started_s)
+
+    def _tell(self, work: Work, started_s: float) -> None:
+        """What was committed, to who wants to know."""
+        stored = sum(note.answer.stored for note in work.accepts if note.error is None)
+        if stored or work.settlements:
+            self.on_commit(self._clock.monotonic_s() - started_s, stored + len(work.settlements))
+        if work.settlements:
+            self.on_settled(work.settlements)
+        if stored:
             self.on_accepted()
 
-    def _take_accepts(self) -> list[_Note]:
-        taken = rows = 0
+    def _take_accepts(self) -> list[Note]:
+        taken = rows = size_bytes = 0
         for note in self._accepts:
-            if taken and rows + len(note.what) > COMMIT_ROWS:
-                break
             rows += len(note.what)
+            size_bytes += note.size_bytes
+            if taken and (rows > COMMIT_ROWS or size_bytes > COMMIT_BYTES):
+                break
             taken += 1
-        accepts, self._accepts = self._accepts[:taken], self._accepts[taken:]
+        accepts = self._accepts[:taken]
+        del self._accepts[:taken]
         return accepts
 
-    def _commit(
-        self, accepts: list[_Note], settlements: list[Settlement], failures: list[Failure], now_ms: int
-    ) -> Exception | None:
-        """In the store's thread: one transaction; the accepts learn their outcome. Returns why settlements failed."""
-        try:
-            self._transact(accepts, settlements, failures, now_ms)
-            return None
-        except sqlite3.Error as error:
-            refusal = self._refusal(error)
-        for note in accepts:
-            note.error = refusal
-        if not settlements and not failures:
-            return None if isinstance(refusal, Refused) else refusal
-        try:  # without the accepts there may be room
-            self._transact([], settlements, failures, now_ms)
-        except sqlite3.Error as error:
-            return self._refusal(error)
-        return None
+    def _try_again_later(self, problem: SidecarError) -> None:
+        """After a failed trip: back off; give up where it was the disk for ``FAILURES_MAX`` times in a row.
 
-    def _transact(
-        self, accepts: list[_Note], settlements: list[Settlement], failures: list[Failure], now_ms: int
-    ) -> None:
-        if not accepts and not settlements and not failures:
-            return
-        with self._store.transaction():
-            self._store.settle(settlements, now_ms)
-            self._store.note_failures(failures)
-            outcomes = self._store.accept([note.what for note in accepts], now_ms) if accepts else []
-        self._room.measure(self._store.used_bytes())
-        for note, outcome in zip(accepts, outcomes, strict=True):
-            note.answer = outcome
-
-    def _perform(self, note: _Note, now_ms: int) -> None:
-        """In the store's thread: one asked-for write in a transaction of its own."""
-
-        def write() -> Any:
-            with self._store.transaction():
-                return note.what(self._store, now_ms)
-
-        note.settle(write)
-        if isinstance(note.error, sqlite3.Error):
-            note.error = self._refusal(note.error)
-
-    def _refusal(self, error: sqlite3.Error) -> SidecarError:
-        """What a failed commit means to who asked for it."""
-        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            self._room.disk_is_full()
-            return DiskFull(
-                f"The disk of {self._store.path.parent} is full; make room there, events are taken again by themselves."
-            )
-        return StoreFailed(
-            f"The outbox {self._store.path} could not be written ({error}); nothing of this was stored, send it again."
-        )
-
-    async def _recover(self, error: Exception) -> None:
-        """After a failed commit of settlements: look again a little later, with a new connection.
-
-        After a failed fsync the kernel may have dropped the pages: a connection that goes on would trust them
-        (facts: ``field_lessons.md`` 2).
+        A full disk is waited for: giving up would send again what was not settled.
         """
         self._failed_in_a_row += 1
-        if self._failed_in_a_row >= FAILURES_MAX:
+        if self._failed_in_a_row >= FAILURES_MAX and not isinstance(problem, Refused):
             raise StoreFailed(
-                f"The outbox {self._store.path} could not be written {FAILURES_MAX} times in a row ({error}); check its disk."
+                f"The outbox {self._store.path} failed {self._failed_in_a_row} times in a row; check its disk. {problem}"
             )
-        self._settle_by_s = self._clock.monotonic_s() + 0.1 * 2**self._failed_in_a_row
-        if not isinstance(error, Refused):
-            await self._runner.run(self._store.reopen)
+        now_s = self._clock.monotonic_s()
+        self._retry_at_s = now_s + min(0.1 * 2 ** min(self._failed_in_a_row, 10), RETRY_MAX_S)
+        if self._settlements or self._failures:
+            self._settle_by_s = self._retry_at_s
 
-    async def _keep_house(self) -> bool:
-        """Nothing else to do: prune a little, lay by the reserve, checkpoint. True if there is more of it."""
-        now_ms = self._clock.wall_ms()
-
-        def step() -> bool:
-            self._room.lay_by()
-            try:
-                with self._store.transaction():
-                    more = self.keep(self._store, now_ms)
-            except sqlite3.Error as error:
-                self._refusal(error)
-                return False
-            self._room.measure(self._store.used_bytes())
-            return more or self._store.tidy()
-
-        return await self._runner.run(step)
+    async def _keep_house(self) -> None:
+        """Nothing else to do, or too long nothing done: prune a little, lay by the reserve, checkpoint."""
+        call = partial(self._committer.keep_house, self.keep, self._clock.wall_ms())
+        more, problem = await self._runner.run(call)
+        self._keep_at_s = self._clock.monotonic_s() + (KEEP_AGAIN_S if more else KEEP_INTERVAL_S)
+        if problem is not None:
+            self._try_again_later(problem)
