@@ -82,7 +82,7 @@ class Name(msgspec.Struct, frozen=True):
 class Names:
     """The compiled name rules; ``of`` is what they are for."""
 
-    def __init__(self, mapping: MappingConfig, path_field: Field | None) -> None:
+    def __init__(self, mapping: MappingConfig, path_field: Field) -> None:
         self._exact = mapping.events
         self._globs = [
             (glob, re.compile(translate(glob)).match) for glob in mapping.events if re.search(r"[*?\[]", glob)
@@ -100,7 +100,7 @@ class Names:
     def of(self, event: dict[str, Any]) -> Name | None:
         """What the event's name becomes; None if it has none (only a track call can lack one)."""
         kind = event.get("type")
-        sent = self._field.text(event) if self._field is not None else None
+        sent = self._field.text(event)
         if sent is None:
             call = self._calls.get(kind) if type(kind) is str else None
             if call is not None:

@@ -150,8 +150,8 @@ class View(msgspec.Struct, frozen=True):
         if key == "traits":
             return self.traits.seen(value)
         if key == "context" and type(value) is dict:
-            shown = self.context.prune({name: inner for name, inner in value.items() if name != "traits"})
-            return {**shown, "traits": self.traits.seen(value["traits"])} if "traits" in value else shown
+            traits = {"traits": self.traits.seen(value["traits"])} if "traits" in value else {}
+            return {**self.context.prune(value), **traits}
         if key not in CALL_KEYS and self.rest.hashes(key, key):
             return self.rest.digest(value)
         return self.rest.prune(value)

@@ -57,7 +57,7 @@ KEYS: Mapping[type[msgspec.Struct], tuple[str, Mapping[str, str]]] = {
             "A value that already is a SHA-256 stays.",
             "hash_salt": "What is put before each value that is hashed. Without one, the hash of an email can be guessed.",
             "rename": "Name as the app sends it → new name, before the case rule.",
-            "set": "Constants that are added, over a value that the app sent.",
+            "set": "Constants that are added under exactly these names, over a value that the app sent.",
             "case": "`attribute_case` for these values only.",
             "nested": "`nested` for these values only.",
         },

@@ -146,9 +146,10 @@ def test_the_explanation_names_rule_and_path_of_each_field_within_80_columns():
 
 
 def test_the_explanation_as_json():
-    (line,) = lines({**TRACK, "properties": {"a_b": 1}}, "--explain", "--json")
+    (line,) = lines({**TRACK, "properties": {"a_b": 1, "featureName": 2, "feature_name": 3}}, "--explain", "--json")
     rows = {row["field"]: (row["value"], row["source"]) for row in line["explain"]}
     assert rows["attributes.aB"] == (1, "properties.a_b (camel)")
+    assert rows["attributes.featureName"] == (2, "properties.featureName")
     assert rows["date"] == (1717700000000, "when it was received")
 
 

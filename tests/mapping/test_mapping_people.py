@@ -170,6 +170,8 @@ def test_the_sign_up_date_is_for_new_users_only_and_else_the_date_of_the_event()
     assert user.new_only == {"signUpDate": 1717675200000}
     (user,) = upserts(map_one(identify({"createdAt": "2024-01-01"}), USERS))
     assert (user.new_only, "signUpDate" in user.fields) == ({"signUpDate": 1704067200000}, False)
+    (user,) = upserts(map_one(identify({"createdAt": "2024-01-01", "signUpDate": "2023-01-01"}), USERS))
+    assert user.new_only == {"signUpDate": 1672531200000}
     (user,) = upserts(map_one(identify({"signUpDate": "soon"}), USERS))
     assert user.new_only == {"signUpDate": RECEIVED_MS}
 
@@ -277,6 +279,13 @@ def test_group_writes_the_account_first_and_then_the_user():
     assert whats(mapped) == {"account.numberOfUsers": "left out: PX keeps it itself"}
     again = map_one(group("acct-1", traits), BOTH, mapped.known or NOBODY)
     assert again.dropped == "remembered"
+
+
+def test_another_account_with_the_same_traits_is_written():
+    first = map_one(group("g1", {"plan": "a"}), ACCOUNTS)
+    (account,) = upserts(map_one(group("g2", {"plan": "a"}), ACCOUNTS, first.known or NOBODY))
+    assert isinstance(account, UpsertAccount)
+    assert account.account_id == "g2"
 
 
 def test_each_of_the_two_can_be_on_alone():

@@ -61,6 +61,12 @@ def test_what_traits_deny_is_denied_in_traits_only():
     assert SECRET not in repr(mapped)
 
 
+def test_one_place_in_an_address_can_be_denied():
+    rules = '[mapping.traits]\ndrop = ["address.city"]\n[people]\nusers = "upsert"'
+    (user,) = map_one(identify({"address": {"city": SECRET, "country": "DE"}}), rules).intents
+    assert user.fields["location"] == {"countryName": "DE"}
+
+
 def test_the_account_id_is_not_taken_from_denied_traits():
     rules = '[mapping.attributes]\ndrop = ["account_id"]'
     event = track(traits={"account_id": SECRET}, context={"traits": {"account_id": SECRET}})
@@ -150,3 +156,13 @@ def test_reported_changes_hold_no_values():
     event = track(timestamp=SECRET, properties={"big": 2**70 + 1, "a_b": SECRET, "aB": SECRET})
     assert SECRET not in repr(map_one(event).changes)
     assert str(2**70 + 1) not in repr(map_one(event).changes)
+
+
+@pytest.mark.parametrize("rule", ['drop = ["address"]', 'hash = ["address"]'])
+def test_an_object_is_denied_as_a_whole_where_it_would_be_flattened(rule: str):
+    rules = f'[mapping]\nnested = "flatten"\n[mapping.attributes]\n{rule}'
+    sent = body(track(properties={"address": {"street": SECRET}, "n": {"address": {"street": SECRET}}}), rules)
+    assert SECRET not in repr(sent)
+    hashed = sent["attributes"].get("address")
+    assert sent["attributes"] == ({"address": hashed, "n.address": hashed} if "hash" in rule else {"n": "{}"})
+    assert hashed is None or len(hashed) == 64

@@ -1,5 +1,7 @@
 """Dates, ids and nested values as PX takes them."""
 
+import time
+
 import pytest
 from mapping_help import RECEIVED_MS, attributes, body, map_one, track, whats
 
@@ -137,6 +139,11 @@ def test_what_json_cannot_express_never_leaves():
     assert whats(mapped) == dict.fromkeys(("attributes.nan", "attributes.inf"), "left out: not a finite number")
 
 
+def test_nested_keys_that_come_out_the_same_are_settled_alike_in_any_order():
+    for nested in ({"\ud800": 1, "\ud801": 2}, {"\ud801": 2, "\ud800": 1}):
+        assert attributes({"n": nested}) == {"n": '{"\ufffd":1}'}
+
+
 def test_integers_beyond_64_bits_are_sent_as_text_and_reported():
     mapped = map_one(track(properties={"big": 2**63, "fits": 2**63 - 1, "low": -(2**63), "huge": 10**400}))
     assert mapped.intents[0].body["attributes"] == {"big": "9223372036854775808", "fits": 2**63 - 1, "low": -(2**63)}
@@ -145,3 +152,13 @@ def test_integers_beyond_64_bits_are_sent_as_text_and_reported():
 
 def test_dates_before_the_epoch_round_down():
     assert to_epoch_ms("1969-12-31T23:59:59.9999Z") == -1
+
+
+def test_a_time_without_an_offset_is_utc_wherever_the_host_stands(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        assert to_epoch_ms("2024-06-06T12:00:00") == NOON_MS
+    finally:
+        monkeypatch.undo()
+        time.tzset()
