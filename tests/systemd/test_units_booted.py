@@ -12,7 +12,7 @@ pytestmark = pytest.mark.systemd
 
 STAND_IN = """#!/bin/sh
 LD_LIBRARY_PATH=/opt/python/lib PYTHONPATH=/opt/px-sidecar exec /opt/python/bin/python3 -BSc '
-import json, os, resource, socket, sys, time
+import json, os, resource, signal, socket, sys, time
 from sidecar.systemd import Notifier, inherited_sockets, watchdog_s
 
 def attempt(action):
@@ -45,6 +45,7 @@ about = {
     "boot id": attempt(lambda: open("/proc/sys/kernel/random/boot_id")),
 }
 notifier = Notifier()
+signal.signal(signal.SIGHUP, lambda *_: (notifier.reloading(), notifier.ready("reloaded")))
 notifier.ready("ready")
 while True:
     listener = sockets["unix"][0]
@@ -187,6 +188,15 @@ def test_an_instance_has_its_own_socket_state_and_argument(machine):
     assert about["arguments"] == ["--instance", "acme", "run"]
     assert about["key"] == "acmes"
     machine.run("systemctl", "stop", "px-sidecar@acme.socket", "px-sidecar@acme.service")
+
+
+def test_a_reload_reaches_the_daemon(machine):
+    ask(machine)
+    machine.run("systemctl", "reload", "px-sidecar")
+    ask(machine)
+    assert machine.show("px-sidecar", "ActiveState", "StatusText", "NRestarts") == {
+        "ActiveState": "active", "StatusText": "reloaded", "NRestarts": "0",
+    }  # fmt: skip
 
 
 def test_enabling_the_daemon_enables_its_sockets(machine):
