@@ -1,6 +1,6 @@
 """The outbox: the only place that knows SQL. Events are put here before they are answered, and leave it settled."""
 
-from sidecar.outbox.committer import StoreFailed
+from sidecar.outbox.committer import Note, StoreFailed
 from sidecar.outbox.database import Lock, take_lock
 from sidecar.outbox.history import Keeper
 from sidecar.outbox.records import Accepted, Failure, NewEvent, Page, Remembered, Row, Settlement, State
@@ -18,6 +18,7 @@ __all__ = [
     "Keeper",
     "Lock",
     "NewEvent",
+    "Note",
     "Outbox",
     "OutboxFull",
     "Page",

@@ -104,10 +104,19 @@ class Outbox:
         Raises OutboxFull, DiskFull or StoreFailed, and then none of them is stored. If the caller is cancelled they
         may be.
         """
+        answer: Accepted = await self.submit(events).wait()
+        return answer
+
+    def submit(self, events: Sequence[NewEvent]) -> Note:
+        """Begin to store events: ``await note.wait()`` is what ``accept`` would do. Raises OutboxFull or DiskFull.
+
+        Events are stored in the order in which they were submitted, whether anybody waits for them or not.
+        """
         self._room.check()
         size_bytes = sum([len(event.body) for event in events]) + ROW_BYTES * len(events)
-        answer: Accepted = await self._ask(self._accepts, Note(events, size_bytes))
-        return answer
+        note = Note(events, size_bytes)
+        self._leave(self._accepts, note)
+        return note
 
     async def write(self, call: Callable[[Store, int], T]) -> T:
         """Run ``call(store, now_ms)`` inside a transaction of its own; returns its result after the commit.
@@ -123,11 +132,14 @@ class Outbox:
         return result
 
     async def _ask(self, notes: list[Note], note: Note) -> Any:
+        self._leave(notes, note)
+        return await note.wait()
+
+    def _leave(self, notes: list[Note], note: Note) -> None:
         if self._stopped:
             raise self._committer.failure("the writer has stopped")
         notes.append(note)
         self._wake.set()
-        return await note.wait()
 
     def settle(self, settlement: Settlement, *, more_expected: bool) -> None:
         """Have an event settled soon; ``on_settled`` tells when it is committed. Never blocks, never fails."""

@@ -1,0 +1,176 @@
+"""Where events come in: sockets that are inherited, bound or made to listen.
+
+Rules
+-----
+* An inherited socket is used as it is; its path and mode belong to the ``.socket`` unit. It is never unlinked.
+* Our own Unix socket is bound under another name and renamed into place, so that its path never leads nowhere; one
+  that a live process answers on is never taken away from it.
+"""
+
+import contextlib
+import errno
+import grp
+import os
+import resource
+import socket
+import ssl
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from sidecar.config import Listen
+from sidecar.config.schema import split_address
+from sidecar.errors import ConfigError, Failed
+
+__all__ = ["Opened", "bind_control", "bind_listeners", "raise_descriptor_limit"]
+
+BACKLOG: Final = 1024  # what the kernel caps by net.core.somaxconn; connections that wait through a restart are here
+PATH_MAX_BYTES: Final = 107  # sockaddr_un(7)
+CONTROL_MODE: Final = 0o600
+
+
+class Opened(NamedTuple):
+    """The listening sockets, and the TLS context of ``https``. ``close`` closes them and removes our own paths."""
+
+    http: list[socket.socket]
+    https: list[socket.socket]
+    unix: list[socket.socket]
+    tls: ssl.SSLContext | None
+    close: Callable[[], None]
+
+
+def bind_listeners(listen: Listen, inherited: dict[str, list[socket.socket]]) -> Opened:
+    """Open what ``[listen]`` says, where nothing was inherited for it. Raises Failed or ConfigError."""
+    with contextlib.ExitStack() as stack:
+        for sockets in inherited.values():
+            for one in sockets:
+                stack.callback(one.close)
+        http = (
+            inherited.get("http") or [_bind_tcp("listen.http", listen.http, stack)]
+            if listen.http or "http" in inherited
+            else []
+        )
+        https = inherited.get("https") or ([_bind_tcp("listen.https", listen.https, stack)] if listen.https else [])
+        unix = inherited.get("unix") or []
+        if not unix and listen.unix:
+            unix = [stack.enter_context(_bound_unix(Path(listen.unix), int(listen.unix_mode, 8), listen.unix_group))]
+        if not http and not https and not unix:
+            raise ConfigError("There is nothing to listen on; set listen.unix, listen.http or listen.https.")
+        tls = _tls_context(listen) if https else None
+        return Opened(http, https, unix, tls, stack.pop_all().close)
+
+
+@contextlib.contextmanager
+def bind_control(listen: Listen) -> Iterator[socket.socket]:
+    """The control socket, for the daemon's own user and root only. Raises Failed."""
+    with _bound_unix(Path(listen.control), CONTROL_MODE, "") as listener:
+        yield listener
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit of open files to the hard one: each connection is one. Returns the limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def _bind_tcp(key: str, address: str, stack: contextlib.ExitStack) -> socket.socket:
+    host, port = split_address(key, address)
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            why = "another process listens there; stop it or choose another port"
+        elif error.errno == errno.EACCES:
+            why = "ports below 1024 need a privilege; choose a higher one"
+        else:
+            why = f"{error.strerror or error}; choose an address of this host"
+        raise Failed(f"{key} = {address} cannot be opened: {why}.") from None
+    listener.setblocking(False)
+    return listener
+
+
+@contextlib.contextmanager
+def _bound_unix(path: Path, mode: int, group: str) -> Iterator[socket.socket]:
+    if len(os.fsencode(path)) > PATH_MAX_BYTES:
+        raise Failed(
+            f"The socket path {path} is longer than {PATH_MAX_BYTES} bytes, the most a socket can have; choose a shorter one."
+        )
+    _make_way(path)
+    new = path.with_name(f".{path.name[:80]}.{os.getpid()}")
+    if len(os.fsencode(new)) > PATH_MAX_BYTES:
+        new = path.with_name(f".{os.getpid()}")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new.unlink(missing_ok=True)
+            mask = os.umask(0o177)
+            try:
+                listener.bind(str(new))
+            finally:
+                os.umask(mask)
+            if group:
+                os.chown(new, -1, _group_id(group))
+            new.chmod(mode)
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+            new.rename(path)
+        except OSError as error:
+            new.unlink(missing_ok=True)
+            raise Failed(
+                f"The socket {path} cannot be made ({error.strerror or error}); make its folder, writable for this user."
+            ) from None
+        inode = path.stat().st_ino
+        yield listener
+        with contextlib.suppress(OSError):
+            if path.stat().st_ino == inode:  # a newer process may have put its own there
+                path.unlink()
+    finally:
+        listener.close()
+
+
+def _make_way(path: Path) -> None:
+    """Make sure that nobody lives at ``path``; Raises Failed if somebody does, or if it is something else."""
+    try:
+        kind = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    if not stat.S_ISSOCK(kind):
+        raise Failed(f"{path} exists and is not a socket; remove it or choose another path in [listen].")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
+        except OSError as error:
+            raise Failed(
+                f"The socket {path} cannot be tried ({error.strerror or error}); is it another user's?"
+            ) from None
+    raise Failed(f"Another process answers on {path}; stop it or choose another path in [listen].")
+
+
+def _group_id(group: str) -> int:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise Failed(f"listen.unix_group = {group}: there is no such group; create it or name another.") from None
+
+
+def _tls_context(listen: Listen) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(listen.tls_cert, listen.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"listen.tls_cert = {listen.tls_cert} with tls_key = {listen.tls_key} cannot be used ({reason}); give a PEM certificate and its key."
+        ) from None
+    return context

@@ -1,0 +1,119 @@
+"""The HTTP routes: what an SDK posts, what an operator or a monitor gets.
+
+On TCP, a browser on this host could be made to post here by any web page. Browsers say where they come from (``Origin``)
+and what they were told to reach (``Host``), so a foreign Host and any Origin are refused with 403. The Unix socket
+cannot be reached by a browser and is exempt.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from sidecar.config.schema import is_loopback_host
+from sidecar.errors import SidecarError
+from sidecar.events import TYPES
+from sidecar.http import Request, Response
+from sidecar.outbox import Outbox
+from sidecar.receive.intake import BATCH, Answer, Intake, refusal
+
+__all__ = ["Page", "Routes", "refuse"]
+
+Page = Callable[[], Awaitable[Response]]
+
+_KINDS: Final = {f"/v1/{kind}": kind for kind in TYPES} | {f"/v1/{path}": BATCH for path in ("batch", "import", "b")}
+_SLASHES: Final = re.compile(r"/{2,}")
+_HOST: Final = re.compile(r"\[([^\]]*)\](?::\d*)?|([^:]*)(?::\d*)?")
+
+
+class Routes:
+    """Answers requests. ``pages`` are what GET finds, by path; ``foreign_hosts`` are allowed where others may come in."""
+
+    def __init__(self, intake: Intake, outbox: Outbox, pages: dict[str, Page], *, foreign_hosts: bool = False) -> None:
+        self._intake = intake
+        self._outbox = outbox
+        self._pages = pages
+        self._foreign_hosts = foreign_hosts
+
+    async def over_tcp(self, request: Request) -> Response:
+        """Answer a request that came over TCP."""
+        if request.header(b"origin") is not None:
+            return _respond(
+                refusal("foreign_origin", "Web pages may not send events here; send them from a server.", 403)
+            )
+        if not self._foreign_hosts and not _is_local(request.header(b"host")):
+            return _respond(
+                refusal("foreign_host", "The Host header names another host; use the address in listen.http.", 403)
+            )
+        return await self._answer(request, trusted=False)
+
+    async def over_unix(self, request: Request) -> Response:
+        """Answer a request that came over the Unix socket."""
+        return await self._answer(request, trusted=True)
+
+    async def _answer(self, request: Request, *, trusted: bool) -> Response:
+        path = request.path
+        kind = _KINDS.get(path)
+        if kind is None:
+            path = _SLASHES.sub("/", path).rstrip("/")
+            kind = _KINDS.get(path)
+        if kind is not None and request.method == "POST":
+            return _respond(await self._take(request, kind, trusted=trusted))
+        page = self._pages.get(path)
+        if page is not None and request.method in ("GET", "HEAD"):
+            return await page()
+        if kind is not None or page is not None:
+            allowed = "GET" if page is not None else "POST"
+            return _respond(refusal("method_not_allowed", f"{path} answers {allowed} only; use that.", 405))
+        return _respond(
+            refusal("not_found", "There is nothing at this path; events go to POST /v1/batch or /v1/track.", 404)
+        )
+
+    async def _take(self, request: Request, kind: str, *, trusted: bool) -> Answer:
+        opened = self._intake.open(request.body, kind, _key_of(request.header(b"authorization")), trusted=trusted)
+        if isinstance(opened, Answer):
+            return opened
+        if not opened.events:
+            return Answer(200, b'{"success":true,"accepted":0}')
+        try:
+            outcome = await self._outbox.accept(opened.events)
+        except SidecarError as error:
+            return self._intake.not_stored(error)
+        return self._intake.accepted(opened, outcome)
+
+
+def refuse(code: str, message: str, status: int) -> Response:
+    """Words for what never reached a route (``sidecar.http.Refuse``); nothing that an SDK would repeat for ever."""
+    if code == "too_large":
+        return _respond(
+            refusal("too_large", f"{message} Send smaller batches, or raise outbox.max_request_bytes."), close=True
+        )
+    if code in ("bad_request", "bad_encoding"):
+        return _respond(refusal("bad_json" if code == "bad_encoding" else code, message), close=True)
+    return _respond(refusal(code, message, status), close=True)
+
+
+def _respond(answer: Answer, *, close: bool = False) -> Response:
+    if answer.retry_after_s is None:
+        return Response(answer.status, answer.body, close=close)
+    return Response(answer.status, answer.body, headers=(("Retry-After", str(answer.retry_after_s)),), close=close)
+
+
+def _key_of(authorization: bytes | None) -> str | None:
+    """The write key in a Basic header, with or without the colon; a Bearer token is no write key."""
+    if not authorization or authorization[:6].lower() != b"basic ":
+        return None
+    try:
+        text = base64.b64decode(authorization[6:].strip(), validate=False).decode("utf-8", "replace")
+    except binascii.Error:
+        return None
+    return text.partition(":")[0] or None
+
+
+def _is_local(host: bytes | None) -> bool:
+    """Whether a Host header names this machine by loopback. Without one (HTTP/1.0, nc) it cannot be a browser."""
+    if host is None:
+        return True
+    match = _HOST.fullmatch(host.decode("latin-1").strip().lower())
+    return match is not None and is_loopback_host((match[1] or match[2] or "").rstrip("."))
