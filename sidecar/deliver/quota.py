@@ -29,8 +29,9 @@ __all__ = ["Lease", "Quota", "QuotaRow", "QuotaStatus"]
 DAY_MINUTES: Final = 1440
 DAY_S: Final = 86_400.0
 HOLD_S: Final = 3600.0
-LEASE: Final = 100  # half a second at the default pace: a commit more or less often is not worth a knob
-LEASE_SHARE: Final = 100  # of a small quota a crash costs a hundredth
+LEASE: Final = 100  # half a second at the default pace; what a crash may cost
+LEASE_SHARE: Final = 100  # but of a small quota no more than a hundredth
+FAST_S, SLOW_S = 0.25, 2.0  # a lease half gone sooner is doubled, as a commit must not be waited for; later, halved
 
 
 class QuotaRow(NamedTuple):
@@ -91,7 +92,9 @@ class Quota:
         assert per_day >= 1, per_day
         self.per_day = per_day
         self._normal_limit = per_day - math.floor(per_day * reserve_for_high)
-        self._size = max(1, min(LEASE, per_day // LEASE_SHARE))
+        self._largest = max(1, per_day // LEASE_SHARE)
+        self._smallest = self._size = min(LEASE, self._largest)
+        self._granted_boot_s = -math.inf
         self._clock, self._boot_id = clock, clock.boot_id()
         self._utc, self._spread = day == "utc", pace == "spread"
         self._minutes: dict[int, _Minute] = {}
@@ -154,6 +157,7 @@ class Quota:
         short = 2 * self._unused < self._size or (minute >= self._through and through > self._through)
         if self._asked or not self._wanted or not short or self._wait_s(self.per_day) > 0:
             return None
+        self._resize()
         sends = min(self._size - self._unused, self.per_day - self._spent)
         self._book(self._booked, -self._unused)
         self._book(through, self._unused + sends, wall_minute + through - minute)
@@ -166,6 +170,7 @@ class Quota:
         assert lease is self._asked, "granted a lease that was not asked for"
         self._asked = None
         self._replaces_all = False
+        self._granted_boot_s = self._clock.boot_s()
         self._unused += lease.sends
         self._through = lease.through_minute
 
@@ -181,6 +186,13 @@ class Quota:
         self._tick()
         self._give_back()
         return self._lease(0, self._now[0])
+
+    def _resize(self) -> None:
+        lasted_s = self._clock.boot_s() - self._granted_boot_s
+        if lasted_s < FAST_S:
+            self._size = min(2 * self._size, self._largest)
+        elif lasted_s > SLOW_S:
+            self._size = max(self._size // 2, self._smallest, self._unused)
 
     def _lease(self, sends: int, through: int) -> Lease:
         rows = [
