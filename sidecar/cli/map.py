@@ -17,7 +17,7 @@ from sidecar.cli.common import config_option, json_option, load_config
 from sidecar.clock import SystemClock
 from sidecar.config import Config
 from sidecar.errors import Failed
-from sidecar.events import BadJson, decode, seal
+from sidecar.events import BadJson, decode, merge_batch, seal
 from sidecar.mapping import Known, Mapped, compile_mapping, explain
 from sidecar.mapping.reference import reference
 from sidecar.px import preview
@@ -48,8 +48,8 @@ def map(
 ) -> None:
     """Show what PX would get for the events in FILE, or on standard input.
 
-    FILE holds one JSON object, a JSON array, or one of them per line. For each
-    event one line of JSON comes out: {"requests": [...]}, {"dropped": "reason"}
+    FILE holds a JSON object, a JSON array, the body of a batch call, or one of
+    them per line. For each event one line of JSON comes out: {"requests": [...]}, {"dropped": "reason"}
     or {"dead": "reason"}, with "changes" where a value was cut or replaced. What
     identify and group say of a user is remembered for the events behind them.
     No daemon and no configuration are needed.
@@ -109,7 +109,7 @@ def _outcome(mapped: Mapped) -> dict[str, Any]:
 
 
 def events_in(data: bytes) -> Iterator[Any]:
-    """The events in a file: JSON, a JSON array, or one of them per line; a BadJson stands for a line that is neither."""
+    """The events in a file: JSON, an array, the body of a batch call, or one of them per line; BadJson for what is none."""
     lines = [line for line in data.split(b"\n") if line.strip()]
     if not lines:
         return
@@ -117,6 +117,10 @@ def events_in(data: bytes) -> Iterator[Any]:
         lines = [data]
     for line in lines:
         value = _decoded(line)
+        if isinstance(value, dict) and isinstance(value.get("batch"), list):  # the body of /v1/batch, as SDKs send it
+            for event in value["batch"]:
+                merge_batch(value, event)
+            value = value["batch"]
         yield from value if isinstance(value, list) else [value]
 
 

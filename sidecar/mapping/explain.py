@@ -58,7 +58,7 @@ def _custom_event(mapper: Mapper, event: dict[str, Any], body: dict[str, Any]) -
     name = rules.names.of(event)
     assert name is not None, "a custom event has a name"
     plan = rules.plans[name.override]
-    texts = {field.name: field for field in (rules.page_texts if event["type"] == "page" else rules.texts)}
+    texts = {field.name: field for field in (rules.page_texts if event.get("type") == "page" else rules.texts)}
     sources: dict[str, Callable[[], str]] = {
         "identifyId": lambda: _path(rules.identify_id, event) or "anonymousId, by mapping.anonymous",
         "propertyKey": lambda: "the source's property_key, else px.property_key",

@@ -130,7 +130,7 @@ class Mapper:
             body["sessionId"] = session
         if account := rules.account_id.text(event) or (known.account_id if rules.account_from_memory else None):
             body["accountId"] = account
-        for field in rules.page_texts if event["type"] == "page" else rules.texts:
+        for field in rules.page_texts if event.get("type") == "page" else rules.texts:
             if text := field.text(event):
                 body[field.name] = text
         if rules.global_context is not None and (context := rules.global_context(event)):

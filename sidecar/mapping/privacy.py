@@ -45,11 +45,6 @@ class Denied(msgspec.Struct, frozen=True):
     def __bool__(self) -> bool:
         return bool(self.drop or self.hash)
 
-    def without(self, names: Iterable[str]) -> "Denied":
-        """The same rules, but not for these names."""
-        spared = frozenset(map(fold, names))
-        return Denied(self.drop - spared, self.hash - spared, self.salt)
-
     def drops(self, name: str, path: str) -> bool:
         """Whether a value with this name at this dotted path is removed."""
         return fold(name) in self.drop or fold(path) in self.drop
@@ -111,8 +106,9 @@ CALL_KEYS: Final = frozenset(
         *("integrations", "channel", "version", "_metadata"),
     }
 )
-# What PX fields are made from in `context`, outside traits: dropping an attribute `id` leaves `context.session.id`.
-CONTEXT_OWN: Final = ("groupId", "session", "id", "sessionId", "page", "url", "referrer")
+# What PX fields are made from in `context`, outside traits (DESIGN 3). These five are the call's own as well: an
+# attribute `id` that is dropped leaves `context.session.id`. `mapping.fields` can switch those fields off.
+CONTEXT_OWN: Final = (("groupId",), ("sessionId",), ("session", "id"), ("page", "url"), ("page", "referrer"))
 
 
 class Bag(msgspec.Struct, frozen=True):
@@ -133,7 +129,6 @@ class View(msgspec.Struct, frozen=True):
 
     properties: Bag
     traits: Bag
-    context: Denied
     rest: Denied
 
     def seen(self, event: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +146,23 @@ class View(msgspec.Struct, frozen=True):
             return self.traits.seen(value)
         if key == "context" and type(value) is dict:
             traits = {"traits": self.traits.seen(value["traits"])} if "traits" in value else {}
-            return {**self.context.prune(value), **traits}
+            return {**_with_own(self.rest.prune(value), value), **traits}
         if key not in CALL_KEYS and self.rest.hashes(key, key):
             return self.rest.digest(value)
         return self.rest.prune(value)
+
+
+def _with_own(shown: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the pruned ``shown`` with what is the call's own in ``context`` put back."""
+    shown = dict(shown)
+    for *outer, key in CONTEXT_OWN:
+        place = context.get(outer[0]) if outer else context
+        value = place.get(key) if type(place) is dict else None
+        if type(value) not in (str, int, float):
+            continue
+        if outer:
+            inside = shown.get(outer[0])
+            shown[outer[0]] = {**(inside if type(inside) is dict else {}), key: value}
+        else:
+            shown[key] = value
+    return shown

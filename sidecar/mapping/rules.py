@@ -24,6 +24,7 @@ from sidecar.mapping.values import within_64_bits
 
 __all__ = ["Plan", "Rules"]
 
+_OWN: Final = frozenset(".".join(("context", *keys)) for keys in CONTEXT_OWN)
 _ANONYMOUS_TYPES: Final = {"drop": None, "visitor": "VISITOR", "lead": "LEAD"}
 
 
@@ -83,8 +84,7 @@ class _Compiler:
         )
         self.denied_to_fields = {
             **dict.fromkeys(("traits", "context.traits", "context"), in_traits),
-            "context.": to_fields.without(CONTEXT_OWN),
-            **dict.fromkeys(("properties", ""), to_fields),
+            **dict.fromkeys(("properties", "context.", ""), to_fields),
         }
         _check("mapping.attributes", self.general)
         _check("mapping.traits", self.trait_rules)
@@ -129,7 +129,7 @@ class _Compiler:
     def reader(self, path: str) -> Read | None:
         """The reader of a path under the privacy rules of the place it leads to; None if it is denied."""
         read = compile_path(path)
-        if path.startswith("="):
+        if path.startswith("=") or path in _OWN:
             return read
         for bag in ("context.traits", "traits", "properties"):
             if path == bag or path.startswith(f"{bag}."):
@@ -152,7 +152,6 @@ class _Compiler:
             view=View(
                 properties=Bag(denied, self.seen_names(rules.keep, "properties.")),
                 traits=Bag(_denied(self.trait_rules), self.seen_names(self.trait_rules.keep, "traits.")),
-                context=denied.without(CONTEXT_OWN),
                 rest=denied,
             ),
             user_type=override.user_type if override else None,

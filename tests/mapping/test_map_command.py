@@ -59,6 +59,16 @@ def test_one_event_in_each_form_of_file(text: str):
     assert lines(text) == [request()]
 
 
+def test_the_body_of_a_batch_call_is_its_events_with_what_they_share():
+    body = {"batch": [TRACK, {**TRACK, "userId": "u2"}], "context": {"groupId": "g"}, "writeKey": "k"}
+    assert lines(body) == [request_with(accountId="g"), request_with(identifyId="u2", accountId="g")]
+
+
+def request_with(**more: object) -> dict:
+    ordered = {key: value for key, value in (SENT | more).items() if key != "attributes"}
+    return {"requests": [{"method": "POST", "path": "/v1/events/custom", "body": ordered | {"attributes": {}}}]}
+
+
 def test_lines_may_hold_events_or_arrays_and_each_is_judged_alone():
     text = "\n".join([json.dumps(TRACK), "oops", json.dumps([{**TRACK, "userId": "u2"}, 7]), '{"type":"nope"}'])
     first, broken, second, number, unknown = lines(text)
@@ -158,9 +168,41 @@ def test_the_explanation_as_json():
     [
         ({"type": "identify", "userId": "u1", "traits": {"account_id": "a1"}}, "remembered"),
         ({"type": "alias", "userId": "u1"}, "not_supported"),
+        ({"type": "track", "event": "E", "userId": "u1", "integrations": {"All": False}}, "opted_out"),
         ({"type": "track", "event": "E"}, "no_user"),
         ({"type": "nope"}, "bad_event"),
     ],
 )
 def test_the_explanation_of_what_is_not_sent(event: dict, words: str):
     assert words in run(event, "--explain").stdout
+
+
+def test_the_explanation_of_people_and_of_rules_by_name(tmp_path: Path):
+    path = tmp_path / "config.toml"
+    path.write_text(
+        '[people]\nusers = "upsert"\naccounts = "upsert"\n[mapping]\nunmapped = "drop"\nanonymous = "lead"\n'
+        '[mapping.events]\n"Noise*" = ""\n[mapping.fields]\nuserType = "context.kind"\n'
+        '[mapping.event."Signed Up"]\nuser_type = "VISITOR"\n'
+    )
+    events = [
+        {"type": "identify", "userId": "u1", "traits": {"email": "e@x.test"}},
+        {"type": "group", "userId": "u1", "groupId": "g1", "traits": {"name": "Acme"}},
+        {**TRACK, "event": "Noise 7"},
+        {**TRACK, "event": "Unheard Of"},
+        {**TRACK, "context": {"kind": "lead"}},
+        {**TRACK, "event": "Signed Up"},
+        {**TRACK, "userId": None, "anonymousId": "a"},
+    ]
+    shown = lines(events, "--config", str(path), "--explain", "--json")
+    rows = [{row["field"]: (row["value"], row["source"]) for row in line["explain"]} for line in shown]
+    assert rows[0]["user"] == ("u1", "identifyId")
+    assert rows[0]["user.email"][0] == "e@x.test"
+    assert rows[0]["user.signUpDate"] == (1717700000000, "only where it is new")
+    assert rows[1]["account"] == ("g1", "accountId")
+    assert rows[2]["not sent"] == ("mapped_to_nothing", 'mapping.events "Noise*"')
+    assert rows[3]["not sent"] == ("unmapped", 'unmapped = "drop"')
+    assert [row["userType"] for row in rows[4:]] == [
+        ("LEAD", "context.kind"),
+        ("VISITOR", "mapping.event, user_type"),
+        ("LEAD", "mapping.anonymous"),
+    ]

@@ -281,6 +281,14 @@ def test_group_writes_the_account_first_and_then_the_user():
     assert again.dropped == "remembered"
 
 
+def test_what_px_would_refuse_of_an_account_is_left_out_and_reported():
+    mapped = map_one(group("g", {"nps": "high", "healthScore": None, "renewalDate": "later", "website": ""}), ACCOUNTS)
+    (account,) = upserts(mapped)
+    assert isinstance(account, UpsertAccount)
+    assert account.fields == {"propertyKeys": [KEY]}
+    assert set(whats(mapped)) == {"account.nps", "account.renewalDate"}
+
+
 def test_another_account_with_the_same_traits_is_written():
     first = map_one(group("g1", {"plan": "a"}), ACCOUNTS)
     (account,) = upserts(map_one(group("g2", {"plan": "a"}), ACCOUNTS, first.known or NOBODY))

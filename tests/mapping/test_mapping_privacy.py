@@ -75,11 +75,20 @@ def test_the_account_id_is_not_taken_from_denied_traits():
 
 
 def test_session_and_page_address_are_no_attributes():
-    rules = '[mapping.attributes]\ndrop = ["id", "url"]'
-    event = track(properties={"id": 1, "url": 2}, context={"session": {"id": "s"}, "page": {"url": "u"}})
+    rules = '[mapping.attributes]\ndrop = ["id", "url", "page"]\nhash = ["session"]'
+    context = {"session": {"id": "s"}, "page": {"url": "u"}}
+    event = track(properties={"id": 1, "url": 2}, context=context)
     sent = body(event, rules)
     assert (sent["attributes"], sent["sessionId"], sent["url"]) == ({}, "s", "u")
-    assert mapper(rules).redact(event) == {**event, "properties": {}}
+    more = {**context, "device": {"id": SECRET}, "id": SECRET, "page": {"url": "u", "id": SECRET}}
+    assert mapper(rules).redact({**event, "context": more}) == {
+        **event,
+        "properties": {},
+        "context": {**context, "device": {}},
+    }
+    assert more["id"] == SECRET
+    with pytest.raises(ConfigError, match="denies"):
+        mapper(rules + '\n[mapping.fields]\nsessionId = "context.device.id"')
 
 
 @pytest.mark.parametrize(
