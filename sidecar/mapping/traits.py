@@ -24,7 +24,7 @@ __all__ = ["ACCOUNT", "USER", "Model", "Split", "Splitter"]
 def _whole(value: Any) -> int | None:
     if type(value) is str:
         bare = value.strip()
-        return _whole(int(bare)) if bare.isascii() and bare.lstrip("-").isdigit() and len(bare) < 20 else None
+        return _whole(int(bare)) if bare.isascii() and bare.removeprefix("-").isdigit() and len(bare) < 20 else None
     if type(value) is int:
         return value if within_64_bits(value) else None
     return round(value) if type(value) is float and abs(value) < 2**53 else None

@@ -113,7 +113,7 @@ def _odd_text_ms(text: str) -> int | None:
     bare = text.strip().upper()
     if not bare.isascii() or len(bare) > 40:
         return None
-    if len(bare) >= 9 and bare.lstrip("-").replace(".", "", 1).isdigit():
+    if len(bare) >= 9 and bare.removeprefix("-").replace(".", "", 1).isdigit():
         return _number_ms(float(bare) if "." in bare else int(bare))
     return to_epoch_ms(bare) if bare != text else None
 

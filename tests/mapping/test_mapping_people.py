@@ -151,6 +151,7 @@ def test_spellings_and_shapes_of_traits(traits: dict, fields: dict):
     [
         ("firstVisitDate", "soon"),
         ("score", "high"),
+        ("score", "--1"),
         ("score", 2**64),
         ("gender", "x"),
         ("globalUnsubscribe", "perhaps"),

@@ -41,7 +41,19 @@ def test_every_form_of_timestamp_becomes_epoch_milliseconds(sent: object, date_m
 
 
 @pytest.mark.parametrize(
-    "sent", ["soon", "2024-13-01", "2024-06-06T25:00:00Z", True, {"a": 1}, [1], "٢٠٢٤", float("nan")]
+    "sent",
+    [
+        "soon",
+        "2024-13-01",
+        "2024-06-06T25:00:00Z",
+        True,
+        {"a": 1},
+        [1],
+        "٢٠٢٤",
+        "--1717675200",
+        "1.2.345678",
+        float("nan"),
+    ],
 )
 def test_an_unreadable_timestamp_gives_way_to_the_next_and_is_reported(sent: object):
     mapped = map_one(track(timestamp=sent, originalTimestamp="2024-06-06T12:00:00Z"))
@@ -58,7 +70,17 @@ def test_a_missing_timestamp_gives_way_silently(missing: object):
 
 
 @pytest.mark.parametrize(
-    "sent", ["0001-01-01T00:00:00Z", "1970-01-01T00:00:00Z", 0, -1, "2024-06-08T00:00:00Z", "9999-12-31", 2**70, -1e290]
+    "sent",
+    [
+        "0001-01-01T00:00:00+14:00",
+        "1970-01-01T00:00:00Z",
+        0,
+        -1,
+        "2024-06-08T00:00:00Z",
+        "9999-12-31T23:59:59-14:00",
+        2**70,
+        -1e290,
+    ],
 )
 def test_an_absurd_date_becomes_the_time_of_receipt_and_is_reported(sent: object):
     mapped = map_one(track(timestamp=sent, originalTimestamp="2024-06-06T12:00:00Z"))
