@@ -37,8 +37,8 @@ class Bucket:
 
     def __init__(self, per_second: float, started_s: float) -> None:
         self._set(per_second)
-        self._due_s = started_s + 2 * TOLERANCE_S + self._interval_s
-        latest_s = started_s + TOLERANCE_S
+        latest_s = started_s + TOLERANCE_S  # as if sent, see above
+        self._due_s = latest_s + self._interval_s
         self._log = deque(latest_s - back * self._interval_s for back in reversed(range(self._limit)))
 
     def ready_at_s(self, now_s: float) -> float:

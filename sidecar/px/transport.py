@@ -60,35 +60,34 @@ class HttpxNetwork:
         if not re.fullmatch(r"[!-~]+", key.reveal()):
             raise ConfigError("The PX API key is empty or holds blanks or other characters no key has; write it anew.")
         self.timeout_s = timeout_s
-        self._origin = px.url()
+        self.origin = px.url()
         self._tls = _tls_context(px)
         self._proxy = _proxy(px, self._tls)
         password = self._proxy.raw_auth[1] if self._proxy and self._proxy.raw_auth else b""
         secrets = [key.reveal().encode(), password]
         self._secrets = [secret for secret in secrets if len(secret) >= SECRET_MIN_BYTES]
         self._headers = [
-            (b"Host", httpx.URL(self._origin).netloc),
+            (b"Host", httpx.URL(self.origin).netloc),
             (b"X-APTRINSIC-API-KEY", key.reveal().encode()),
             (b"Content-Type", b"application/json"),
             (b"Accept", b"application/json"),
             (b"Accept-Encoding", b"identity"),
             (b"User-Agent", f"px-sidecar/{__version__}".encode()),
         ]
-        self._url = lru_cache(maxsize=64)(lambda path: httpx.URL(self._origin + path))
+        self._url = lru_cache(maxsize=64)(lambda path: httpx.URL(self.origin + path))
         self._timeouts = {"timeout": {"connect": min(CONNECT_TIMEOUT_S, timeout_s / 2)}}
 
     def __repr__(self) -> str:
-        return f"<HttpxNetwork {self._origin}>"
+        return f"<HttpxNetwork {self.origin}>"
 
     def lane(self) -> "HttpxLane":
         """A new lane; it connects with its first request."""
         return HttpxLane(self)
 
     def transport(self) -> httpx.AsyncHTTPTransport:
-        """A transport with room for one connection, and no look at the environment."""
+        """A transport with room for one connection."""
         return httpx.AsyncHTTPTransport(
             verify=self._tls,
-            trust_env=False,
             limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_S),
             proxy=self._proxy,
         )
@@ -115,6 +114,10 @@ class HttpxLane:
         self._network = network
         self._transport: httpx.AsyncHTTPTransport | None = None
         self._busy = False
+
+    def __repr__(self) -> str:
+        connection = "no connection" if self._transport is None else "a connection"
+        return f"<HttpxLane to {self._network.origin}, {'busy' if self._busy else 'idle'}, {connection}>"
 
     async def send(self, request: Request) -> Reply:
         """Send one request; see ``Lane``. A second one at the same time is a mistake of the caller."""

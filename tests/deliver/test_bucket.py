@@ -104,6 +104,8 @@ def test_the_limit_holds_across_kill_and_immediate_restart(rate, seed, lives):
     rng, now_s, sends = random.Random(seed), 1000.0, []
     for life_s in lives:
         bucket = Bucket(rate, now_s)
+        for pace in rng.choice([(), (0.5,), (0.5, 1.0)]):  # a pace that was saved, and one that climbs back at once
+            bucket.set_rate(rate * pace, now_s)
         late_s = rng.choice([0.0, 0.002, 0.02, 0.1])
         sends += run(bucket, now_s, now_s + life_s, lambda late_s=late_s: rng.uniform(0, late_s))
         now_s = max(now_s + life_s if rng.random() < 0.5 else now_s, sends[-1] if sends else now_s)

@@ -177,6 +177,13 @@ def test_retry_after_is_obeyed_up_to_an_hour(status):
     assert isinstance(px.leave(), Wait), "a late delivery does not shorten it"
 
 
+def test_a_shorter_retry_after_does_not_shorten_a_longer_one():
+    px = Px()
+    px.answers(Answer(429, b"", "600"))
+    px.answers(Answer(400, b"", "5"))
+    assert px.leave() == Wait(px.now_s + 600)
+
+
 def test_retry_after_on_a_success_is_obeyed_too():
     px = Px()
     assert px.answers(Answer(201, b"", "60")).what is What.DELIVERED
@@ -198,6 +205,15 @@ def test_the_pace_has_a_lowest_and_ten_minutes_of_429_there_are_a_spent_day():
     px.later(3600)
     assert isinstance(px.leave(), Open)
     assert px.answers(SLOW_DOWN).day_spent, "it need not be proved again as long as nothing was delivered"
+
+
+def test_only_429_tells_of_a_spent_day():
+    px = Px()
+    for _ in range(100):
+        leave = px.leave()
+        px.now_s = leave.until_s if isinstance(leave, Wait) else px.now_s
+        assert isinstance(px.leave(), Open)
+        assert not px.answers(Answer(503, b"", "60")).day_spent
 
 
 def test_deliveries_at_the_lowest_pace_are_no_spent_day():
@@ -315,6 +331,7 @@ def test_an_event_the_firewall_dislikes_is_dead_after_three_tries():
 
 def test_three_users_in_a_row_are_no_matter_of_content():
     px = Px()
+    assert px.answers(BLOCKED, "user-1", event=1).what is What.RETRY
     assert px.answers(BLOCKED, "user-1", event=1).what is What.RETRY
     assert px.answers(BLOCKED, "user-2", event=2).what is What.RETRY
     assert px.answers(BLOCKED, "user-3", event=3).what is What.AGAIN

@@ -184,6 +184,25 @@ def test_leases_grow_with_the_pace_and_shrink_again():
     assert largest_lease(190) <= 100
 
 
+def test_what_two_processes_sent_is_known_to_the_third():
+    clock, file = Clock(), File()
+    for sent in (400, 500, 100, 0):
+        quota = Quota(1000, clock=clock, rows=file.rows.values())
+        assert send(quota, file, sent) == sent
+        file.commit(quota.given_back())
+        clock.at_s += 600
+    assert send(quota, file, 5000) == 0
+
+
+def test_a_lease_left_over_at_midnight_is_of_no_concern_to_the_new_day():
+    clock, file = Clock(), File()
+    quota = Quota(1000, clock=clock, day="utc")
+    send(quota, file, 3)
+    clock.at_s += 86_400
+    assert quota.used() == 0
+    assert send(quota, file, 5000) == 1000
+
+
 def test_a_lease_that_cannot_be_committed_costs_nothing():
     clock, file = Clock(), File()
     quota = Quota(1000, clock=clock)

@@ -88,7 +88,9 @@ async def test_no_readable_answer_is_unknown_and_the_lane_stays_usable(behave):
     async with serving(lambda stream, peer: once_badly(stream, peer, behave)) as peer:
         lane = peer.network(SHORT_S).lane()
         assert isinstance(await lane.send(EVENT), Unknown)
+        assert repr(lane).endswith("idle, no connection>"), "what is in doubt is given up"
         assert await lane.send(EVENT) == Answer(201, b"{}", None, "application/json")
+        assert repr(lane).endswith("idle, a connection>")
         await lane.aclose()
     assert len(peer.requests) == 2, "nothing is sent again by itself"
 
@@ -128,6 +130,7 @@ async def test_an_answer_whose_body_does_not_end_counts_by_its_status(behave):
         assert (reply.status, reply.retry_after, reply.cut) == (503, "7", True)
         assert reply.body.startswith(b"x")
         assert len(reply.body) <= BODY_MAX_BYTES
+        assert repr(lane).endswith("idle, no connection>")
         assert (await lane.send(EVENT)).status == 201
         await lane.aclose()
 
