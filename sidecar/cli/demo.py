@@ -27,7 +27,7 @@ __all__ = ["demo"]
 
 PACE_PER_S = 190
 # The apps send faster than PX takes, so that there is a backlog to lose.
-TRAFFIC_S = 10.0
+TRAFFIC_S = 6.0
 STARTED_TIMEOUT_S = 20.0
 DOWN_S = 1.0
 # Beyond what the pace needs; what takes longer is stuck.
@@ -150,7 +150,7 @@ class Stage:
     def start_sandbox(self) -> None:
         """Start the stand-in for PX. Raises Failed."""
         address = f"127.0.0.1:{self._sandbox_port}"
-        process = self._start("sandbox", "--listen", address)
+        process = self._start("sandbox", "--port", str(self._sandbox_port))
         self._wait_for(process, "sandbox", lambda: answers(address, "/sandbox/report"))
 
     def start_daemon(self) -> subprocess.Popen[bytes]:

@@ -364,6 +364,11 @@ class Dispatcher:
         self._after_id = {high: min(after_id, first_id - 1) for high, after_id in self._after_id.items()}
         self.accepted()
 
+    def reconfigure(self, config: Deliver, mapper: Mapper) -> None:
+        """From now on rates, retries and mapping are these; ``order`` and the day's quota need a restart."""
+        self.config = config
+        self.mapper = mapper
+
     # What people ask ------------------------------------------------------------------------------------------------
 
     def in_flight(self) -> int:

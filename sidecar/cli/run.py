@@ -1,0 +1,40 @@
+"""``px-sidecar run``: the daemon, in the foreground."""
+
+import os
+import sys
+
+import click
+import trio
+
+from sidecar.cli.common import config_option
+from sidecar.config import load
+from sidecar.config.keys import api_key, odd_property_key, property_key
+from sidecar.daemon import serve_daemon
+from sidecar.observe import configure, secrets_of
+
+__all__ = ["run"]
+
+
+@click.command()
+@config_option
+def run(config_flag: str | None) -> None:
+    """Run the daemon in the foreground.
+
+    Accepts events over HTTP and the Unix socket, keeps them in the outbox and
+    delivers them to PX. SIGTERM and SIGINT stop it in order, a second one at
+    once; SIGHUP reads the configuration again.
+
+    Exits with 78 where starting again is pointless until somebody changes the
+    configuration, and with 1 where it may work later.
+
+    \b
+    Example:
+        PX_SIDECAR_PX_API_KEY=… px-sidecar run --config ./config.toml
+    """
+    config = load(config_flag)
+    key = api_key(config.px, os.environ)
+    product = property_key(config.px)
+    configure(config.log, sys.stderr, os.environ, [key, *secrets_of(config)])
+    if warning := odd_property_key(product):
+        click.echo(f"px-sidecar: {warning}", err=True)
+    trio.run(serve_daemon, config, key, lambda: load(config_flag))
