@@ -12,10 +12,13 @@ import time
 import uuid
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
 from sidecar.client import Client, NotAccepted, Unavailable
+
+ROOT = Path(__file__).resolve().parents[1]
 
 STORED = {"success": True, "accepted": 1}
 
@@ -365,9 +368,7 @@ def test_importing_it_imports_nothing_heavy():
         "import sys; before = set(sys.modules); import sidecar.client;"
         "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True, cwd=os.getcwd()
-    )
+    done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(done.stdout.split())
     assert "sidecar" in loaded
     foreign = {name for name in loaded if name not in sys.stdlib_module_names and name != "sidecar"}
