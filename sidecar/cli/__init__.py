@@ -9,6 +9,7 @@ Rules
 """
 
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
@@ -51,6 +52,16 @@ class _Verbs(click.Group):
             return None
         command: click.Command = getattr(import_module(f"sidecar.cli.{cmd_name}"), cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        verb = args[0]
+        if verb not in VERBS and not verb.startswith("-"):
+            near = get_close_matches(verb, VERBS, 1)
+            hint = f"did you mean {near[0]!r}" if near else "`px-sidecar --help` lists them"
+            raise click.UsageError(f"There is no verb {verb!r}; {hint}.", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):

@@ -1,0 +1,157 @@
+"""Real processes for tests: a sandbox and a daemon with a folder of their own, started, killed and started again."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STARTED_S = 20.0
+KEY = "sandbox-key"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(true: Callable[[], object], timeout_s: float = STARTED_S, *, what: str = "it") -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline_s, f"{what} did not happen within {timeout_s} s"
+        time.sleep(0.02)
+
+
+def get_json(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.load(answer)
+
+
+def is_ok(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as answer:
+            return answer.status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+class Stage:
+    """The folder, the sandbox and the daemon of one test. ``config`` is added to the daemon's TOML."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.unix = folder / "events.sock"
+        self.control = folder / "control.sock"
+        self.outbox = folder / "outbox.db"
+        self.http = f"127.0.0.1:{free_port()}"
+        self.sandbox_port = free_port()
+        self.sandbox_url = f"http://127.0.0.1:{self.sandbox_port}"
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def environ(self, **more: str) -> dict[str, str]:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("PX_SIDECAR_")}
+        return clean | {"PX_SIDECAR_PX_API_KEY": KEY} | more
+
+    def write_config(
+        self, more: str = "", *, px: str = "", listen: str = "", deliver: str = "", mapping: str = ""
+    ) -> Path:
+        path = self.folder / "config.toml"
+        path.write_text(
+            f"""[px]
+property_key = "AP-XXXXXXXXXX-2"
+base_url = "{self.sandbox_url}"
+{px}
+[listen]
+http = "{self.http}"
+unix = "{self.unix}"
+control = "{self.control}"
+{listen}
+[outbox]
+path = "{self.outbox}"
+[deliver]
+{deliver}
+[mapping]
+{mapping}
+[mapping.fields]
+eventId = "messageId"
+{more}
+"""
+        )
+        return path
+
+    def start(self, *arguments: str, **environ: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{arguments[0]}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sidecar", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environ(**environ),
+            )
+        self.processes.append(process)
+        return process
+
+    def start_sandbox(self, *options: str) -> subprocess.Popen[bytes]:
+        process = self.start("sandbox", "--port", str(self.sandbox_port), *options)
+        wait_until(lambda: is_ok(f"{self.sandbox_url}/sandbox/report"), what="the sandbox's start")
+        return process
+
+    def start_daemon(self, **environ: str) -> subprocess.Popen[bytes]:
+        process = self.start("run", "--config", str(self.folder / "config.toml"), **environ)
+        wait_until(lambda: process.poll() is not None or is_ok(f"http://{self.http}/health"), what="the daemon's start")
+        assert process.poll() is None, self.log("run")
+        return process
+
+    def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "sidecar", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=self.environ(**environ),
+        )
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def stop(self, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> int:
+        process.send_signal(number)
+        return process.wait(20)
+
+    def log(self, verb: str) -> str:
+        return (self.folder / f"{verb}.log").read_text(errors="replace")
+
+    def post(self, path: str, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection(self.http, timeout=10)
+        try:
+            connection.request("POST", path, body, headers or {})
+            answer = connection.getresponse()
+            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+        finally:
+            connection.close()
+
+    def status(self) -> dict[str, Any]:
+        return get_json(f"http://{self.http}/status")
+
+    def arrived(self) -> list[dict[str, Any]]:
+        with urllib.request.urlopen(f"{self.sandbox_url}/sandbox/events", timeout=30) as answer:
+            return [json.loads(line) for line in answer.read().splitlines()]
+
+    def report(self) -> dict[str, Any]:
+        return get_json(f"{self.sandbox_url}/sandbox/report")
+
+    def end(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
