@@ -129,6 +129,8 @@ def _set_up(connection: sqlite3.Connection, path: Path, durability: str) -> None
     _require(connection, "journal_mode", "wal", "wal")
     _require(connection, "synchronous", "FULL" if durability == "disk" else "NORMAL", 2 if durability == "disk" else 1)
     _require(connection, "cache_size", str(-CACHE_KIB), -CACHE_KIB)
+    # What is deleted is overwritten, always: a row that grew has left its old text behind in its page.
+    _require(connection, "secure_delete", "ON", 1)
     _require(connection, "temp_store", "MEMORY", 2)
     _require(connection, "journal_size_limit", str(2 * limit_bytes), 2 * limit_bytes)
     _require(connection, "wal_autocheckpoint", str(limit_bytes // PAGE_BYTES), limit_bytes // PAGE_BYTES)

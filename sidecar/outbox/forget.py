@@ -1,11 +1,13 @@
 """Forgetting a user: pending and dead events, history and memory, a page at a time.
 
 What is pending or dead becomes dropped (``forgotten``) and loses its body; what is settled is deleted. The counters
-keep counting all of them. Deleted text is overwritten in the file (``secure_delete``); once all pages are done the WAL
-is to be emptied (``Store.checkpoint(truncate=True)``), which is the other place where it stands.
+keep counting all of them.
+
+Deleted text is overwritten in the file (``PRAGMA secure_delete``), apart from remains that SQLite may have left between
+the rows of a page when it moved them; those go when the page is written the next time. Once all pages are done the WAL
+is to be emptied (``Store.checkpoint(truncate=True)``), the other place where the text stands.
 """
 
-import sqlite3
 from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
@@ -47,31 +49,23 @@ def forget_users(
     An event is theirs if the key of order is, or its ``userId`` or ``anonymousId``. ``in_use`` are the ids that the
     dispatcher has loaded: they are left to it.
     """
-    store.connection.execute("PRAGMA secure_delete = ON").fetchall()
-    try:
-        memory = _forget_memory(store, users) if after_id == 0 else 0
-        rows = store.connection.execute(
-            "SELECT id, state, user, body FROM events WHERE id > ? ORDER BY id LIMIT ?", (after_id, SCAN_ROWS)
-        ).fetchall()
-        found = _those_of(rows, frozenset(users))
-        pending = [(one, state) for one, state in found if state < State.DELIVERED and one not in in_use]
-        dead = [one for one, state in found if state == State.DEAD]
-        history = [one for one, state in found if state in (State.DELIVERED, State.DROPPED)]
-        if found:
-            store.keep_ids_of(found[-1][0])
-        _forget_pending(store, pending, now_ms)
-        discard_ids(store, dead, now_ms, reason=_REASON)
-        _empty(store, [*dead, *(one for one, _ in pending)])
-        delete_rows(store, history)
-    finally:
-        _secure_delete_off(store.connection)
+    memory = _forget_memory(store, users) if after_id == 0 else 0
+    rows = store.connection.execute(
+        "SELECT id, state, user, body FROM events WHERE id > ? ORDER BY id LIMIT ?", (after_id, SCAN_ROWS)
+    ).fetchall()
+    found = _those_of(rows, frozenset(users))
+    pending = [(one, state) for one, state in found if state < State.DELIVERED and one not in in_use]
+    dead = [one for one, state in found if state == State.DEAD]
+    history = [one for one, state in found if state in (State.DELIVERED, State.DROPPED)]
+    if found:
+        store.keep_ids_of(found[-1][0])
+    _forget_pending(store, pending, now_ms)
+    discard_ids(store, dead, now_ms, reason=_REASON)
+    _empty(store, [*dead, *(one for one, _ in pending)])
+    delete_rows(store, history)
     left = [one for one, state in found if state < State.DELIVERED and one in in_use]
     next_after = rows[-1][0] if len(rows) == SCAN_ROWS else None
     return Forgotten(len(pending), len(dead), len(history), memory, left, next_after)
-
-
-def _secure_delete_off(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA secure_delete = OFF").fetchall()
 
 
 def _those_of(rows: list[Any], users: frozenset[str]) -> list[tuple[int, int]]:

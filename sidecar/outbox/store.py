@@ -359,7 +359,8 @@ class Store:
         self.checkpoint()
         if self.pending():
             return False
-        self.connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+        # Not `execute`: this pragma has no columns, so that it would be stepped once, and free one page.
+        self.connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
         return bool(self.connection.execute("PRAGMA freelist_count").fetchone()[0])
 
     def used_bytes(self) -> int:

@@ -1,0 +1,137 @@
+"""The file: who may open it, what is refused, and that its settings are what they should be."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from outbox_files import accept, event
+
+from sidecar.errors import ConfigError, Failed
+from sidecar.outbox import Store, take_lock
+from sidecar.outbox.database import PAGE_BYTES, open_database, wal_bytes
+from sidecar.outbox.schema import SCHEMA_VERSION
+
+needs_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+
+
+def pragma(connection, name):
+    return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("disk", 2), ("process", 1)])
+def test_the_settings_that_durability_depends_on_are_set(tmp_path, durability, synchronous):
+    connection = open_database(tmp_path / "o.db", durability=durability)
+    assert pragma(connection, "journal_mode") == "wal"
+    assert pragma(connection, "synchronous") == synchronous
+    assert pragma(connection, "auto_vacuum") == 2  # incremental
+    assert pragma(connection, "secure_delete") == 1
+    assert pragma(connection, "page_size") == PAGE_BYTES
+    assert pragma(connection, "wal_autocheckpoint") == wal_bytes(tmp_path) // PAGE_BYTES
+    assert pragma(connection, "journal_size_limit") == 2 * wal_bytes(tmp_path)
+    assert pragma(connection, "user_version") == SCHEMA_VERSION
+    connection.close()
+
+
+def test_a_setting_that_sqlite_ignores_is_an_error(tmp_path):
+    class Stubborn(sqlite3.Connection):
+        def execute(self, sql, *rest):
+            return super().execute("PRAGMA journal_mode" if sql.startswith("PRAGMA journal_mode =") else sql, *rest)
+
+    with pytest.raises(Failed, match="did not accept journal_mode = wal"):
+        open_database(tmp_path / "o.db", durability="disk", factory=Stubborn)
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_outbox(tmp_path):
+    lock = take_lock(tmp_path / "o.db")
+    code = (
+        "import sys; from pathlib import Path; from sidecar.errors import Failed; from sidecar.outbox import take_lock\n"
+        "try: take_lock(Path(sys.argv[1]))\n"
+        "except Failed as error: print(error); sys.exit(error.exit_code)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "o.db")]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert f"held by another process (pid {os.getpid()})" in refused.stdout
+    lock.release()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_a_lock_is_free_again_after_release(tmp_path):
+    take_lock(tmp_path / "o.db").release()
+    take_lock(tmp_path / "o.db").release()
+
+
+def test_a_folder_that_is_not_there_is_told_as_one_sentence(tmp_path):
+    with pytest.raises(Failed, match=r"outbox folder .*nowhere cannot be written \(No such file"):
+        take_lock(tmp_path / "nowhere" / "o.db")
+    with pytest.raises(Failed, match="cannot be opened for writing"):
+        open_database(tmp_path / "nowhere" / "o.db", durability="disk")
+
+
+@needs_user
+def test_a_folder_that_is_not_writable_is_told_as_one_sentence(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(Failed, match="Permission denied"):
+        take_lock(tmp_path / "o.db")
+
+
+def test_a_file_that_can_only_be_read_is_refused_when_it_is_opened(tmp_path):
+    Store(tmp_path / "o.db").close()
+
+    class ReadOnly(sqlite3.Connection):
+        def __init__(self, path, **options):
+            super().__init__(f"file:{path}?mode=ro&immutable=1", **options, uri=True)
+
+    with pytest.raises(Failed, match="cannot be opened for writing|did not accept"):
+        open_database(tmp_path / "o.db", durability="disk", factory=ReadOnly)
+
+
+def test_a_newer_outbox_is_refused_for_good(tmp_path):
+    Store(tmp_path / "o.db").close()
+    with sqlite3.connect(tmp_path / "o.db") as other:
+        other.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    other.close()
+    with pytest.raises(ConfigError, match="newer px-sidecar") as caught:
+        Store(tmp_path / "o.db")
+    assert caught.value.exit_code == 78
+
+
+def test_a_file_that_is_no_database_is_refused_for_good(tmp_path):
+    (tmp_path / "o.db").write_bytes(b"this is not a database" * 100)
+    with pytest.raises(ConfigError, match="damaged or no outbox"):
+        Store(tmp_path / "o.db")
+
+
+def test_a_start_that_was_cut_short_before_the_tables_were_made_is_made_good(tmp_path):
+    connection = sqlite3.connect(tmp_path / "o.db", isolation_level=None)
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.execute("PRAGMA journal_mode = wal")
+    connection.close()
+    store = Store(tmp_path / "o.db")
+    assert accept(store, [event(1)]).stored == 1
+    store.close()
+
+
+def test_a_migration_that_fails_leaves_nothing_behind(tmp_path):
+    class NoSources(sqlite3.Connection):
+        def execute(self, sql, *rest):
+            if "CREATE TABLE sources" in sql:
+                raise sqlite3.OperationalError("injected")
+            return super().execute(sql, *rest)
+
+    with pytest.raises(Failed):
+        open_database(tmp_path / "o.db", durability="disk", factory=NoSources)
+    connection = open_database(tmp_path / "o.db", durability="disk")
+    assert pragma(connection, "user_version") == SCHEMA_VERSION
+    connection.close()
+
+
+def test_the_wal_is_bounded_on_a_small_file_system(tmp_path, monkeypatch):
+    class Small:
+        f_blocks, f_frsize = 4096, 4096
+
+    monkeypatch.setattr(os, "statvfs", lambda _folder: Small)
+    assert wal_bytes(tmp_path) == 4096 * 4096 // 24
