@@ -175,8 +175,8 @@ class Client:
         line = self._lines.get(me)
         if line is None:
             line = self._lines.setdefault(me, _Line(self._path))
-            for other in [pid for pid in self._lines if pid != me]:
-                if inherited := self._lines.pop(other, None):
+            for other in list(self._lines):
+                if other != me and (inherited := self._lines.pop(other, None)):
                     inherited.hang_up()  # without its lock, which a thread of the parent may have held at the fork
         return line
 

@@ -301,6 +301,21 @@ def test_a_thread_does_not_wait_for_others_beyond_its_time(sidecar):
     assert max(failures) < 2
 
 
+def test_time_used_up_by_other_threads_is_told_and_nothing_was_sent(sidecar):
+    client = Client(sidecar.path, timeout_s=0.05)
+    with client._line().lock, pytest.raises(Unavailable, match="Other threads used the time") as caught:
+        client.track("u", "E")
+    assert caught.value.maybe_accepted is False
+    assert sidecar.events == []
+
+
+def test_an_answer_without_end_is_not_kept(client, sidecar, monkeypatch):
+    monkeypatch.setattr("sidecar.client.LONGEST_ANSWER_BYTES", 100_000)
+    sidecar.answer = lambda event: b"x" * 300_000
+    with pytest.raises(Unavailable, match="the answer does not end"):
+        client.track("u", "E")
+
+
 # Python 3.12 and later warn of forks in processes with threads; apps do it all the same, and this is about them.
 forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
