@@ -221,6 +221,14 @@ class Destination:
             self._wait(Kind.TOO_FAST, verdict.message, now_s, now_s + verdict.retry_after_s)
         return outcome
 
+    def went_on(self, now_s: float, *, probe: bool) -> None:
+        """PX answered for itself and knows the key: told for each answer that leads to the event's next request."""
+        self._trouble = 0
+        self._trouble_users.clear()
+        if probe:
+            self._attempts = 0
+            self._open(now_s)
+
     def probe_lost(self, now_s: float) -> None:
         """The probe came to nothing: no event was there to send, or its sending was cancelled."""
         self._probing = False
@@ -241,7 +249,7 @@ class Destination:
         if self._base is State.PAUSED and self._reason == Kind.REFUSED:
             self._pause(Kind.REFUSED, self._message, now_s, probe=probe)
             return Outcome(What.AGAIN)
-        self._answered_for_itself(now_s, probe=probe)
+        self.went_on(now_s, probe=probe)
         self._refused += 1
         _add(self._refused_users, who, REFUSED_USERS)
         if self._refused >= REFUSED_COUNT and len(self._refused_users) >= REFUSED_USERS:
@@ -257,7 +265,7 @@ class Destination:
         if self._base is State.PAUSED and self._reason == Kind.FIREWALL:
             self._pause(Kind.FIREWALL, self._message, now_s, probe=probe)
             return Outcome(What.AGAIN)
-        self._answered_for_itself(now_s, probe=probe)
+        self.went_on(now_s, probe=probe)
         _add(self._firewall_users, who, FIREWALL_USERS)
         tries = self._firewall_tries.pop(event, 0) + 1
         if len(self._firewall_users) >= FIREWALL_USERS:
@@ -294,14 +302,6 @@ class Destination:
             return Outcome(What.AGAIN)
         self._lowest_since_s = now_s if self._lowest_since_s is None else self._lowest_since_s
         return Outcome(What.AGAIN, day_spent=now_s - self._lowest_since_s >= LOWEST_PACE_FOR_S)
-
-    def _answered_for_itself(self, now_s: float, *, probe: bool) -> None:
-        """An answer of PX itself: whatever it thinks of the event, it is there, and it knows the key."""
-        self._trouble = 0
-        self._trouble_users.clear()
-        if probe:
-            self._attempts = 0
-            self._open(now_s)
 
     # --- changes of state ---
 

@@ -120,6 +120,27 @@ def test_a_probe_that_fails_otherwise_keeps_waiting(reply):
     assert px.leave() == Wait(px.now_s + 2)
 
 
+def test_a_probe_that_px_answers_with_a_next_step_opens_so_that_the_step_can_follow():
+    px = Px()
+    px.answers(AWAY)
+    px.later(1)
+    px.it.probe_begun(px.now_s)
+    px.it.went_on(px.now_s, probe=True)
+    assert px.leave() == Open(1.0)
+    assert px.status().state is State.OPEN
+
+
+def test_a_next_step_opens_a_pause_of_refusals_only_until_the_next_refusal():
+    px = Px()
+    for number in range(50):
+        px.answers(BAD, f"user-{number % 10}")
+    px.later(PROBE_EVERY_S)
+    px.it.probe_begun(px.now_s)
+    px.it.went_on(px.now_s, probe=True)
+    assert px.answers(BAD, "user-1") == Outcome(What.AGAIN)
+    assert px.leave().reason == "refused"
+
+
 def test_a_late_delivery_ends_an_outage():
     px = Px()
     px.answers(AWAY)
