@@ -3,7 +3,10 @@
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from sidecar.outbox import Accepted, NewEvent, Settlement, State, Store
 
@@ -51,6 +54,14 @@ def dropped(event_id: int, *, reason: str = "unmapped", high: bool = False) -> S
 def dead(event_id: int, *, reason: str = "refused", high: bool = False, **more) -> Settlement:
     more = {"status": 400, "detail": "PX did not like it", "attempts": 1, "name": "Searched", "payload": b"{}"} | more
     return Settlement(event_id, high, State.DEAD, reason, **more)
+
+
+@contextmanager
+def undone(store: Store):
+    """A transaction that ends in an error, and so in nothing."""
+    with pytest.raises(ZeroDivisionError), store.transaction():  # noqa: PT012 - the yield is the simple statement
+        yield
+        raise ZeroDivisionError
 
 
 def pending_ids(store: Store) -> list[int]:

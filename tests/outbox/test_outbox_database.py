@@ -84,7 +84,7 @@ def test_a_file_that_can_only_be_read_is_refused_when_it_is_opened(tmp_path):
         def __init__(self, path, **options):
             super().__init__(f"file:{path}?mode=ro&immutable=1", **options, uri=True)
 
-    with pytest.raises(Failed, match="cannot be opened for writing|did not accept"):
+    with pytest.raises(Failed, match=r"cannot be opened for writing|did not accept"):
         open_database(tmp_path / "o.db", durability="disk", factory=ReadOnly)
 
 

@@ -1,7 +1,7 @@
 """Recognising repeats: within a call, across commits and restarts, after the row is gone, and for how long."""
 
 import pytest
-from outbox_files import HOUR_MS, NOW_MS, accept, check_account, copied, dead, delivered, event, settle
+from outbox_files import HOUR_MS, NOW_MS, accept, check_account, copied, dead, delivered, event, settle, undone
 
 from sidecar.outbox import Keeper, NewEvent, Store
 from sidecar.outbox.ids import MessageIds, digest_of
@@ -34,7 +34,7 @@ def is_repeat(store, number, now_ms=NOW_MS):
 def test_the_first_of_two_in_one_call_wins(store):
     first, second = event(1), event(1)._replace(body=b"{}")
     assert accept(store, [first, second, event(2)]) == (2, 1)
-    assert [row.body for row in store.page(high=False, after_id=0).rows][0] == first.body
+    assert store.page(high=False, after_id=0).rows[0].body == first.body
 
 
 def test_groups_of_one_commit_know_each_other(store):
@@ -61,9 +61,8 @@ def test_a_source_and_an_id_are_told_apart():
 
 
 def test_an_id_of_an_undone_commit_was_never_seen(store):
-    with pytest.raises(ZeroDivisionError), store.transaction():
+    with undone(store):
         store.accept([[event(1)]], NOW_MS)
-        _ = 1 / 0
     assert not is_repeat(store, 1)
 
 
@@ -101,9 +100,8 @@ def test_repeats_are_known_before_and_after_the_newest_move_to_their_table(store
 
 def test_an_undone_move_keeps_the_newest(store):
     fill(store, 20, newest=1000)
-    with pytest.raises(ZeroDivisionError), store.transaction():
+    with undone(store):
         store.flush_ids(all_of_them=True)
-        _ = 1 / 0
     assert store.counters["ids_flushed_to"] == 0
     assert all(is_repeat(store, n) for n in range(20))
 
