@@ -12,6 +12,7 @@ from sidecar.outbox import Accepted, NewEvent, Settlement, State, Store
 
 NOW_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
+IN_MEMORY = Path("/dev/shm")
 
 
 def event(
@@ -112,6 +113,7 @@ class Faults:
         self.calls: list[str] = []
         self.armed = False
         self.fail_at: int | None = None
+        self.last: int | None = None
         self.for_ever = False
         self.after = False
         self.code = sqlite3.SQLITE_IOERR
@@ -120,7 +122,8 @@ class Faults:
         if not self.armed or self.fail_at is None:
             return False
         number = len(self.calls) - 1
-        return number == self.fail_at or (self.for_ever and number > self.fail_at)
+        last = self.fail_at if self.last is None else self.last
+        return self.fail_at <= number and (number <= last or self.for_ever)
 
     def error(self) -> sqlite3.OperationalError:
         error = sqlite3.OperationalError("injected")

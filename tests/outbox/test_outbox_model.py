@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from outbox_files import NOW_MS, check_account, copied, dead, delivered, dropped, event, undone
+from outbox_files import IN_MEMORY, NOW_MS, check_account, copied, dead, delivered, dropped, event, undone
 
 from sidecar.outbox import Failure, Keeper, Remembered, Store
 from sidecar.outbox.dead import Which, discard, retry
@@ -18,7 +18,6 @@ from sidecar.outbox.forget import forget_users
 from sidecar.outbox.ids import MessageIds
 from sidecar.outbox.overflow import Overflow
 
-IN_MEMORY = Path("/dev/shm")
 KEEP_MS = 100_000
 NUMBERS = st.integers(0, 40)
 USERS = st.sampled_from(["u1", "u2", None])
