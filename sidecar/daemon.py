@@ -19,10 +19,9 @@ A second signal ends all of it at once. What was answered is on disk at any mome
 
 import json
 import logging
-import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
@@ -49,7 +48,7 @@ from sidecar.px.transport import HttpxNetwork
 from sidecar.receive import Front, Intake, Opened, Routes, Sources, bind_control, bind_listeners, raise_descriptor_limit
 from sidecar.systemd import Notifier, inherited_sockets, watchdog_s
 
-__all__ = ["Daemon", "open_store", "outbox_path", "serve_daemon"]
+__all__ = ["Daemon", "open_store", "serve_daemon"]
 
 log = logging.getLogger(__name__)
 
@@ -58,16 +57,10 @@ PROOF_EVERY_S = 1.0
 UNHEALTHY_AFTER_S = 15.0
 
 
-def outbox_path(config: Config, environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the outbox file is: ``outbox.path``, else in ``$STATE_DIRECTORY``, else in /var/lib/px-sidecar."""
-    if config.outbox.path:
-        return Path(config.outbox.path)
-    return Path(environ.get("STATE_DIRECTORY", "/var/lib/px-sidecar").split(":")[0]) / "outbox.db"
-
-
 @asynccontextmanager
-async def open_store(config: Config, path: Path, runner: Runner) -> AsyncIterator[Store]:
+async def open_store(config: Config, runner: Runner) -> AsyncIterator[Store]:
     """The outbox file, held exclusively; checkpointed and closed at the end. Raises Failed or ConfigError."""
+    path = Path(config.outbox.path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -287,7 +280,7 @@ async def serve_daemon(config: Config, key: Secret, reload: Callable[[], Config]
     descriptors = raise_descriptor_limit()
     inherited = inherited_sockets()
     network = HttpxNetwork(config.px, key, config.deliver.timeout)
-    async with open_store(config, outbox_path(config), runner) as store:
+    async with open_store(config, runner) as store:
         random = Random()  # noqa: S311 - jitter, not secrets
         daemon = Daemon(
             config, store=store, network=network, clock=clock, runner=runner, random=random, notifier=notifier

@@ -80,8 +80,9 @@ class _Verbs(click.Group):
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.option("--instance", default="", metavar="NAME", help="One of several daemons on this host: px-sidecar@NAME.")
 @click.version_option(__version__, prog_name="px-sidecar", message="%(prog)s %(version)s")
-def main() -> None:
+def main(instance: str) -> None:
     """Deliver product-usage events to Gainsight PX: durably, at the pace it allows.
 
     \b

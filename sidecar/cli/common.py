@@ -30,8 +30,8 @@ def json_option(function: F) -> F:
 
 
 def load_config(flag: str | None) -> Config:
-    """The effective configuration. Raises ConfigError."""
-    return load(flag)
+    """The effective configuration, of the ``--instance`` if one was named. Raises ConfigError."""
+    return load(flag, instance=click.get_current_context().find_root().params.get("instance", ""))
 
 
 def print_json(value: Any) -> None:

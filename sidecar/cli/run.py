@@ -6,8 +6,7 @@ import sys
 import click
 import trio
 
-from sidecar.cli.common import config_option
-from sidecar.config import load
+from sidecar.cli.common import config_option, load_config
 from sidecar.config.keys import api_key, odd_property_key, property_key
 from sidecar.daemon import serve_daemon
 from sidecar.observe import configure, secrets_of
@@ -31,10 +30,10 @@ def run(config_flag: str | None) -> None:
     Example:
         PX_SIDECAR_PX_API_KEY=… px-sidecar run --config ./config.toml
     """
-    config = load(config_flag)
+    config = load_config(config_flag)
     key = api_key(config.px, os.environ)
     product = property_key(config.px)
     configure(config.log, sys.stderr, os.environ, [key, *secrets_of(config)])
     if warning := odd_property_key(product):
         click.echo(f"px-sidecar: {warning}", err=True)
-    trio.run(serve_daemon, config, key, lambda: load(config_flag))
+    trio.run(serve_daemon, config, key, lambda: load_config(config_flag))

@@ -202,11 +202,12 @@ class Dispatcher:
         assert prepared.walk is not None
         self._under_way -= 1
         said = prepared.walk.after(reply, wall_ms=self._clock.wall_ms())
-        if isinstance(said, Request):
-            self._order.give_back(item)
-            return []
         probe = item is self._probe
         self._probe = None if probe else self._probe
+        if isinstance(said, Request):
+            self.destination.went_on(now_s, probe=probe)
+            self._order.give_back(item)
+            return []
         outcome = self.destination.on(said, event=item.id, user=item.row.user, now_s=now_s, probe=probe)
         self.tally[f"answered:{said.kind}"] += 1
         if outcome.day_spent:
@@ -226,6 +227,7 @@ class Dispatcher:
             case What.DEAD:
                 return [self._finish(item, self._refusal(item, verdict, outcome.reason))]
             case What.HELD:
+                self._slots.discard(item.id)  # PX refused it: sending it again after a crash repeats nothing
                 self._held[item.id] = (item, self._refusal(item, verdict, "refused"))
                 return []
             case What.AGAIN:

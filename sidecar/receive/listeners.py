@@ -69,9 +69,12 @@ def bind_control(listen: Listen) -> Iterator[socket.socket]:
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft limit of open files to the hard one: each connection is one. Returns the limit."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    """Raise the soft limit of open files to the hard one: each connection is one. Returns the limit in force."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):  # a sandbox may forbid it; the limit that is there has to do
+        return soft
     return hard
 
 
