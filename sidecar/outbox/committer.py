@@ -89,6 +89,7 @@ class Committer:
         self._room = room
         self._overflow = Overflow()
         self._suspect = False
+        self._used_bytes = store.used_bytes()
 
     def trip(self, work: Work) -> SidecarError | None:
         """Do all of it; the notes learn their outcome. Returns why the settlements and failures are not committed."""
@@ -112,7 +113,7 @@ class Committer:
             self._room.lay_by()
             with self._store.transaction():
                 more = keep(self._store, now_ms)
-            self._room.measure(self._store.used_bytes())
+            self._measure(self._store.used_bytes())
             return more or self._store.tidy(), None
         except OSError as error:
             return False, self.failure(error)
@@ -189,13 +190,13 @@ class Committer:
             admitted = self._admit(accepts, work.protected)
             outcomes = self._store.accept([note.what for note in admitted], work.now_ms) if admitted else []
             used_bytes = self._store.used_bytes()
-        self._room.measure(used_bytes)
+        self._measure(used_bytes)
         for note, outcome in zip(admitted, outcomes, strict=True):
             note.answer = outcome
 
     def _admit(self, accepts: list[Note], protected: Collection[int]) -> list[Note]:
         """Those that fit, after room was made for them; the others learn that they do not."""
-        surplus = self._room.surplus(self._store.used_bytes(), sum(note.size_bytes for note in accepts))
+        surplus = self._room.surplus(self._used_bytes, sum(note.size_bytes for note in accepts))
         if not accepts or surplus <= 0:
             return accepts
         missing = self._overflow.make_room(self._store, surplus, protected if self._room.drop_oldest else None)
@@ -205,6 +206,10 @@ class Committer:
             missing -= refused.size_bytes
             refused.error = self._room.refuse()
         return admitted
+
+    def _measure(self, used_bytes: int) -> None:
+        self._used_bytes = used_bytes
+        self._room.measure(used_bytes)
 
     # Everything else ------------------------------------------------------------------------------------------
 

@@ -25,8 +25,8 @@ import msgspec
 
 __all__ = ["NEWEST", "MessageIds", "digest_of"]
 
-# 32,768 entries are about 4 MiB of memory and one batch of some 60 ms.
-NEWEST = 32_768
+# 20,000 entries are about 2.5 MiB of memory, one batch of some 50 ms, and 70 ms of reading after a crash.
+NEWEST = 20_000
 SWEEP_ROWS = 4_000
 _PROBE = 900  # parameters of one IN (…), below every SQLite's limit
 
@@ -109,8 +109,8 @@ class MessageIds:
         """
         if not self._newest or self._flushing or (len(self._newest) < self._newest_max and not all_of_them):
             return None
-        rows = sorted((digest, event_id, self._last_s) for digest, event_id in self._newest.items())
-        self._connection.executemany("INSERT OR REPLACE INTO ids VALUES (?, ?, ?)", rows)
+        rows = [(digest, self._newest[digest]) for digest in sorted(self._newest)]
+        self._connection.executemany(f"INSERT OR REPLACE INTO ids VALUES (?, ?, {self._last_s})", rows)
         self._flushing = True
         return max(self._newest.values())
 

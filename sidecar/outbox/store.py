@@ -61,6 +61,7 @@ class Store:
         self.ids = MessageIds(self.connection)
         self.counters: Counter[str] = Counter(dict(self.connection.execute("SELECT name, value FROM counters")))
         self._changes: Counter[str] = Counter()
+        self._page_bytes: int = self.connection.execute("PRAGMA page_size").fetchone()[0]
         self._recall_ids()
 
     def _recall_ids(self) -> None:
@@ -113,7 +114,10 @@ class Store:
             if self.connection.in_transaction:  # some errors have undone it already
                 self.connection.execute("ROLLBACK")
             raise
-        self.counters.update(self._changes)
+        # Replaced and not changed: whoever reads them in another thread sees those of one commit.
+        counters = self.counters.copy()
+        counters.update(self._changes)
+        self.counters = counters
         self._changes.clear()
         self.ids.committed()
 
@@ -365,8 +369,7 @@ class Store:
 
     def used_bytes(self) -> int:
         """What the rows and indexes take in the file; free pages inside it are not counted."""
-        pages, free, page_bytes = (
-            self.connection.execute(f"PRAGMA {pragma}").fetchone()[0]
-            for pragma in ("page_count", "freelist_count", "page_size")
+        pages, free = (
+            self.connection.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in ("page_count", "freelist_count")
         )
-        return int((pages - free) * page_bytes)
+        return int((pages - free) * self._page_bytes)

@@ -214,6 +214,25 @@ def test_no_look_at_the_backlog_walks_the_table(store):
         assert "INDEX pending" in plan[0] or "INDEX aside" in plan[0], (statement, plan)
 
 
+def test_counters_in_another_thread_are_those_of_one_commit(store):
+    """Found by reading: they were changed one by one, and a look from outside saw accepted without pending."""
+    accept(store, [event(1)])
+    seen = store.counters
+    before = dict(seen)
+    accept(store, [event(2)])
+    assert dict(seen) == before != dict(store.counters)
+
+
+def test_the_wal_is_used_again_from_its_beginning_under_load(tmp_path, monkeypatch):
+    monkeypatch.setattr("sidecar.outbox.database.wal_bytes", lambda _folder: 200_000)
+    store = Store(tmp_path / "wal.db", durability="process")
+    for number in range(100):
+        accept(store, [event(f"{number}-{n}", padding=1000) for n in range(50)])
+    assert store.used_bytes() > 5_000_000
+    assert store.path.with_name("wal.db-wal").stat().st_size < 1_000_000
+    store.close()
+
+
 def test_space_is_given_back_once_nothing_is_pending(store):
     """Found by measuring: the pragma was stepped once, so that a step gave one page back instead of 256."""
     accept(store, [event(n, padding=2000) for n in range(1000)])
