@@ -92,7 +92,6 @@ def retry(
     for event_id, reason in found:
         body = store.connection.execute("SELECT body FROM events WHERE id = ?", (event_id,)).fetchone()[0]
         is_high = high(decode_stored(body))
-        store.connection.execute("DELETE FROM retries WHERE id = ?", (event_id,))
         store.connection.execute("DELETE FROM dead WHERE id = ?", (event_id,))
         store.connection.execute(
             "UPDATE events SET state = ?, settled_ms = NULL, status = NULL, reason = NULL, attempts = NULL WHERE id = ?",

@@ -50,10 +50,7 @@ def forget_users(
     dispatcher has loaded: they are left to it.
     """
     memory = _forget_memory(store, users) if after_id == 0 else 0
-    rows = store.connection.execute(
-        "SELECT id, state, user, body FROM events WHERE id > ? ORDER BY id LIMIT ?", (after_id, SCAN_ROWS)
-    ).fetchall()
-    found = _those_of(rows, frozenset(users))
+    found, next_after = _those_of(store, frozenset(users), after_id)
     pending = [(one, state) for one, state in found if state < State.DELIVERED and one not in in_use]
     dead = [one for one, state in found if state == State.DEAD]
     history = [one for one, state in found if state in (State.DELIVERED, State.DROPPED)]
@@ -64,19 +61,22 @@ def forget_users(
     _empty(store, [*dead, *(one for one, _ in pending)])
     delete_rows(store, history)
     left = [one for one, state in found if state < State.DELIVERED and one in in_use]
-    next_after = rows[-1][0] if len(rows) == SCAN_ROWS else None
     return Forgotten(len(pending), len(dead), len(history), memory, left, next_after)
 
 
-def _those_of(rows: list[Any], users: frozenset[str]) -> list[tuple[int, int]]:
-    """Ids and states of the rows that belong to one of the users."""
+def _those_of(store: Store, users: frozenset[str], after_id: int) -> tuple[list[tuple[int, int]], int | None]:
+    """Ids and states of the next rows that belong to one of the users, and where to go on."""
     # A body is decoded only where one of the ids stands in it somewhere, as text or as a number.
     needles = [msgspec.json.encode(user)[1:-1] for user in users]
-    return [
-        (event_id, state)
-        for event_id, state, user, body in rows
-        if user in users or (any(needle in body for needle in needles) and _is_of(decode_stored(body), users))
-    ]
+    found: list[tuple[int, int]] = []
+    looked_at = event_id = 0
+    for event_id, state, user, body in store.connection.execute(
+        "SELECT id, state, user, body FROM events WHERE id > ? ORDER BY id LIMIT ?", (after_id, SCAN_ROWS)
+    ):  # one after the other: a body may have 32 KiB
+        looked_at += 1
+        if user in users or (any(needle in body for needle in needles) and _is_of(decode_stored(body), users)):
+            found.append((event_id, state))
+    return found, event_id if looked_at == SCAN_ROWS else None
 
 
 def _is_of(event: dict[str, Any], users: frozenset[str]) -> bool:

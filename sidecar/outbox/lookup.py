@@ -1,5 +1,6 @@
 """Looking into the outbox: what came in, what became of it, everything about one event. Reads only, a page at a time."""
 
+import sqlite3
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -10,7 +11,7 @@ from sidecar.outbox.dead import DeadLetter, Which, dead_page
 from sidecar.outbox.records import Failure, State
 from sidecar.outbox.store import Store
 
-__all__ = ["STATES", "Found", "FoundPage", "Seen", "name_of", "recent", "show"]
+__all__ = ["STATES", "Found", "FoundPage", "PendingPage", "Seen", "name_of", "pending_page", "recent", "show"]
 
 # So many rows one call looks at, whether they match or not: some 20 ms.
 SCAN_ROWS: Final = 2_000
@@ -51,6 +52,13 @@ class FoundPage(NamedTuple):
     next_before: tuple[int, int] | None
 
 
+class PendingPage(NamedTuple):
+    """Pending events in the order of acceptance, and the ``after_id`` of the next page, None at the end."""
+
+    events: list[Found]
+    next_after: int | None
+
+
 class Seen(NamedTuple):
     """Everything that is known of one event: its attempts while it is pending, its dead letter if it is dead."""
 
@@ -82,11 +90,14 @@ def recent(
     """
     if state is not None and state not in STATES:
         raise ValueError(f"there is no state {state!r}; it is one of {', '.join(STATES)}")
-    rows = (
-        _newest_settled(store, STATES[state][0], before) if state not in (None, "pending") else _newest(store, before)
-    )
+    if state is None or state == "pending":
+        rows = _newest(store, before)
+    else:
+        rows = _newest_settled(store, STATES[state][0], before)
     found: list[Found] = []
-    for row in rows:
+    looked_at, row = 0, None
+    for row in rows:  # one after the other: a body may have 32 KiB
+        looked_at += 1
         if (
             (state is None or _STATE_NAMES[row[1]] == state)
             and (user is None or row[3] == user)
@@ -94,8 +105,26 @@ def recent(
         ):
             found.append(_as_found(row))
             if len(found) == limit:
+                rows.close()
                 return FoundPage(found, _cursor(row, state))
-    return FoundPage(found, _cursor(rows[-1], state) if len(rows) == SCAN_ROWS else None)
+    return FoundPage(found, _cursor(row, state) if looked_at == SCAN_ROWS else None)
+
+
+def pending_page(store: Store, *, after_id: int = 0, limit: int = 500) -> PendingPage:
+    """The next pending events behind ``after_id``, of both classes, set aside or not, in the order of acceptance."""
+    rows = store.connection.execute(
+        f"SELECT {_COLUMNS} FROM events WHERE id > ? ORDER BY id LIMIT ?", (after_id, SCAN_ROWS)
+    )
+    found: list[Found] = []
+    looked_at, row = 0, None
+    for row in rows:
+        looked_at += 1
+        if row[1] < State.DELIVERED:
+            found.append(_as_found(row))
+            if len(found) == limit:
+                rows.close()
+                return PendingPage(found, row[0])
+    return PendingPage(found, row[0] if row and looked_at == SCAN_ROWS else None)
 
 
 def show(store: Store, event_id: int) -> Seen | None:
@@ -108,20 +137,20 @@ def show(store: Store, event_id: int) -> Seen | None:
     return Seen(_as_found(row), Failure(*attempts) if attempts else None, letters[0] if letters else None)
 
 
-def _newest(store: Store, before: tuple[int, int] | None) -> list[Any]:
+def _newest(store: Store, before: tuple[int, int] | None) -> sqlite3.Cursor:
     return store.connection.execute(
         f"SELECT {_COLUMNS} FROM events WHERE id < ? ORDER BY id DESC LIMIT ?",
         (before[1] if before else 2**63 - 1, SCAN_ROWS),
-    ).fetchall()
+    )
 
 
-def _newest_settled(store: Store, state: State, before: tuple[int, int] | None) -> list[Any]:
+def _newest_settled(store: Store, state: State, before: tuple[int, int] | None) -> sqlite3.Cursor:
     settled_ms, event_id = before or (2**63 - 1, 2**63 - 1)
     return store.connection.execute(
         f"SELECT {_COLUMNS} FROM events WHERE state = ? AND state > 3 AND settled_ms <= ?"
         " AND (settled_ms < ? OR id < ?) ORDER BY settled_ms DESC, id DESC LIMIT ?",
         (state, settled_ms, settled_ms, event_id, SCAN_ROWS),
-    ).fetchall()
+    )
 
 
 def _cursor(row: Any, state: str | None) -> tuple[int, int]:

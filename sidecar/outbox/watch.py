@@ -80,16 +80,17 @@ class Watch:
         """Look at the next rows; True while the round goes on. The next step after its end begins another."""
         if self._cursor == (0, 0):
             self._start(now_ms - DAY_MS)
-        settled_ms, event_id = self._cursor
-        rows = store.connection.execute(
+        after_ms, after_id = self._cursor
+        looked_at = 0
+        for event_id, settled_ms, user, body in store.connection.execute(
             "SELECT id, settled_ms, user, body FROM events WHERE state = ? AND state > 3 AND settled_ms >= ?"
             " AND (settled_ms > ? OR id > ?) ORDER BY settled_ms, id LIMIT ?",
-            (State.DELIVERED, settled_ms, settled_ms, event_id, STEP_ROWS),
-        ).fetchall()
-        for _, _, user, body in rows:
+            (State.DELIVERED, after_ms, after_ms, after_id, STEP_ROWS),
+        ):  # one after the other: a body may have 32 KiB
+            looked_at += 1
+            self._cursor = (settled_ms, event_id)
             self._look_at(user, decode_stored(body))
-        if len(rows) == STEP_ROWS:
-            self._cursor = (rows[-1][1], rows[-1][0])
+        if looked_at == STEP_ROWS:
             return True
         self.near = self._found()
         self._start(0)

@@ -1,6 +1,7 @@
 """Group commit: who shares a transaction, who waits for what, what failures cost, and how it ends."""
 
 import sqlite3
+from random import Random
 
 import pytest
 import trio
@@ -290,6 +291,30 @@ async def test_a_thread_runs_one_call_at_a_time(tmp_path):
                 senders.start_soon(outbox.accept, [event(f"{number}-{n}") for n in range(5)])
         outbox.stop()
     assert store.counters["accepted"] == 250
+    check_account(store)
+    store.close()
+
+
+async def test_cancelling_at_any_moment_leaves_the_account_exact(tmp_path):
+    """In a real thread and real time: the call is never abandoned, whatever happens to who asked."""
+    store = Store(tmp_path / "o.db", durability="process")
+    outbox = Outbox(store, VirtualClock(), Room(store.path, 2**30), ThreadRunner())
+    random = Random(1)
+
+    async def send(number):
+        with trio.move_on_after(random.uniform(0, 0.004)):
+            await outbox.accept([event(f"{number}-{n}") for n in range(3)])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.run)
+        for _ in range(10):
+            async with trio.open_nursery() as senders:
+                for number in range(30):
+                    senders.start_soon(send, number)
+        answers = [await outbox.accept([event(f"{number}-{n}") for n in range(3)]) for number in range(30)]
+        outbox.stop()
+    assert {answer.stored for answer in answers} <= {0, 3}
+    assert store.counters["accepted"] == len(pending_ids(store)) == 90
     check_account(store)
     store.close()
 
