@@ -105,7 +105,7 @@ class Daemon:
         self.notifier = notifier or Notifier({})
         self.marks = Marks(clock.monotonic_s)
         self.mapper = compile_mapping(config.mapping, config.people)
-        self.room = Room(store.path, config.outbox.max_bytes)
+        self.room = Room(store.path, config.outbox.max_bytes, when_full=config.outbox.when_full)
         self.outbox = Outbox(store, clock, self.room, runner)
         self.outbox.on_commit = self.metrics.committed
         self._keeper = Keeper(
@@ -122,6 +122,8 @@ class Daemon:
             sources, self.mapper, max_event_bytes=config.outbox.max_event_bytes, count=self.metrics.refused
         )
         self.delivery = Delivery(self._dispatcher(random), self.outbox, network, clock)
+        if config.outbox.when_full == "drop_oldest":
+            self.outbox.protected = self.delivery.dispatcher.loaded_ids
         self.delivery.on_step = partial(self.marks.tick, DISPATCHER)
 
     def _dispatcher(self, random: Random) -> Dispatcher:

@@ -19,7 +19,7 @@ bounds what a crash can repeat. The next event of the user does not wait for the
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal
 from weakref import WeakValueDictionary
 
@@ -29,7 +29,7 @@ from sidecar.clock import Clock
 from sidecar.config import Deliver
 from sidecar.deliver.bucket import Bucket
 from sidecar.deliver.destination import Destination, Outcome, Paused, Probe, Wait, What
-from sidecar.deliver.order import Item, Order, Turn
+from sidecar.deliver.order import QUEUE_MAX, Item, Order, Turn
 from sidecar.deliver.prepared import Memory, Prepared
 from sidecar.deliver.quota import Lease, Quota
 from sidecar.deliver.retry import Failures, delay_s
@@ -46,7 +46,7 @@ FinalState = Literal[State.DELIVERED, State.DROPPED, State.DEAD]
 FOREVER_S: Final = float("inf")
 # The next page is fetched while so many users are still ready: more than a second of sending.
 READY_LOW: Final = 256
-ASIDE_ROWS: Final = 8
+ASIDE_ROWS: Final = QUEUE_MAX
 
 
 class Dispatcher:
@@ -78,7 +78,8 @@ class Dispatcher:
         self.last_delivered_ms: int | None = None
         self._clock = clock
         self._random = random
-        self._order = Order(by_user=config.order == "user")
+        window = QUEUE_MAX * (config.max_in_flight + READY_LOW) + PAGE_ROWS
+        self._order = Order(by_user=config.order == "user", window=window)
         self._memories: WeakValueDictionary[tuple[str, str], Memory] = WeakValueDictionary()
         self._slots: set[int] = set()  # sent and not settled by a commit
         self._settling: dict[int, Memory | None] = {}  # keeps overlaid memory until the file has it
@@ -99,7 +100,7 @@ class Dispatcher:
         leave = self.destination.may_send(now_s)
         item = self._whose_turn(leave, now_s)
         if item is None:
-            return Rest(min(self._order.next_due_s(), self.destination.tick_at_s()))
+            return Rest(self._something_due_s())
         if item.prepared is None:
             settlement = self._prepare(item)
             if settlement is not None:
@@ -108,7 +109,7 @@ class Dispatcher:
                 return Settle(settlement)
         until_s = self._leave_at_s(item, leave, now_s)
         if until_s > now_s:
-            return Rest(min(until_s, self._order.next_due_s(), self.destination.tick_at_s()))
+            return Rest(min(until_s, self._something_due_s()))
         return self._send(item, now_s, probe=isinstance(leave, Probe))
 
     def _whose_turn(self, leave: object, now_s: float) -> Item | None:
@@ -127,6 +128,11 @@ class Dispatcher:
         if len(self._slots) >= self.config.max_in_flight and item.id not in self._slots:
             return FOREVER_S
         return max(self.quota.ready_at_s(now_s, high=item.high), self._paced(now_s).ready_at_s(now_s))
+
+    def _something_due_s(self) -> float:
+        """When something changes by itself: an event is to be tried again, or held refusals are given up."""
+        held_s = FOREVER_S if self._under_way else self.destination.tick_at_s()
+        return min(self._order.next_due_s(), held_s)
 
     def _paced(self, now_s: float) -> Bucket:
         """The bucket at the pace that destination and quota want just now."""
@@ -376,6 +382,14 @@ class Dispatcher:
     def in_flight(self) -> int:
         """How many events are sent and not yet settled by a commit."""
         return len(self._slots)
+
+    def loaded_ids(self) -> frozenset[int]:
+        """The events that are loaded here: nobody else may drop them."""
+        return frozenset(self._order.items)
+
+    def waiting(self) -> Iterator[Item]:
+        """The events that failed and wait to be tried again, each with its user behind it."""
+        return self._order.waiting()
 
     def under_way(self) -> int:
         """How many requests are out and not answered."""

@@ -25,11 +25,11 @@ from typing import Any
 
 from sidecar.outbox import Row
 
-__all__ = ["QUEUE_MAX", "WINDOW", "Item", "Order", "Turn"]
+__all__ = ["QUEUE_MAX", "Item", "Order", "Turn"]
 
-# So many events are loaded at most, waiting heads apart; at 300 B to 32 KiB a body that is 0.6 to some 20 MB.
-WINDOW = 1_000
-QUEUE_MAX = 8
+QUEUE_MAX = 4
+# The bodies that are loaded at most, waiting heads apart; at 32 KiB each there is still enough for the day's pace.
+WINDOW_BYTES = 16 * 2**20
 # Waiting heads are kept beside the window. So many of them mean that PX is ill, and the destination waits anyway.
 WAITING_MAX = 20_000
 
@@ -59,10 +59,16 @@ class Item:
 
 
 class Order:
-    """The queues. Pure: time is an argument, nothing is read or written."""
+    """The queues. Pure: time is an argument, nothing is read or written.
 
-    def __init__(self, *, by_user: bool) -> None:
+    ``window`` events are loaded at most, waiting heads apart: enough for as many users as can be sent for at once, each
+    with a full queue behind him, and then some who are ready. Else the queues of slow users would keep others out.
+    """
+
+    def __init__(self, *, by_user: bool, window: int) -> None:
         self.items: dict[int, Item] = {}
+        self._window = window
+        self._bytes = 0
         self._by_user = by_user
         self._queues: dict[Turn, deque[Item]] = {}
         self._ready: dict[bool, list[tuple[int, Item]]] = {True: [], False: []}
@@ -75,8 +81,10 @@ class Order:
 
     def room(self) -> int:
         """How many more events may be loaded from the front of the backlog."""
+        if self._bytes >= WINDOW_BYTES:
+            return 0
         waiting = len(self._waiting)
-        return min(WINDOW - (len(self.items) - waiting), WAITING_MAX - waiting)
+        return min(self._window - (len(self.items) - waiting), WAITING_MAX - waiting)
 
     def ready(self) -> int:
         """How many users could send at once."""
@@ -97,7 +105,8 @@ class Order:
         queue = self._queues.get(turn)
         crowded = queue is not None and (len(queue) >= QUEUE_MAX or queue[0].due_s > 0)
         if turn in self._aside or crowded:
-            self._aside.setdefault(turn, 0)
+            # A dead letter that is retried is older than what was read back: it must be found all the same.
+            self._aside[turn] = min(self._aside.get(turn, 0), row.id - 1)
             self._to_set_aside.append(item)
         else:
             self._enqueue(item)
@@ -116,6 +125,7 @@ class Order:
 
     def _enqueue(self, item: Item) -> None:
         self.items[item.id] = item
+        self._bytes += len(item.row.body)
         queue = self._queues.setdefault(item.turn, deque())
         queue.append(item)
         if len(queue) == 1:
@@ -184,14 +194,14 @@ class Order:
         queue = self._queues[item.turn]
         while len(queue) > 1:
             other = queue.pop()
-            del self.items[other.id]
+            self._let_go(other)
             self._to_set_aside.append(other)
             # What is read back later starts behind the head, whatever was read before.
             self._aside[item.turn] = item.id
 
     def done(self, item: Item) -> None:
         """An item that went out has its final answer: the next of its user has its turn."""
-        del self.items[item.id]
+        self._let_go(item)
         queue = self._queues[item.turn]
         first = queue.popleft()
         assert first is item, (first, item)
@@ -202,6 +212,10 @@ class Order:
             if item.turn in self._aside:
                 self._hungry[item.turn] = None
 
+    def _let_go(self, item: Item) -> None:
+        del self.items[item.id]
+        self._bytes -= len(item.row.body)
+
     def next_due_s(self) -> float:
         """When the next waiting event is due; infinity if none waits."""
         return self._waiting[0][0] if self._waiting else float("inf")
@@ -209,9 +223,3 @@ class Order:
     def waiting(self) -> Iterator[Item]:
         """The events that wait to be tried again, in no order."""
         return (item for _, _, item in self._waiting)
-
-    def wake_all(self) -> None:
-        """Everything that waits is due now."""
-        for _, _, item in self._waiting:
-            self._make_ready(item)
-        self._waiting = []
