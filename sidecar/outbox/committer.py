@@ -236,12 +236,7 @@ class Committer:
         if code not in _ILL:
             return None
         if code == sqlite3.SQLITE_FULL:
-            problem: SidecarError = self._room.give_up_reserve()
-            try:
-                self._store.checkpoint()
-            except sqlite3.Error:
-                pass  # it only saves room; the next commit tries it again
-            return problem
+            return self._room.give_up_reserve()
         self._suspect = True
         if code == sqlite3.SQLITE_IOERR and self._room.free_bytes() < NO_ROOM_BYTES:
             return self._room.give_up_reserve()

@@ -35,7 +35,7 @@ class Keeper:
         more |= self._forget_users(store)
         # Ids reach the table an eighth of their time late at most, and so are recognised that much longer at most.
         if store.ids.due((now_ms - self._ids_ms // 8) // 1000):
-            store.flush_ids(all_of_them=True)
+            store.flush_ids(STEP_ROWS, due=True)
         store.ids.sweep((now_ms - self._ids_ms) // 1000, now_ms // 1000)
         return more
 

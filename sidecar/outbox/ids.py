@@ -9,9 +9,11 @@ so ids that differ anywhere differ in the digest; source and text are separated 
 Why it is built like this
 -------------------------
 Random keys dirty a page each, so a unique index costs more the longer the history (facts: ``field_lessons.md`` M21).
-Here the newest ids live in a dictionary; when it is full, or they get old, they go to the ``ids`` table in one sorted
-batch, which touches neighbouring pages together. A commit asks the table with one probe. After a crash the newest ids
-are read again from the event rows behind the last batch: bounded work, and nothing to keep in step.
+Here the newest ids live in a dictionary; when it is full, or they get old, they move to the ``ids`` table as one sorted
+batch, which touches neighbouring pages together. They move in slices of that order, one with each commit, so that no
+commit takes long; until the last slice is on disk the whole batch is known from memory. A commit asks the table with
+one probe. After a crash the newest ids are read again from the event rows behind the last whole batch: bounded work,
+and nothing to keep in step.
 
 The sweeper walks the table in key order, a few thousand rows at a time, and deletes what is old and settled: a round
 takes minutes and no index on time is needed.
@@ -25,8 +27,11 @@ import msgspec
 
 __all__ = ["NEWEST", "MessageIds", "digest_of"]
 
-# 20,000 entries are about 2.5 MiB of memory, one batch of some 50 ms, and 70 ms of reading after a crash.
+# 20,000 entries are about 2.5 MiB of memory, and 70 ms of reading after a crash.
 NEWEST = 20_000
+# A commit moves so many, and some for each id it adds: a batch is through before a quarter of the next has come.
+SLICE = 500
+SLICE_PER_ID = 4
 SWEEP_ROWS = 4_000
 _PROBE = 900  # parameters of one IN (…), below every SQLite's limit
 
@@ -54,14 +59,18 @@ class MessageIds:
         self._newest_max = newest
         self._newest: dict[bytes, int] = {}
         self._uncommitted: dict[bytes, int] = {}
-        self._flushing = False
+        # The batch on its way to the table, its order, how much of it is there, and how much the open transaction adds.
+        self._moving: dict[bytes, int] = {}
+        self._order: list[bytes] = []
+        self._moved = 0
+        self._slice = 0
         # When the first and the last of the newest were seen: the first says when they are due for the table.
         self._first_s = self._last_s = 0
         self._table_empty = connection.execute("SELECT 1 FROM ids LIMIT 1").fetchone() is None
         self._sweep_after = b""
 
     def __len__(self) -> int:
-        return len(self._newest)
+        return len(self._newest) + len(self._moving)
 
     def recall(self, rows: Iterable[tuple[int, bytes, int, int]]) -> None:
         """Take back the ids of event rows (source, body, event id, received ms) behind the last batch, after a start.
@@ -80,7 +89,7 @@ class MessageIds:
 
     def unseen(self, digests: Sequence[bytes]) -> set[bytes]:
         """Those that were never added."""
-        fresh = set(digests).difference(self._newest, self._uncommitted)
+        fresh = set(digests).difference(self._newest, self._moving, self._uncommitted)
         if fresh and not self._table_empty:
             fresh -= self._in_table(list(fresh))
         return fresh
@@ -101,37 +110,52 @@ class MessageIds:
         self._last_s = now_ms // 1000
         self._first_s = self._first_s or self._last_s
 
-    def flush(self, *, all_of_them: bool = False) -> int | None:
-        """Move the newest to the table, inside a transaction, if there are enough of them or ``all_of_them``.
+    def flush(self, added: int, *, due: bool = False, all_of_them: bool = False) -> int | None:
+        """Move a slice to the table, inside a transaction that has ``added`` so many.
 
-        Returns the highest event id that the table now covers, or None if nothing was moved. The rows of events up
-        to that id are no longer needed for recognising repeats.
+        A batch begins when the newest are many, or ``due``; ``all_of_them`` go at once. Returns the highest event id
+        that the table now covers if a batch is through, else None: the rows of events up to that id are no longer
+        needed for recognising repeats.
         """
-        if not self._newest or self._flushing or (len(self._newest) < self._newest_max and not all_of_them):
-            return None
-        rows = [(digest, self._newest[digest]) for digest in sorted(self._newest)]
-        self._connection.executemany(f"INSERT OR REPLACE INTO ids VALUES (?, ?, {self._last_s})", rows)
-        self._flushing = True
-        return max(self._newest.values())
+        if self._slice and not all_of_them:
+            return None  # this transaction has moved its slice
+        if all_of_them:
+            self._begin({**self._moving, **self._newest})
+        elif not self._moving and (due or len(self._newest) >= self._newest_max):
+            self._begin(self._newest)
+        left = self._order[self._moved :]
+        part = left if all_of_them else left[: SLICE + SLICE_PER_ID * added]
+        moving = self._moving
+        self._connection.executemany(
+            f"INSERT OR REPLACE INTO ids VALUES (?, ?, {self._last_s})", [(digest, moving[digest]) for digest in part]
+        )
+        self._slice = len(part)
+        return max(moving.values()) if part and len(part) == len(left) else None
+
+    def _begin(self, batch: dict[bytes, int]) -> None:
+        self._moving, self._newest = batch, {}
+        self._order, self._moved = sorted(batch), 0
+        self._first_s = self._last_s if self._uncommitted else 0
 
     def due(self, seen_before_s: int) -> bool:
-        """Whether some of the newest were seen before that: only in the table they can be swept."""
-        return bool(self._newest) and self._first_s < seen_before_s
+        """Whether some were seen before that and are not in the table: only there they can be swept."""
+        return bool(self._moving) or (bool(self._newest) and self._first_s < seen_before_s)
 
     def committed(self) -> None:
         """The transaction is on disk."""
-        if self._flushing:
-            self._newest = {}
-            self._first_s = self._last_s if self._uncommitted else 0
+        if self._slice:
             self._table_empty = False
-            self._flushing = False
+            self._moved += self._slice
+            self._slice = 0
+            if self._moved == len(self._order):
+                self._moving, self._order, self._moved = {}, [], 0
         self._newest.update(self._uncommitted)
         self._uncommitted = {}
 
     def rolled_back(self) -> None:
-        """The transaction is undone: what was added in it was never seen."""
+        """The transaction is undone: what was added in it was never seen, what it moved is still to be moved."""
         self._uncommitted = {}
-        self._flushing = False
+        self._slice = 0
 
     def sweep(self, seen_before_s: int, now_s: int, rows: int = SWEEP_ROWS) -> int:
         """Delete, among the next ``rows`` of the table, what is old and belongs to no pending or dead event.

@@ -168,12 +168,12 @@ class Store:
         self.count("repeated", sum(outcome.repeated for outcome in outcomes))
         self.count("pending_high", high)
         self.count("pending_normal", len(rows) - high)
-        self.flush_ids()
+        self.flush_ids(len(ids))
         return outcomes
 
-    def flush_ids(self, *, all_of_them: bool = False) -> None:
-        """Move the newest message ids to their table if there are enough, inside a transaction."""
-        covered = self.ids.flush(all_of_them=all_of_them)
+    def flush_ids(self, added: int = 0, *, due: bool = False, all_of_them: bool = False) -> None:
+        """Move some of the newest message ids to their table, inside a transaction; see ``MessageIds.flush``."""
+        covered = self.ids.flush(added, due=due, all_of_them=all_of_them)
         if covered is not None:
             self.count("ids_flushed_to", covered - self.value("ids_flushed_to"))
 

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from outbox_files import IN_MEMORY, NOW_MS, check_account, copied, dead, delivered, dropped, event, undone
 
-from sidecar.outbox import Failure, Keeper, Remembered, Store
+from sidecar.outbox import Failure, Keeper, Remembered, Store, ids
 from sidecar.outbox.dead import Which, discard, retry
 from sidecar.outbox.forget import forget_users
 from sidecar.outbox.ids import MessageIds
 from sidecar.outbox.overflow import Overflow
 
+SLICES = (ids.SLICE, ids.SLICE_PER_ID)
 KEEP_MS = 100_000
 NUMBERS = st.integers(0, 40)
 USERS = st.sampled_from(["u1", "u2", None])
@@ -48,9 +49,10 @@ class OutboxMachine(RuleBasedStateMachine):
         self.counted = Counter()
         self.next_id = 1
 
-    @initialize(newest=st.integers(1, 12))
-    def small_batches(self, newest):
+    @initialize(newest=st.integers(1, 12), of_each_commit=st.sampled_from([(1, 0), (2, 1), (500, 4)]))
+    def small_batches(self, newest, of_each_commit):
         self.newest = newest
+        ids.SLICE, ids.SLICE_PER_ID = of_each_commit
         self.store.ids = MessageIds(self.store.connection, newest=newest)
 
     def of(self, *states):
@@ -250,6 +252,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def teardown(self):
         self.store.close()
         self.folder.cleanup()
+        ids.SLICE, ids.SLICE_PER_ID = SLICES
 
 
 TestOutboxModel = OutboxMachine.TestCase
