@@ -1,0 +1,94 @@
+"""How verbs reach who knows: the running daemon, else the outbox file itself.
+
+A verb that only talks to the daemon needs the path of its control socket and nothing else. It is, in this order:
+``--control``, ``$PX_SIDECAR_LISTEN_CONTROL``, ``listen.control`` of the configuration if this user may read it, and
+``/run/px-sidecar/control.sock``.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+from sidecar.cli.common import config_option, load_config
+from sidecar.config import Listen
+from sidecar.control.client import DEFAULT_PATH, Asked, Daemon
+from sidecar.errors import ConfigError, NotRunning
+from sidecar.units import parse_duration_s
+
+__all__ = ["DURATION", "control_option", "listen_of", "reach", "the_daemon"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def control_option(function: F) -> F:
+    """``--control PATH`` and ``--config PATH``, as every verb that talks to the daemon has them."""
+    return config_option(
+        click.option(
+            "--control",
+            "control_flag",
+            metavar="PATH",
+            help="The daemon's control socket [default: as configured].",
+        )(function)
+    )
+
+
+def the_daemon(control_flag: str | None, config_flag: str | None) -> Daemon:
+    """The daemon, wherever its socket is; whether it answers is seen at the first question."""
+    return Daemon(control_flag or listen_of(config_flag, os.environ.get("PX_SIDECAR_LISTEN_CONTROL")).control)
+
+
+def listen_of(config_flag: str | None, control: str | None = None) -> Listen:
+    """``[listen]`` of the configuration; its defaults where this user cannot read one or it is wrong.
+
+    Nothing is said about that: whoever only talks to the daemon need not be able to read its configuration. Raises
+    ConfigError if a file was named by --config and cannot be read.
+    """
+    if control:
+        return Listen(control=control)
+    try:
+        return load_config(config_flag).listen
+    except ConfigError:
+        if config_flag:
+            raise
+        return Listen(control=DEFAULT_PATH)
+
+
+@contextmanager
+def reach(control_flag: str | None, config_flag: str | None) -> Iterator[Asked]:
+    """The daemon if one answers, else the outbox file of the configuration, which is held meanwhile.
+
+    Raises NotRunning if there is neither, Failed or ConfigError if the file cannot be used.
+    """
+    daemon = the_daemon(control_flag, config_flag)
+    try:
+        daemon.get("/v1/config")
+    except NotRunning:
+        if control_flag:
+            raise
+    else:
+        yield daemon
+        return
+    from sidecar.control.offline import open_file  # it brings the whole house along; most verbs find a daemon
+
+    with open_file(load_config(config_flag)) as file:
+        yield file
+
+
+class _Duration(click.ParamType[float]):
+    """``30s``, ``24h``, ``7d``: seconds."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return parse_duration_s(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+DURATION = _Duration()

@@ -1,0 +1,74 @@
+"""What people look at: tables of at most 80 columns, moments, colours only on a terminal."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["WIDTH", "bar", "console", "moment", "moment_ms", "printable", "table"]
+
+WIDTH = 80
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that writes plain text of 80 columns into a pipe, and at most that on a terminal.
+
+    It follows NO_COLOR, as rich does.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    width = WIDTH if not stream.isatty() else min(WIDTH, Console(file=stream).width)
+    return Console(file=stream, width=width, highlight=False)
+
+
+def printable(text: object) -> str:
+    """Text of others (event names, users, what PX said) without what a terminal would obey."""
+    return "".join(char if char.isprintable() else "·" for char in str(text))
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, wide: str = "") -> Table:
+    """A plain table. The column ``wide`` takes what is left and folds; the others are cut where they must be."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in headings:
+        folds = heading == wide
+        made.add_column(
+            heading, overflow="fold" if folds else "ellipsis", no_wrap=not folds, ratio=1 if folds else None
+        )
+    for row in rows:
+        made.add_row(*(Text("" if cell is None else printable(cell)) for cell in row))
+    return made
+
+
+def moment_ms(wall_ms: int | None) -> str:
+    """A moment in local time: the time alone if it is of today."""
+    if wall_ms is None:
+        return "-"
+    return _shown(datetime.fromtimestamp(wall_ms / 1000).astimezone())
+
+
+def moment(text: str | None) -> str:
+    """A moment of the API (ISO 8601) in local time."""
+    return "-" if text is None else _shown(datetime.fromisoformat(text).astimezone())
+
+
+def _shown(when: datetime) -> str:
+    today = datetime.now().astimezone().date()
+    return f"{when:%H:%M:%S}" if when.date() == today else f"{when:%Y-%m-%d %H:%M}"
+
+
+def bar(what: str, *, total: int | None) -> tuple[Progress, int]:
+    """A progress bar on stderr, and its task; silent where stderr is no terminal."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
+    return progress, int(progress.add_task(what, total=total))

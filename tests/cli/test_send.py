@@ -1,0 +1,72 @@
+"""`px-sidecar send`, through the command line."""
+
+import json
+
+from living import Place, always
+
+
+def test_send_ends_once_the_event_is_on_disk(place: Place, verb):
+    with place.living() as daemon:
+        ran = verb("send", "Feature Used", "--user", "u1", *place.flags)
+        assert daemon.settle()["delivered"] == 1
+    assert ran.code == 0
+    assert ran.out.startswith("accepted: it is on disk")
+
+
+def test_send_json_gives_the_message_id(place: Place, verb):
+    with place.living() as daemon:
+        ran = verb("send", "Feature Used", "--user", "u1", "--json", *place.flags)
+        daemon.settle()
+        event = daemon.asked.get("/v1/events", {"message_id": ran.json["messageId"]})["events"][0]
+    assert ran.json["what"] == "accepted"
+    assert event["user"] == "u1"
+
+
+def test_send_wait_prints_the_payload_that_px_got(place: Place, verb):
+    arguments = ["--user", "u1", "--account", "acme", "--property", "seats=5", "--property", "plan=gold", "--wait"]
+    with place.living() as daemon:
+        ran = verb("send", "Feature Used", *arguments, "--json", *place.flags)
+        sent = json.loads(daemon.network.sent[0].body)
+    assert ran.code == 0
+    assert ran.json["what"] == "delivered"
+    assert (ran.json["status"], ran.json["attempts"]) == (201, 1)
+    assert ran.json["payload"] == sent
+    assert (sent["identifyId"], sent["accountId"]) == ("u1", "acme")
+    assert sent["attributes"] == {"seats": 5, "plan": "gold"}
+
+
+def test_send_wait_of_a_dead_event_exits_1_and_says_why(place: Place, verb):
+    body = b'{"externalapierror":{"status":"BAD_REQUEST","message":"eventName is unknown"}}'
+    with place.living(always(400, body)):
+        ran = verb("send", "Feature Used", "--user", "u1", "--wait", *place.flags)
+    assert ran.code == 1
+    assert ran.out.startswith("dead: refused. PX answered 400 (eventName is unknown)")
+
+
+def test_send_wait_of_a_dropped_event_exits_1(place: Place, verb):
+    with place.living():
+        ran = verb("send", "Feature Used", "--wait", *place.flags)
+    assert ran.code == 1
+    assert ran.out.startswith("dropped: no_user")
+
+
+def test_send_wait_gives_up_with_the_reason_and_the_event_stays(place: Place, verb):
+    with place.living(always(401)) as daemon:
+        ran = verb("send", "Feature Used", "--user", "u1", "--wait", "--timeout", "500ms", *place.flags)
+        assert daemon.status()["pending"] == 1
+    assert ran.code == 1
+    assert "kept, but not delivered yet" in ran.err
+    assert "API key is invalid" in ran.err
+
+
+def test_send_needs_a_daemon(place: Place, verb):
+    for more in ([], ["--wait"]):
+        ran = verb("send", "Feature Used", *more, *place.flags)
+        assert ran.code == 69
+        assert ran.err.count("\n") == 1
+
+
+def test_a_property_without_a_value_is_wrong_usage(place: Place, verb):
+    ran = verb("send", "Feature Used", "--property", "seats", *place.flags)
+    assert ran.code == 2
+    assert "KEY=VALUE" in ran.err
