@@ -54,7 +54,8 @@ class Outbox:
     What others may set: ``on_settled`` is told of settlements once they are committed, ``on_accepted`` that there are
     new events, ``on_commit`` how long a commit took and how many rows it had; ``keep(store, now_ms)`` does a step of
     housekeeping inside a transaction and says whether there is more; ``protected()`` gives the ids of pending events
-    that must not be dropped to make room, because they are loaded or in flight.
+    that must not be dropped to make room: all that are loaded, from the moment their page was read until their
+    settlement is told of.
     """
 
     def __init__(self, store: Store, clock: Clock, room: Room, runner: Runner) -> None:
@@ -202,7 +203,7 @@ class Outbox:
 
     async def _trip(self) -> None:
         """One trip to the store with all that is there."""
-        work = Work(self._clock.wall_ms(), self.protected())
+        work = Work(self._clock.wall_ms(), frozenset(self.protected()) if self._room.drop_oldest else frozenset())
         work.accepts = self._take_accepts()
         work.writes, self._writes[:] = self._writes[:], []
         work.reads, self._reads[:] = self._reads[:], []
@@ -227,6 +228,11 @@ class Outbox:
             return
         self._failed_in_a_row = 0
         self._tell(work, started_s)
+        if work.reads and self._room.drop_oldest:
+            # Whoever has read a page gets to say that its rows are protected, before the next trip drops some: he runs
+            # in the next round of the scheduler, this task in the one after it.
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
 
     def _tell(self, work: Work, started_s: float) -> None:
         """What was committed, to who wants to know."""

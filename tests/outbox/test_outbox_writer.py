@@ -412,6 +412,42 @@ async def test_the_oldest_make_room_where_that_is_wanted(tmp_path, nursery, auto
     rig.outbox.stop()
 
 
+async def test_a_row_is_protected_as_soon_as_its_page_is_read(tmp_path, nursery, autojump_clock, monkeypatch):
+    """Found by reading: the next trip took its list of protected rows before the reader could name his."""
+    monkeypatch.setattr("sidecar.outbox.writer.COMMIT_ROWS", 5)  # there is always a next trip at once
+    monkeypatch.setattr("sidecar.outbox.overflow.STEP_ROWS", 10)  # and it drops something
+    rig = Rig(tmp_path / "o.db", max_bytes=2**20, when_full="drop_oldest")
+    loaded, dropped = set(), set()
+    rig.outbox.protected = lambda: loaded
+    nursery.start_soon(rig.outbox.run)
+
+    async def flood(who):
+        for number in range(0, 500, 5):
+            await rig.outbox.accept([event(f"{who}-{n}", padding=1000) for n in range(number, number + 5)])
+
+    async def deliver():
+        while True:
+            page = await rig.outbox.read(lambda store: store.page(high=False, after_id=0, limit=2))
+            loaded.update(row.id for row in page.rows)
+            await trio.lowlevel.checkpoint()
+            left = await rig.outbox.read(pending_ids)
+            dropped.update(loaded.difference(left))
+            for event_id in loaded:
+                rig.outbox.settle(delivered(event_id), more_expected=False)
+            await rig.outbox.read(lambda _store: None)
+            loaded.clear()
+
+    async with trio.open_nursery() as loads:
+        loads.start_soon(deliver)
+        async with trio.open_nursery() as floods:
+            for who in range(6):
+                floods.start_soon(flood, who)
+        loads.cancel_scope.cancel()
+    assert rig.store.counters["dropped:outbox_full"] > 200
+    assert dropped == set()
+    rig.outbox.stop()
+
+
 async def test_a_request_that_never_fits_is_refused_alone(tmp_path, nursery, autojump_clock):
     rig = Rig(tmp_path / "o.db", max_bytes=2**20, when_full="drop_oldest")
     nursery.start_soon(rig.outbox.run)
