@@ -33,6 +33,9 @@ import trio
 from sidecar import __version__
 from sidecar.clock import Clock, SystemClock
 from sidecar.config import Config, Secret
+from sidecar.control.desk import DESTINATION, Desk
+from sidecar.control.server import serve_control
+from sidecar.control.status import Status
 from sidecar.deliver.bucket import Bucket
 from sidecar.deliver.destination import Destination
 from sidecar.deliver.dispatcher import Dispatcher
@@ -41,9 +44,9 @@ from sidecar.deliver.shell import Delivery
 from sidecar.errors import Failed, SidecarError
 from sidecar.http import Response, Stopping
 from sidecar.mapping import compile_mapping
-from sidecar.observe import CONTENT_TYPE, DISPATCHER, WRITER, Feed, Marks, Metrics, feed_watchdog, prove
+from sidecar.observe import CONTENT_TYPE, DISPATCHER, WRITER, Feed, Marks, Metrics, Snapshot, feed_watchdog, prove
 from sidecar.outbox import Keeper, Outbox, Room, Runner, Store, ThreadRunner, take_lock
-from sidecar.px import Network
+from sidecar.px import Answer, Network, NotSent, Reply, Unknown
 from sidecar.px.transport import HttpxNetwork
 from sidecar.receive import Front, Intake, Opened, Routes, Sources, bind_control, bind_listeners, raise_descriptor_limit
 from sidecar.systemd import Notifier, inherited_sockets, watchdog_s
@@ -52,7 +55,6 @@ __all__ = ["Daemon", "open_store", "serve_daemon"]
 
 log = logging.getLogger(__name__)
 
-DESTINATION = "destination"
 PROOF_EVERY_S = 1.0
 UNHEALTHY_AFTER_S = 15.0
 
@@ -125,6 +127,10 @@ class Daemon:
         if config.outbox.when_full == "drop_oldest":
             self.outbox.protected = self.delivery.dispatcher.loaded_ids
         self.delivery.on_step = partial(self.marks.tick, DISPATCHER)
+        self.delivery.on_reply = self._count_reply
+        self.desk = Desk(self)
+        self.delivery.on_retry = self.desk.retried
+        self.intake.tell = self.desk.accepted
 
     def _dispatcher(self, random: Random) -> Dispatcher:
         """The dispatcher, going on where the process before left the day's quota and the destination."""
@@ -192,6 +198,15 @@ class Daemon:
     def _keep(self, store: Store, now_ms: int) -> bool:
         return self._keeper.step(store, now_ms, hurry=self.outbox.short)
 
+    def _count_reply(self, reply: Reply, took_s: float) -> None:
+        match reply:
+            case Answer(status=status):
+                self.metrics.px_answered(status, took_s)
+            case NotSent():
+                self.metrics.px_not_sent()
+            case Unknown():
+                self.metrics.px_unknown()
+
     def problems(self) -> list[str]:
         """Why events cannot be stored or the dispatcher does not decide; nothing if all is well."""
         late = self.marks.late(self.clock.monotonic_s(), UNHEALTHY_AFTER_S)
@@ -253,20 +268,40 @@ def pages_of(daemon: Daemon) -> dict[str, Callable[[], Awaitable[Response]]]:
         return Response(503 if problems else 200, msgspec.json.encode(body))
 
     async def metrics() -> Response:
+        snapshot = snapshot_of(daemon, await daemon.desk.status())
+        daemon.metrics.snapshot = lambda: snapshot
         return Response(200, daemon.metrics.render(), CONTENT_TYPE)
 
     async def status() -> Response:
-        counters = daemon.outbox.counters
-        sums = {
-            state: sum(value for name, value in counters.items() if name.partition(":")[0] == state)
-            for state in ("dropped", "dead")
-        }
-        return Response(200, msgspec.json.encode(counters | sums))
+        return Response(200, msgspec.json.encode(await daemon.desk.status()))
 
     async def cluster_info() -> Response:
         return Response(200, b'{"nodeCount":1}')
 
     return {"/health": health, "/metrics": metrics, "/status": status, "/cluster-info": cluster_info}
+
+
+def snapshot_of(daemon: Daemon, status: Status) -> Snapshot:
+    """What the metrics show of a status."""
+    return Snapshot(
+        counters=daemon.outbox.counters,
+        destination=status.state,
+        oldest_pending_age_s=status.oldest_pending_age_s or 0.0,
+        pace_per_second=status.pace,
+        ceiling_per_second=status.ceiling,
+        quota_used=status.quota.used,
+        quota_limit=status.quota.limit,
+        quota_reserve=status.quota.reserve,
+        in_flight=status.in_flight,
+        lanes_open=status.lanes,
+        lanes_in_use=daemon.delivery.dispatcher.under_way(),
+        wal_bytes=status.outbox.wal_bytes or 0,
+        outbox_bytes=status.outbox.bytes or 0,
+        outbox_limit_bytes=status.outbox.max_bytes,
+        full=status.full,
+        last_delivered_ms=daemon.delivery.dispatcher.last_delivered_ms or 0,
+        changed=daemon.delivery.dispatcher.tally["changed"],
+    )
 
 
 def _no_op(_store: Store, _now_ms: int) -> None:
@@ -305,6 +340,7 @@ async def _serve_front(
     routes = Routes(daemon.intake, daemon.outbox, pages, foreign_hosts=daemon.config.listen.allow_remote)
     front = Front(routes, daemon.intake, daemon.outbox, max_request_bytes=limit_bytes, stopping=stopping)
     async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_control, daemon.desk, control, stopping=stopping))
         await nursery.start(partial(front.serve, opened, descriptors=descriptors))
         daemon.notifier.ready("accepting events")
         log.info("Accepting events at %s.", daemon.config.listen.http or daemon.config.listen.unix)

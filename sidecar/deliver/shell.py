@@ -24,8 +24,8 @@ from sidecar.deliver.order import Item, Turn
 from sidecar.deliver.quota import Lease
 from sidecar.deliver.steps import AsidePage, NextPage, Rest, Send, SetAside, Settle
 from sidecar.errors import SidecarError
-from sidecar.outbox import Outbox, Settlement, Store
-from sidecar.px import Lane, Network, Request
+from sidecar.outbox import Failure, Outbox, Settlement, Store
+from sidecar.px import Lane, Network, Reply, Request
 
 __all__ = ["Delivery"]
 
@@ -37,13 +37,19 @@ STEPS_PER_TURN: Final = 32
 
 
 class Delivery:
-    """Delivers what the dispatcher decides, over lanes of ``network``, from and into ``outbox``."""
+    """Delivers what the dispatcher decides, over lanes of ``network``, from and into ``outbox``.
+
+    What others may set: ``on_step`` is called with every decision, ``on_reply`` with every reply of PX and the seconds
+    it took, ``on_retry`` with every attempt that failed and is repeated.
+    """
 
     def __init__(self, dispatcher: Dispatcher, outbox: Outbox, network: Network, clock: Clock) -> None:
         self.dispatcher = dispatcher
         self.network = network
         self.lanes_open = 0
         self.on_step: Callable[[], None] = lambda: None
+        self.on_reply: Callable[[Reply, float], None] = lambda _reply, _took_s: None
+        self.on_retry: Callable[[Item, Failure], None] = lambda _item, _failure: None
         self._outbox = outbox
         self._clock = clock
         self._idle: list[_LaneTask] = []
@@ -128,13 +134,16 @@ class Delivery:
             while await lane.has_work(self._idle):
                 assert lane.work is not None
                 item, request = lane.work
+                sent_s = self._clock.monotonic_s()
                 reply = await lane.lane.send(request)
                 lane.work = None
+                self.on_reply(reply, self._clock.monotonic_s() - sent_s)
                 for written in self.dispatcher.replied(item, reply, self._clock.monotonic_s()):
                     if isinstance(written, Settle):
                         self._outbox.settle(written.settlement, more_expected=self.dispatcher.under_way() > 0)
                     else:
                         self._outbox.note_failure(written)
+                        self.on_retry(item, written)
                 self._idle.append(lane)
                 self._decide_again.set()
         finally:

@@ -57,7 +57,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """How things are at one moment, as the daemon sees them.
 
     ``counters`` are the outbox's own: ``accepted``, ``repeated``, ``delivered``, ``dropped:REASON``, ``dead:REASON``,
-    ``pending_high``, ``pending_normal``. ``destination`` is one of ``DESTINATION_STATES``; ``full`` is the code with
+    ``pending_high``, ``pending_normal``, ``ambiguous``, ``retries``. ``destination`` is one of ``DESTINATION_STATES``; ``full`` is the code with
     which events are refused just now, or None; ``set_aside`` tells that at this start a damaged outbox file was set
     aside.
     """
@@ -78,6 +78,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     outbox_limit_bytes: int = 0
     full: str | None = None
     last_delivered_ms: int = 0
+    changed: int = 0
     set_aside: bool = False
 
 
@@ -119,7 +120,6 @@ class Metrics(Collector):
         self._version = version
         self._refused = dict.fromkeys((*REFUSAL_CODES, OTHER), 0)
         self._px_answers = dict.fromkeys((*PX_ANSWERS, OTHER), 0)
-        self._ambiguous = self._retries = self._changed = 0
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -143,15 +143,6 @@ class Metrics(Collector):
     def px_unknown(self) -> None:
         """A request to PX was sent and no answer could be read: it may be repeated, and PX may have it twice."""
         self._px_answers["unknown"] += 1
-        self._ambiguous += 1
-
-    def retried(self) -> None:
-        """An event will be sent again."""
-        self._retries += 1
-
-    def changed(self) -> None:
-        """The mapping had to cut or replace something of an event."""
-        self._changed += 1
 
     def committed(self, took_s: float, rows: int) -> None:
         """The outbox is done with a trip to its file; one in which no rows were written is not counted."""
@@ -183,11 +174,6 @@ class Metrics(Collector):
         yield _labelled("refused_requests_total", about, "code", self._refused)
         about = "Requests to PX by what came of them: class of the status (429 apart), or no readable answer."
         yield _labelled("px_requests_total", about, "answer", self._px_answers)
-        about = "Requests to PX that were sent and whose answer is unknown; each may have become a duplicate."
-        yield _plain("ambiguous_requests_total", about, self._ambiguous)
-        yield _plain("retries_total", "Attempts that failed and are repeated.", self._retries)
-        about = "Events of which the mapping had to cut or replace something; `px-sidecar events show` tells what."
-        yield _plain("changed_events_total", about, self._changed)
         yield _plain("commits_total", "Transactions of the outbox that are on disk.", self.commit_seconds.count)
         yield self.commit_seconds.family("commit_seconds", "How long a commit takes, fsync included.")
         yield self.answer_seconds.family("answer_seconds", "From the last byte of a request to its answer.")
@@ -202,6 +188,9 @@ def _events(counters: Mapping[str, int]) -> Iterator[Metric]:
         ("delivered", "Events that PX has confirmed."),
     ):
         yield _plain(f"{name}_events_total", about, counters.get(name, 0))
+    about = "Requests to PX that were sent and whose answer is unknown; each may have become a duplicate."
+    yield _plain("ambiguous_requests_total", about, counters.get("ambiguous", 0))
+    yield _plain("retries_total", "Attempts that failed and are repeated.", counters.get("retries", 0))
     dropped = _by_reason(counters, "dropped", DROPPED_REASONS)
     yield _labelled("dropped_events_total", "Events with nothing to send, by reason.", "reason", dropped)
     about = "Dead letters that are kept, by reason; `px-sidecar dead list` shows them."
@@ -222,6 +211,7 @@ def _by_reason(counters: Mapping[str, int], state: str, reasons: Sequence[str]) 
 def _delivery(snapshot: Snapshot) -> Iterator[Metric]:
     for name, about, value in (
         ("oldest_pending_age_seconds", "Age of the oldest pending event.", snapshot.oldest_pending_age_s),
+        ("changed_events", "Events of which the mapping cut or replaced something, since the start.", snapshot.changed),
         ("in_flight_events", "Events sent to PX and not settled yet.", snapshot.in_flight),
         ("pace_requests_per_second", "The pace that PX allows at the moment.", snapshot.pace_per_second),
         ("ceiling_requests_per_second", "The pace that is never exceeded.", snapshot.ceiling_per_second),

@@ -6,7 +6,7 @@ byte (facts: ``px_and_sdks.md`` 3.4): success is 200 with ``"success":true`` and
 accepted is 400 with ``code``, ``message`` and ``error``; what cannot be made durable just now is 503.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from sidecar.errors import SidecarError
@@ -55,7 +55,10 @@ def refusal(code: str, message: str, status: int = 400, retry_after_s: int | Non
 
 
 class Intake:
-    """Reads bodies. ``sources``, ``mapper`` and the limits may be replaced while it is used."""
+    """Reads bodies. ``sources``, ``mapper`` and the limits may be replaced while it is used.
+
+    ``count`` is told the code of every refusal, ``tell`` of events that were accepted.
+    """
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class Intake:
         self.mapper = mapper
         self.max_event_bytes = max_event_bytes
         self.count = count
+        self.tell: Callable[[Sequence[NewEvent]], None] = lambda _events: None
 
     def open(self, body: bytes, kind: str | None, write_key: str | None, *, trusted: bool) -> Opened | Answer:
         """Read a body. ``kind`` is ``BATCH``, the type of a single call, or None for an NDJSON line.
@@ -136,9 +140,9 @@ class Intake:
         event = sealed.event or {}
         return NewEvent(source, self.mapper.is_high(event), self.mapper.user_of(event), sealed.message_id, sealed.body)
 
-    @staticmethod
-    def accepted(opened: Opened, outcome: Accepted) -> Answer:
+    def accepted(self, opened: Opened, outcome: Accepted) -> Answer:
         """The answer once the events are on disk."""
+        self.tell(opened.events)
         if not outcome.repeated and not opened.refused:
             return Answer(200, b'{"success":true,"accepted":%d}' % outcome.stored)
         body: dict[str, Any] = {"success": True, "accepted": outcome.stored}

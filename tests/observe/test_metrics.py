@@ -93,7 +93,6 @@ def test_answers_of_px_are_counted_by_class_and_429_apart():
     samples = samples_of(metrics)
     counted = {key[1][1]: value for key, value in samples.items() if key[0] == "px_sidecar_px_requests_total" and value}
     assert counted == {"2xx": 2, "4xx": 1, "429": 1, "5xx": 1, "not_sent": 1, "unknown": 1}
-    assert samples[("px_sidecar_ambiguous_requests_total",)] == 1
     assert samples[("px_sidecar_px_request_seconds_count",)] == 5
     assert samples["px_sidecar_px_request_seconds_bucket", ("le", "0.1")] == 0
     assert samples["px_sidecar_px_request_seconds_bucket", ("le", "0.15")] == 5
@@ -147,11 +146,16 @@ def test_without_a_daemon_only_what_is_counted_here_is_shown():
 
 def test_two_daemons_in_one_process_share_nothing():
     first, second = metrics_with(), metrics_with()
-    first.retried()
-    first.changed()
-    assert samples_of(first)[("px_sidecar_retries_total",)] == 1
-    assert samples_of(first)[("px_sidecar_changed_events_total",)] == 1
-    assert samples_of(second)[("px_sidecar_retries_total",)] == 0
+    first.px_unknown()
+    assert samples_of(first)["px_sidecar_px_requests_total", ("answer", "unknown")] == 1
+    assert samples_of(second)["px_sidecar_px_requests_total", ("answer", "unknown")] == 0
+
+
+def test_ambiguous_requests_and_retries_are_the_outboxs_own_counts():
+    samples = samples_of(metrics_with(counters={"ambiguous": 3, "retries": 5}, changed=7))
+    assert samples[("px_sidecar_ambiguous_requests_total",)] == 3
+    assert samples[("px_sidecar_retries_total",)] == 5
+    assert samples[("px_sidecar_changed_events",)] == 7
 
 
 def test_the_content_type_is_the_text_format():
