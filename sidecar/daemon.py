@@ -335,9 +335,14 @@ async def _serve_front(
 ) -> None:
     """Serve all listeners until ``stop``, and return when what was read is answered."""
     stopping = Stopping()
-    pages = pages_of(daemon)
     limit_bytes = daemon.config.outbox.max_request_bytes
-    routes = Routes(daemon.intake, daemon.outbox, pages, foreign_hosts=daemon.config.listen.allow_remote)
+    routes = Routes(
+        daemon.intake,
+        daemon.outbox,
+        pages_of(daemon),
+        foreign_hosts=daemon.config.listen.allow_remote,
+        took=daemon.metrics.answer_seconds.observe,
+    )
     front = Front(routes, daemon.intake, daemon.outbox, max_request_bytes=limit_bytes, stopping=stopping)
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(serve_control, daemon.desk, control, stopping=stopping))

@@ -11,6 +11,8 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import trio
+
 from sidecar.config.schema import is_loopback_host
 from sidecar.errors import SidecarError
 from sidecar.events import TYPES
@@ -28,9 +30,21 @@ _HOST: Final = re.compile(r"\[([^\]]*)\](?::\d*)?|([^:]*)(?::\d*)?")
 
 
 class Routes:
-    """Answers requests. ``pages`` are what GET finds, by path; ``foreign_hosts`` are allowed where others may come in."""
+    """Answers requests. ``pages`` are what GET finds, by path; ``foreign_hosts`` are allowed where others may come in.
 
-    def __init__(self, intake: Intake, outbox: Outbox, pages: dict[str, Page], *, foreign_hosts: bool = False) -> None:
+    ``took`` is told how long each request for taking events waited for its answer, in seconds.
+    """
+
+    def __init__(
+        self,
+        intake: Intake,
+        outbox: Outbox,
+        pages: dict[str, Page],
+        *,
+        foreign_hosts: bool = False,
+        took: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
+        self._took = took
         self._intake = intake
         self._outbox = outbox
         self._pages = pages
@@ -59,7 +73,10 @@ class Routes:
             path = _SLASHES.sub("/", path).rstrip("/")
             kind = _KINDS.get(path)
         if kind is not None and request.method == "POST":
-            return _respond(await self._take(request, kind, trusted=trusted))
+            began_s = trio.current_time()
+            answer = await self._take(request, kind, trusted=trusted)
+            self._took(trio.current_time() - began_s)
+            return _respond(answer)
         page = self._pages.get(path)
         if page is not None and request.method in ("GET", "HEAD"):
             return await page()
