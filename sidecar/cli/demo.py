@@ -113,6 +113,8 @@ def _play(stage: "Stage", progress: Progress, events: int, users: int) -> None:
         while_=lambda: progress.delivered < len(traffic.accepted) and time.monotonic() < deadline_s,
     )
     _settle_account(stage, progress, traffic)
+    progress.phase = ""
+    progress.say("Every accepted event was held against what has arrived.")
 
 
 def _look(stage: "Stage", progress: Progress, traffic: Traffic, *, while_: Callable[[], bool]) -> None:

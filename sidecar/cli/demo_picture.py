@@ -75,13 +75,22 @@ class Progress(msgspec.Struct):
             Text(show_count(self.delivered), "bold green"),
             Text(f"{rate:.0f}/s of {self.ceiling_per_s}", "bold"),
         )
-        lines = [Text(f"{at:6.1f}s  {text}") for at, text in self.said[-6:]]
-        now = Text(f"{time.monotonic() - self.started_s:6.1f}s  {self.phase}", "dim") if self.phase else Text("")
         return Panel(
-            Group(figures, Text(""), self._curve(), Text(""), *lines, now),
+            Group(figures, Text(""), self._curve(), Text(""), self._story()),
             title="px-sidecar demo",
             width=WIDTH,
         )
+
+    def _story(self) -> RenderableType:
+        """What happened when, and what is going on."""
+        story = Table.grid(padding=(0, 2))
+        story.add_column(justify="right", width=6)
+        story.add_column()
+        for at_s, text in self.said[-6:]:
+            story.add_row(f"{at_s:.1f}s", text)
+        if self.phase:
+            story.add_row(Text(f"{time.monotonic() - self.started_s:.1f}s", "dim"), Text(self.phase, "dim"))
+        return story
 
     def _curve(self) -> RenderableType:
         """Deliveries per second, half a second a bar; a full block is the ceiling."""
