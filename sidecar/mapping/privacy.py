@@ -112,16 +112,30 @@ CONTEXT_OWN: Final = (("groupId",), ("sessionId",), ("session", "id"), ("page", 
 
 
 class Bag(msgspec.Struct, frozen=True):
-    """What people may see of one bag of data: ``keep`` (None: all) names its first level, ``denied`` holds at any depth."""
+    """What people may see of one bag of data: only the dotted paths in ``keep`` (None: all), without what is denied.
+
+    With ``flatten`` a name that the app itself dotted is kept with what it seems to be below, as the attributes do.
+    """
 
     denied: Denied
     keep: frozenset[str] | None = None
+    flatten: bool = False
 
     def seen(self, bag: Any) -> Any:
         """The bag as people may see it."""
         if type(bag) is dict and self.keep is not None:
-            bag = {name: value for name, value in bag.items() if name in self.keep}
+            bag = self._kept(bag, self.keep, "")
         return self.denied.prune(bag)
+
+    def _kept(self, bag: dict[str, Any], keep: frozenset[str], prefix: str) -> dict[str, Any]:
+        kept = {}
+        for key, value in bag.items():
+            path = prefix + key
+            if path in keep or (self.flatten and any(path.startswith(f"{one}.") for one in keep)):
+                kept[key] = value
+            elif type(value) is dict and (below := self._kept(value, keep, f"{path}.")):
+                kept[key] = below
+        return kept
 
 
 class View(msgspec.Struct, frozen=True):

@@ -150,8 +150,12 @@ class _Compiler:
                 rules, denied, field="attributes", limit=MAX_ATTRIBUTES, never=self.global_context_names()
             ),
             view=View(
-                properties=Bag(denied, self.seen_names(rules.keep, "properties.")),
-                traits=Bag(_denied(self.trait_rules), self.seen_names(self.trait_rules.keep, "traits.")),
+                properties=Bag(denied, self.seen_paths(rules.keep, "properties."), rules.nested == "flatten"),
+                traits=Bag(
+                    _denied(self.trait_rules),
+                    self.seen_paths(self.trait_rules.keep, "traits."),
+                    self.trait_rules.nested == "flatten",
+                ),
                 rest=denied,
             ),
             user_type=override.user_type if override else None,
@@ -163,15 +167,14 @@ class _Compiler:
         paths = self.field("globalContext").paths
         return frozenset(path.removeprefix("properties.") for path in paths if path.startswith("properties."))
 
-    def seen_names(self, keep: list[str], prefix: str) -> frozenset[str] | None:
-        """The first-level names of a bag that people may see: those kept, and those that PX fields are made from."""
+    def seen_paths(self, keep: list[str], prefix: str) -> frozenset[str] | None:
+        """The paths of a bag that people may see: those kept, and those that PX fields are made from; None for all."""
         if not keep:
             return None
         configured = [path for one in self.mapping.fields.values() for path in ([one] if isinstance(one, str) else one)]
         default = [path for paths in DEFAULT_PATHS.values() for path in paths] + ["properties.url"]
         read = (path.removeprefix("context.") for path in (*configured, *default))
-        dotted = [*keep, *(path.removeprefix(prefix) for path in read if path.startswith(prefix))]
-        return frozenset(dotted) | {name.partition(".")[0] for name in dotted}
+        return frozenset([*keep, *(path.removeprefix(prefix) for path in read if path.startswith(prefix))])
 
 
 def laid_over(general: AttributeRules, own: AttributeRules | None) -> AttributeRules:

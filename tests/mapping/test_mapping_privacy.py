@@ -175,3 +175,21 @@ def test_an_object_is_denied_as_a_whole_where_it_would_be_flattened(rule: str):
     hashed = sent["attributes"].get("address")
     assert sent["attributes"] == ({"address": hashed, "n.address": hashed} if "hash" in rule else {"n": "{}"})
     assert hashed is None or len(hashed) == 64
+
+
+@pytest.mark.parametrize(
+    ("rules", "seen"),
+    [
+        (
+            '[mapping]\nnested = "flatten"\n[mapping.attributes]\nkeep = ["plan"]',
+            {"plan": {"tier": 1, "x": 2}, "plan.y": 3},
+        ),
+        ('[mapping]\nnested = "flatten"\n[mapping.attributes]\nkeep = ["plan.x", "z"]', {"plan": {"x": 2}}),
+        ('[mapping.attributes]\nkeep = ["z"]\n[mapping.fields]\nsessionId = "properties.plan.x"', {"plan": {"x": 2}}),
+        ('[mapping.attributes]\nkeep = ["plan"]', {"plan": {"tier": 1, "x": 2}}),
+    ],
+)
+def test_people_see_of_a_nested_object_what_is_kept_of_it(rules: str, seen: dict):
+    event = track(properties={"plan": {"tier": 1, "x": 2}, "plan.y": 3, "other": {"x": 4}, "l": [{"x": 5}]})
+    assert mapper(rules).redact(event)["properties"] == seen
+    assert body({**event, "properties": seen}, rules) == body(event, rules)
