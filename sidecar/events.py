@@ -30,6 +30,8 @@ __all__ = ["MAX_DEPTH", "TYPES", "BadJson", "Sealed", "decode", "decode_stored",
 
 TYPES: Final = frozenset({"track", "identify", "page", "screen", "group", "alias"})
 MAX_DEPTH: Final = 64
+_ID_KEYS: Final = ("userId", "anonymousId", "groupId")
+_ID_TYPES: Final = frozenset({str, int, float, type(None)})
 # A body may wrap its events in an object and a list; whatever is deeper than an event may be stays visible to `seal`.
 _CUT_DEPTH: Final = MAX_DEPTH + 4
 
@@ -117,18 +119,17 @@ def _message_id(event: dict[str, Any]) -> str:
 
 def _why_bad(event: dict[str, Any], body: bytes, max_event_bytes: int) -> str | None:
     kind = event.get("type")
-    if kind not in TYPES if isinstance(kind, str) else True:
+    if type(kind) is not str or kind not in TYPES:
         return f"its type is {_shown(kind)}, not one of {', '.join(sorted(TYPES))}"
-    if kind == "track" and not (isinstance(event.get("event"), str) and event["event"]):
+    if kind == "track" and not (type(event.get("event")) is str and event["event"]):
         return "a track call needs a text `event`, the name of what happened"
-    for key in ("userId", "anonymousId", "groupId"):
-        value = event.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
-            return f"its {key} is {_shown(value)}, neither text nor number"
+    for key in _ID_KEYS:
+        if type(event.get(key)) not in _ID_TYPES:
+            return f"its {key} is {_shown(event[key])}, neither text nor number"
     if len(body) > max_event_bytes:
         return f"it has {len(body):,} bytes, more than the {max_event_bytes:,} allowed (outbox.max_event_bytes)"
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(event):
-        return f"it is nested deeper than {MAX_DEPTH} levels"
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+        return f"it is nested deeper than {MAX_DEPTH} levels" if _too_deep(event) else None
     return None
 
 

@@ -25,6 +25,8 @@ from hashlib import blake2b
 
 import msgspec
 
+from sidecar.outbox.bulk import insert_rows
+
 __all__ = ["NEWEST", "MessageIds", "digest_of"]
 
 # 20,000 entries are about 2.5 MiB of memory, and 70 ms of reading after a crash.
@@ -126,9 +128,8 @@ class MessageIds:
         left = self._order[self._moved :]
         part = left if all_of_them else left[: SLICE + SLICE_PER_ID * added]
         moving = self._moving
-        self._connection.executemany(
-            f"INSERT OR REPLACE INTO ids VALUES (?, ?, {self._last_s})", [(digest, moving[digest]) for digest in part]
-        )
+        rows = [(digest, moving[digest], self._last_s) for digest in part]
+        insert_rows(self._connection, "OR REPLACE INTO ids", rows)
         self._slice = len(part)
         return max(moving.values()) if part and len(part) == len(left) else None
 

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from sidecar.events import decode_stored
+from sidecar.outbox.bulk import insert_rows
 from sidecar.outbox.database import open_database
 from sidecar.outbox.ids import MessageIds, digest_of
 from sidecar.outbox.records import Accepted, Failure, NewEvent, Page, Remembered, Row, Settlement, State
@@ -52,6 +53,7 @@ class Store:
         factory: type[sqlite3.Connection] = sqlite3.Connection,
     ) -> None:
         self.path = path
+        self.notice = ""  # what people should know of how it was opened, as a sentence
         self._durability: Literal["disk", "process"] = durability
         self._factory = factory
         self._open()
@@ -158,9 +160,7 @@ class Store:
                 ids[digest] = next_id
                 next_id += 1
             outcomes.append(Accepted(next_id - before, len(group) - (next_id - before)))
-        self.connection.executemany(
-            "INSERT INTO events (id, state, source, user, received_ms, body) VALUES (?, ?, ?, ?, ?, ?)", rows
-        )
+        insert_rows(self.connection, "INTO events (id, state, source, user, received_ms, body)", rows)
         self._bury_bad(bad, now_ms)
         self.ids.add(ids, now_ms)
         self.count("accepted", len(ids))
