@@ -26,6 +26,7 @@ from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import trio
@@ -34,18 +35,18 @@ from sidecar import __version__
 from sidecar.clock import Clock, SystemClock
 from sidecar.config import Config, Secret
 from sidecar.control.desk import DESTINATION, Desk
+from sidecar.control.pages import pages_of
 from sidecar.control.server import serve_control
-from sidecar.control.status import Status
 from sidecar.deliver.bucket import Bucket
 from sidecar.deliver.destination import Destination
 from sidecar.deliver.dispatcher import Dispatcher
 from sidecar.deliver.quota import Quota, QuotaRow
 from sidecar.deliver.shell import Delivery
 from sidecar.errors import Failed, SidecarError
-from sidecar.http import Response, Stopping
+from sidecar.http import Stopping
 from sidecar.mapping import compile_mapping
-from sidecar.observe import CONTENT_TYPE, DISPATCHER, WRITER, Feed, Marks, Metrics, Snapshot, feed_watchdog, prove
-from sidecar.outbox import Keeper, Outbox, Room, Runner, Store, ThreadRunner, take_lock
+from sidecar.observe import DISPATCHER, WRITER, Feed, Marks, Metrics, feed_watchdog, prove
+from sidecar.outbox import Keeper, Outbox, Room, Runner, Store, ThreadRunner, open_outbox, take_lock
 from sidecar.px import Answer, Network, NotSent, Reply, Unknown
 from sidecar.px.transport import HttpxNetwork
 from sidecar.receive import Front, Intake, Opened, Routes, Sources, bind_control, bind_listeners, raise_descriptor_limit
@@ -56,12 +57,16 @@ __all__ = ["Daemon", "open_store", "serve_daemon"]
 log = logging.getLogger(__name__)
 
 PROOF_EVERY_S = 1.0
+RECOVERY_STEP_S = 60.0
 UNHEALTHY_AFTER_S = 15.0
 
 
 @asynccontextmanager
-async def open_store(config: Config, runner: Runner) -> AsyncIterator[Store]:
-    """The outbox file, held exclusively; checkpointed and closed at the end. Raises Failed or ConfigError."""
+async def open_store(config: Config, runner: Runner, notifier: Notifier) -> AsyncIterator[Store]:
+    """The outbox file, held exclusively; checkpointed and closed at the end. Raises Failed or ConfigError.
+
+    A damaged one is recovered first, which may take long: systemd is asked to wait while it goes on.
+    """
     path = Path(config.outbox.path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +76,15 @@ async def open_store(config: Config, runner: Runner) -> AsyncIterator[Store]:
         ) from None
     lock = take_lock(path)
     try:
-        store = await runner.run(partial(Store, path, durability=config.outbox.durability))
+
+        def recovering() -> None:
+            notifier.status("recovering a damaged outbox")
+            notifier.extend_timeout(RECOVERY_STEP_S)
+
+        call = partial(open_outbox, path, durability=config.outbox.durability, working=recovering)
+        store = await runner.run(call)
+        if store.notice:
+            log.error("%s", store.notice)
         try:
             yield store
         finally:
@@ -129,13 +142,14 @@ class Daemon:
         self.delivery.on_step = partial(self.marks.tick, DISPATCHER)
         self.delivery.on_reply = self._count_reply
         self.desk = Desk(self)
+        self.desk.notices.extend([store.notice] if store.notice else [])
+        self._reload_refused = ""
         self.delivery.on_retry = self.desk.retried
         self.intake.tell = self.desk.accepted
 
     def _dispatcher(self, random: Random) -> Dispatcher:
         """The dispatcher, going on where the process before left the day's quota and the destination."""
         deliver, now_s = self.config.deliver, self.clock.monotonic_s()
-        saved = self.store.get_meta(DESTINATION)
         per_second = deliver.per_second / deliver.hosts
         return Dispatcher(
             config=deliver,
@@ -156,7 +170,7 @@ class Daemon:
                 initial_s=deliver.retry_initial,
                 max_s=deliver.retry_max,
                 random=random.random,
-                saved=json.loads(saved) if saved else None,
+                saved=_saved(self.store),
             ),
             clock=self.clock,
             random=random.random,
@@ -180,8 +194,10 @@ class Daemon:
             self.products = await self.outbox.read(Store.source_products)
         except SidecarError as error:
             log.error("The configuration was not reloaded, the old one goes on: %s", error)
+            self._note_reload(f"The configuration was not reloaded, the old one goes on: {error}")
             self.notifier.ready(f"reload refused: {error}")
             return
+        self._note_reload("")
         for table in ("px", "listen", "outbox", "people", "log"):
             if getattr(config, table) != getattr(self.config, table):
                 log.warning("A change in [%s] needs a restart to take effect.", table)
@@ -194,6 +210,12 @@ class Daemon:
         self.delivery.wake()
         log.info("The configuration was reloaded.")
         self.notifier.ready("accepting events, configuration reloaded")
+
+    def _note_reload(self, refused: str) -> None:
+        """Have every status say that the last reload was refused, until one is not."""
+        kept = [notice for notice in self.desk.notices if notice != self._reload_refused]
+        self.desk.notices[:] = [*kept, refused] if refused else kept
+        self._reload_refused = refused
 
     def _keep(self, store: Store, now_ms: int) -> bool:
         return self._keeper.step(store, now_ms, hurry=self.outbox.short)
@@ -246,11 +268,22 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(prove, self.marks, WRITER, partial(self.outbox.write, _no_op), PROOF_EVERY_S)
             nursery.start_soon(self._wake_dispatcher)
+            if self.notifier.listened_to:
+                nursery.start_soon(self._tell_status)
             limit_s = watchdog_s()
             if limit_s is not None:
                 nursery.start_soon(
                     partial(feed_watchdog, self.marks, self.notifier.watchdog, limit_s=limit_s, every_s=limit_s / 3)
                 )
+
+    async def _tell_status(self) -> None:
+        """Keep the line that ``systemctl status`` shows up to date."""
+        told = ""
+        while True:
+            await trio.sleep(PROOF_EVERY_S)
+            line = "; ".join([await self.desk.line(), *self.desk.notices])
+            if line != told and self.notifier.status(line):
+                told = line
 
     async def _wake_dispatcher(self) -> None:
         """An idle dispatcher has to say that it is alive, too."""
@@ -259,49 +292,18 @@ class Daemon:
             await trio.sleep(PROOF_EVERY_S)
 
 
-def pages_of(daemon: Daemon) -> dict[str, Callable[[], Awaitable[Response]]]:
-    """What GET finds: health, metrics, status, and what one SDK asks of a cluster."""
-
-    async def health() -> Response:
-        problems = daemon.problems()
-        body = {"healthy": not problems, "problems": problems}
-        return Response(503 if problems else 200, msgspec.json.encode(body))
-
-    async def metrics() -> Response:
-        snapshot = snapshot_of(daemon, await daemon.desk.status())
-        daemon.metrics.snapshot = lambda: snapshot
-        return Response(200, daemon.metrics.render(), CONTENT_TYPE)
-
-    async def status() -> Response:
-        return Response(200, msgspec.json.encode(await daemon.desk.status()))
-
-    async def cluster_info() -> Response:
-        return Response(200, b'{"nodeCount":1}')
-
-    return {"/health": health, "/metrics": metrics, "/status": status, "/cluster-info": cluster_info}
-
-
-def snapshot_of(daemon: Daemon, status: Status) -> Snapshot:
-    """What the metrics show of a status."""
-    return Snapshot(
-        counters=daemon.outbox.counters,
-        destination=status.state,
-        oldest_pending_age_s=status.oldest_pending_age_s or 0.0,
-        pace_per_second=status.pace,
-        ceiling_per_second=status.ceiling,
-        quota_used=status.quota.used,
-        quota_limit=status.quota.limit,
-        quota_reserve=status.quota.reserve,
-        in_flight=status.in_flight,
-        lanes_open=status.lanes,
-        lanes_in_use=daemon.delivery.dispatcher.under_way(),
-        wal_bytes=status.outbox.wal_bytes or 0,
-        outbox_bytes=status.outbox.bytes or 0,
-        outbox_limit_bytes=status.outbox.max_bytes,
-        full=status.full,
-        last_delivered_ms=daemon.delivery.dispatcher.last_delivered_ms or 0,
-        changed=daemon.delivery.dispatcher.tally["changed"],
-    )
+def _saved(store: Store) -> dict[str, Any]:
+    """What the destination of an earlier process knew; nothing if the file was damaged just there."""
+    try:
+        saved = json.loads(store.get_meta(DESTINATION) or "{}")
+    except ValueError:
+        saved = None
+    if not isinstance(saved, dict):
+        log.error(
+            "The outbox does not know any more whether delivery was paused; it goes on. `px-sidecar pause` stops it."
+        )
+        return {}
+    return saved
 
 
 def _no_op(_store: Store, _now_ms: int) -> None:
@@ -317,7 +319,7 @@ async def serve_daemon(config: Config, key: Secret, reload: Callable[[], Config]
     descriptors = raise_descriptor_limit()
     inherited = inherited_sockets()
     network = HttpxNetwork(config.px, key, config.deliver.timeout)
-    async with open_store(config, runner) as store:
+    async with open_store(config, runner, notifier) as store:
         random = Random()  # noqa: S311 - jitter, not secrets
         daemon = Daemon(
             config, store=store, network=network, clock=clock, runner=runner, random=random, notifier=notifier
@@ -339,7 +341,7 @@ async def _serve_front(
     routes = Routes(
         daemon.intake,
         daemon.outbox,
-        pages_of(daemon),
+        pages_of(daemon.desk, daemon.metrics, daemon.problems),
         foreign_hosts=daemon.config.listen.allow_remote,
         took=daemon.metrics.answer_seconds.observe,
     )

@@ -42,6 +42,11 @@ class Notifier:
         self._monotonic_s = monotonic_s
         self._status_sent_s = float("-inf")
 
+    @property
+    def listened_to(self) -> bool:
+        """Whether there is a systemd to tell anything."""
+        return self._address is not None
+
     def ready(self, status: str = "") -> bool:
         """Starting, or reloading, is complete: events can be accepted and stored."""
         return self._send(f"READY=1\nSTATUS={_one_line(status)}" if status else "READY=1")

@@ -9,6 +9,7 @@ import trio
 from sidecar.cli.common import config_option, load_config
 from sidecar.config.keys import api_key, odd_property_key, property_key
 from sidecar.daemon import serve_daemon
+from sidecar.errors import SidecarError
 from sidecar.observe import configure, secrets_of
 
 __all__ = ["run"]
@@ -36,4 +37,16 @@ def run(config_flag: str | None) -> None:
     configure(config.log, sys.stderr, os.environ, [key, *secrets_of(config)])
     if warning := odd_property_key(product):
         click.echo(f"px-sidecar: {warning}", err=True)
-    trio.run(serve_daemon, config, key, lambda: load_config(config_flag))
+    try:
+        trio.run(serve_daemon, config, key, lambda: load_config(config_flag))
+    except BaseExceptionGroup as group:
+        raise _one_sentence(group) from None
+
+
+def _one_sentence(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Out of tasks that ended together: the one error that is told to people, or all of them if one is a bug."""
+    told, bugs = group.split(SidecarError)
+    error: BaseException = group if told is None or bugs is not None else told
+    while error is not group and isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -41,7 +41,7 @@ OTHER: Final = "other"
 
 DROPPED_REASONS: Final = (
     *("no_user", "unmapped", "mapped_to_nothing", "remembered", "not_supported"),
-    *("opted_out", "outbox_full", "discarded", "moved", "forgotten"),
+    *("opted_out", "outbox_full", "discarded", "moved", "forgotten", "damaged"),
 )
 DEAD_REASONS: Final = ("bad_event", "refused", "firewall", "too_old", "failing", "mapping_error")
 DESTINATION_STATES: Final = ("open", "waiting", "probing", "paused")

@@ -4,6 +4,7 @@ from sidecar.outbox.committer import Note, StoreFailed
 from sidecar.outbox.database import Lock, take_lock
 from sidecar.outbox.history import Keeper
 from sidecar.outbox.records import Accepted, Failure, NewEvent, Page, Remembered, Row, Settlement, State
+from sidecar.outbox.recovery import open_outbox
 from sidecar.outbox.room import DiskFull, OutboxFull, Refused, Room
 from sidecar.outbox.runner import InlineRunner, Runner, ThreadRunner
 from sidecar.outbox.store import PAGE_ROWS, Store
@@ -32,5 +33,6 @@ __all__ = [
     "Store",
     "StoreFailed",
     "ThreadRunner",
+    "open_outbox",
     "take_lock",
 ]

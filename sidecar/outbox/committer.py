@@ -3,9 +3,11 @@
 When a commit fails
 -------------------
 *No room*: the accepts are refused, the reserve is given up, and the settlements are tried again at once in its room.
-*The disk is ill* (I/O error, locked, damaged): after a failed fsync the kernel may have dropped the pages, and a
+*The disk is ill* (I/O error, locked): after a failed fsync the kernel may have dropped the pages, and a
 connection that goes on would trust them (facts: ``field_lessons.md`` 2). So nothing else is tried on it: it is closed,
 and the next trip, a little later, begins by reading everything again from the file.
+*The file is damaged*: the same, as it may have been the memory; a second time a note is left for the next start, which
+sets the file aside, and nothing more is tried (``recovery.py``).
 *Anything else* is the fault of one note, which cannot be stored: each is tried alone, so that it costs no other.
 """
 
@@ -17,12 +19,13 @@ from typing import Any, Final
 import trio
 
 from sidecar.errors import SidecarError
+from sidecar.outbox import recovery
 from sidecar.outbox.overflow import Overflow
 from sidecar.outbox.records import Failure, Settlement
 from sidecar.outbox.room import DiskFull, Room
 from sidecar.outbox.store import Store
 
-__all__ = ["Committer", "Note", "StoreFailed", "Work"]
+__all__ = ["Committer", "Damaged", "Note", "StoreFailed", "Work"]
 
 # An I/O error on a disk with less than this is for lack of room: not every call of SQLite tells ENOSPC apart.
 NO_ROOM_BYTES: Final = 2**20
@@ -33,17 +36,19 @@ _ILL: Final = frozenset(
         sqlite3.SQLITE_NOMEM,
         sqlite3.SQLITE_READONLY,
         sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CORRUPT,
         sqlite3.SQLITE_FULL,
         sqlite3.SQLITE_CANTOPEN,
         sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_NOTADB,
     }
 )
 
 
 class StoreFailed(SidecarError):
     """The disk refused a commit for another reason than lack of room; what was asked is not stored."""
+
+
+class Damaged(StoreFailed):
+    """The outbox file is damaged; the next start recovers what it can."""
 
 
 class Note:
@@ -89,6 +94,7 @@ class Committer:
         self._room = room
         self._overflow = Overflow()
         self._suspect = False
+        self._damages = 0
         self._used_bytes = store.used_bytes()
 
     def trip(self, work: Work) -> SidecarError | None:
@@ -114,6 +120,8 @@ class Committer:
             with self._store.transaction():
                 more = keep(self._store, now_ms)
             self._measure(self._store.used_bytes())
+            if why := recovery.contradiction(self._store):
+                return False, self._damaged(why)
             return more or self._store.tidy(), None
         except OSError as error:
             return False, self.failure(error)
@@ -232,6 +240,8 @@ class Committer:
 
     def _problem(self, error: Exception) -> SidecarError | None:
         """What a failed call of SQLite means: no room, an ill disk, or (None) that the call itself was wrong."""
+        if recovery.is_damage(error):
+            return self._damaged(error)
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # 0: the error is of Python's module, or none of SQLite's
         if code not in _ILL:
             return None
@@ -241,6 +251,22 @@ class Committer:
         if code == sqlite3.SQLITE_IOERR and self._room.free_bytes() < NO_ROOM_BYTES:
             return self._room.give_up_reserve()
         return self.failure(error)
+
+    def _damaged(self, why: object) -> StoreFailed:
+        self._suspect = True
+        self._damages += 1
+        if self._damages == 1:
+            return self.failure(why)
+        path = self._store.path
+        try:
+            recovery.mark(path)
+        except OSError as error:
+            return Damaged(
+                f"The outbox {path} is damaged ({why}), and its folder cannot be written ({error.strerror})."
+            )
+        return Damaged(
+            f"The outbox {path} is damaged ({why}); it is set aside at the next start, and what can be read is recovered."
+        )
 
 
 def _fail(notes: Iterable[Note], problem: SidecarError) -> None:

@@ -25,7 +25,7 @@ import trio
 
 from sidecar.clock import Clock
 from sidecar.errors import SidecarError
-from sidecar.outbox.committer import Committer, Note, StoreFailed, Work
+from sidecar.outbox.committer import Committer, Damaged, Note, StoreFailed, Work
 from sidecar.outbox.records import Accepted, Failure, NewEvent, Settlement
 from sidecar.outbox.room import ROW_BYTES, Refused, Room
 from sidecar.outbox.runner import Runner
@@ -168,7 +168,8 @@ class Outbox:
     async def run(self) -> None:
         """Commit until ``stop``; then commit what is left and return.
 
-        Raises StoreFailed after ``FAILURES_MAX`` trips in a row have failed: a supervisor may start afresh. However it
+        Raises StoreFailed after ``FAILURES_MAX`` trips in a row have failed, and at once if the file is damaged: a
+        supervisor may start afresh. However it
         ends, nobody is left waiting.
         """
         self._keep_at_s = self._clock.monotonic_s() + KEEP_INTERVAL_S
@@ -262,6 +263,8 @@ class Outbox:
         A full disk is waited for: giving up would send again what was not settled.
         """
         self._failed_in_a_row += 1
+        if isinstance(problem, Damaged):
+            raise problem
         if self._failed_in_a_row >= FAILURES_MAX and not isinstance(problem, Refused):
             raise StoreFailed(
                 f"The outbox {self._store.path} failed {self._failed_in_a_row} times in a row; check its disk. {problem}"
