@@ -19,7 +19,7 @@ BATCH = 50
 
 async def until(condition, seconds=20):
     with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - the conditions are files and numbers, not events
+        while not condition():
             await trio.sleep(0.02)
 
 
