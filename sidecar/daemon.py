@@ -35,6 +35,7 @@ from sidecar import __version__
 from sidecar.clock import Clock, SystemClock
 from sidecar.config import Config, Secret
 from sidecar.control.desk import DESTINATION, Desk
+from sidecar.control.limits import warn_of_limits
 from sidecar.control.pages import pages_of
 from sidecar.control.server import serve_control
 from sidecar.deliver.bucket import Bucket
@@ -46,7 +47,7 @@ from sidecar.errors import Failed, SidecarError
 from sidecar.http import Stopping
 from sidecar.mapping import compile_mapping
 from sidecar.observe import DISPATCHER, WRITER, Feed, Marks, Metrics, feed_watchdog, prove
-from sidecar.outbox import Keeper, Outbox, Room, Runner, Store, ThreadRunner, open_outbox, take_lock
+from sidecar.outbox import Keeper, Outbox, Room, Runner, Store, ThreadRunner, marking, open_outbox, take_lock
 from sidecar.px import Answer, Network, NotSent, Reply, Unknown
 from sidecar.px.transport import HttpxNetwork
 from sidecar.receive import Front, Intake, Opened, Routes, Sources, bind_control, bind_listeners, raise_descriptor_limit
@@ -86,7 +87,8 @@ async def open_store(config: Config, runner: Runner, notifier: Notifier) -> Asyn
         if store.notice:
             log.error("%s", store.notice)
         try:
-            yield store
+            with marking(path):
+                yield store
         finally:
             with trio.CancelScope(shield=True):
                 await runner.run(store.close)
@@ -246,6 +248,7 @@ class Daemon:
                 await delivery.start(run)
                 async with trio.open_nursery() as background:
                     background.start_soon(self._prove)
+                    background.start_soon(warn_of_limits, self, self.desk.limits)
                     await front()
                     background.cancel_scope.cancel()
                 self.delivery.stop()

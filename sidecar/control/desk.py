@@ -66,7 +66,8 @@ class _File(NamedTuple):
 class Desk:
     """What people ask of the daemon.
 
-    ``notices`` are sentences that every status repeats as warnings (a damaged outbox was set aside at this start).
+    ``notices`` are sentences that every status repeats as warnings (a damaged outbox was set aside at this start),
+    ``limits`` those about PX's silent limits.
     Making it lets the dispatcher of ``house`` tell it of outcomes; ``accepted`` and ``retried`` are to be called by
     whoever knows, while ``feed.listeners`` is above zero.
     """
@@ -75,6 +76,7 @@ class Desk:
         self.house = house
         self.archive = Archive(house)
         self.notices: list[str] = []
+        self.limits: list[str] = []
         now_s = house.clock.monotonic_s()
         self._started_s = now_s
         self._rate = Rate(now_s)
@@ -126,7 +128,7 @@ class Desk:
             next_try_in_s=None if state is None or state.until_s is None else max(0.0, state.until_s - now_s),
             delivering=state is not None and state.state is destination.State.OPEN and flow.quota.free_in_s == 0,
             reasons=reasons,
-            warnings=list(self.notices),
+            warnings=[*self.notices, *self.limits],
             accepted=counters.get("accepted", 0),
             pending=pending,
             pending_high=counters.get("pending_high", 0),

@@ -18,8 +18,9 @@ def pages_of(
     """The pages by path. ``problems`` are why events cannot be stored or the dispatcher does not decide."""
 
     async def health() -> Response:
-        found = problems()
-        return Response(503 if found else 200, msgspec.json.encode({"healthy": not found, "problems": found}))
+        found, status = problems(), await desk.status()
+        body = {"healthy": not found, "problems": found, "delivering": status.delivering, "reasons": status.reasons}
+        return Response(503 if found else 200, msgspec.json.encode(body))
 
     async def show_metrics() -> Response:
         snapshot = snapshot_of(desk, await desk.status())

@@ -68,6 +68,13 @@ class Mapper:
         who = self._who(event)
         return who[0] if who is not None else None
 
+    def px_name(self, event: dict[str, Any]) -> str | None:
+        """The name under which PX gets the event; None for one that is no custom event, or is dropped."""
+        if event.get("type") in ("identify", "group", "alias"):
+            return None
+        name = self._names.of(event)
+        return None if name is None or name.dropped is not None else name.px
+
     def redact(self, event: dict[str, Any]) -> dict[str, Any]:
         """A copy of the event as today's privacy rules let people see it; mapping it gives what the event gives."""
         name = self._names.of(event)

@@ -174,7 +174,9 @@ async def test_a_key_that_is_wrong_for_long_loses_nothing_and_is_probed_rarely(t
     async with delivering(tmp_path, px) as daemon:
         await daemon.outbox.accept([event(number, f"u{number}") for number in range(500)])
         await trio.sleep(hours * 3600 - 10)
-        assert len(px.requests_s) < hours * 3600 / 300 + 130  # probes, and what was in flight when the first answer came
+        assert (
+            len(px.requests_s) < hours * 3600 / 300 + 130
+        )  # probes, and what was in flight when the first answer came
         assert daemon.outbox.counters["accepted"] == daemon.store.pending() == 500
         await settled(daemon)
     assert len(px.stored) == 500
@@ -197,3 +199,16 @@ async def test_a_crash_repeats_at_most_what_was_in_flight(tmp_path, autojump_clo
     assert len(arrived) == 400
     assert sum(arrived.values()) - 400 <= in_flight <= 128
     assert most_in_a_second(px.requests_s) <= CEILING
+
+
+async def test_a_user_near_the_thousand_events_that_px_takes_a_day_is_warned_of(tmp_path, autojump_clock):
+    px = Px(lambda _one, _px: CREATED)
+    async with delivering(tmp_path, px, '[deliver]\norder = "none"') as daemon:
+        await daemon.outbox.accept([event(number, "busy") for number in range(850)])
+        await daemon.outbox.accept([event(1_000 + number, f"u{number}") for number in range(50)])
+        await settled(daemon)
+        await trio.sleep(2_000)
+        warnings = (await daemon.desk.status()).warnings
+    assert len(warnings) == 1
+    assert "User busy had 850 events" in warnings[0]
+    assert "1,000" in warnings[0]
