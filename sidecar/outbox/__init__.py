@@ -4,7 +4,7 @@ from sidecar.outbox.committer import Note, StoreFailed
 from sidecar.outbox.database import Lock, take_lock
 from sidecar.outbox.history import Keeper
 from sidecar.outbox.records import Accepted, Failure, NewEvent, Page, Remembered, Row, Settlement, State
-from sidecar.outbox.recovery import open_outbox
+from sidecar.outbox.recovery import marking, open_outbox
 from sidecar.outbox.room import DiskFull, OutboxFull, Refused, Room
 from sidecar.outbox.runner import InlineRunner, Runner, ThreadRunner
 from sidecar.outbox.store import PAGE_ROWS, Store
@@ -33,6 +33,7 @@ __all__ = [
     "Store",
     "StoreFailed",
     "ThreadRunner",
+    "marking",
     "open_outbox",
     "take_lock",
 ]

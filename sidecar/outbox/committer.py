@@ -6,8 +6,8 @@ When a commit fails
 *The disk is ill* (I/O error, locked): after a failed fsync the kernel may have dropped the pages, and a
 connection that goes on would trust them (facts: ``field_lessons.md`` 2). So nothing else is tried on it: it is closed,
 and the next trip, a little later, begins by reading everything again from the file.
-*The file is damaged*: the same, as it may have been the memory; a second time a note is left for the next start, which
-sets the file aside, and nothing more is tried (``recovery.py``).
+*The file is damaged*: a note is left for the next start, which sets the file aside (``recovery.py``). The first time it
+is tried once more, as with an ill disk; the second time it is over.
 *Anything else* is the fault of one note, which cannot be stored: each is tried alone, so that it costs no other.
 """
 
@@ -255,8 +255,6 @@ class Committer:
     def _damaged(self, why: object) -> StoreFailed:
         self._suspect = True
         self._damages += 1
-        if self._damages == 1:
-            return self.failure(why)
         path = self._store.path
         try:
             recovery.mark(path)
@@ -264,6 +262,8 @@ class Committer:
             return Damaged(
                 f"The outbox {path} is damaged ({why}), and its folder cannot be written ({error.strerror})."
             )
+        if self._damages == 1:
+            return self.failure(why)
         return Damaged(
             f"The outbox {path} is damaged ({why}); it is set aside at the next start, and what can be read is recovered."
         )

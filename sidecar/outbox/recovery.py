@@ -17,8 +17,8 @@ moment is taken up by the next start. Nothing of the damaged file is ever change
 import os
 import sqlite3
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
@@ -31,7 +31,7 @@ from sidecar.outbox.salvage import DAMAGE, Salvaged, recognises, salvage
 from sidecar.outbox.schema import SCHEMA_VERSION
 from sidecar.outbox.store import Store
 
-__all__ = ["contradiction", "damage_in", "is_damage", "mark", "open_outbox"]
+__all__ = ["contradiction", "damage_in", "is_damage", "mark", "marking", "open_outbox"]
 
 MAGIC: Final = b"SQLite format 3\x00"
 # SQLite's own check of so many pages takes about 20 ms.
@@ -54,6 +54,20 @@ def mark(path: Path) -> None:
     note = _note(path)
     if not note.exists():
         note.write_text("")
+
+
+@contextmanager
+def marking(path: Path) -> Iterator[None]:
+    """Leave a note if what is done inside ends because the outbox is damaged. Then raises Failed."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if not is_damage(error):
+            raise
+        mark(path)
+        raise Failed(
+            f"The outbox {path} is damaged ({error}); it is set aside at the next start, and what can be read is recovered."
+        ) from error
 
 
 def open_outbox(
@@ -148,6 +162,8 @@ def _ask_sqlite(path: Path, frames: int) -> str | None:
             verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if verdict != "ok":
                 return str(verdict).splitlines()[-1]
+        for table in ("sources", "quota", "meta"):  # small, and read at every start
+            connection.execute(f"SELECT * FROM {table}").fetchall()
         return _wrong_account(connection)
 
 
