@@ -22,7 +22,7 @@ from sidecar.mapping import CustomEvent, Known, Mapper, compile_mapping
 from sidecar.mapping.values import to_epoch_ms
 from sidecar.outbox import NewEvent, Store, dead, lookup
 from sidecar.outbox.dead import Which
-from sidecar.outbox.forget import Forgotten, forget_users
+from sidecar.outbox.forget import Forgotten, forget_users, theirs
 
 __all__ = ["Archive", "Carried", "Which"]
 
@@ -122,11 +122,13 @@ class Archive:
         ``left`` are events of the user that are just being delivered. After the last page the log of the database is
         emptied too, so that the text is gone from the disk.
         """
+        self._withdraw(user)
         delivery = self.house.delivery
         in_use = frozenset[int]() if delivery is None else delivery.dispatcher.loaded_ids()
         done: Forgotten = await self.house.outbox.write(
             lambda store, now_ms: forget_users(store, [user], now_ms, in_use=in_use, after_id=after)
         )
+        self._withdraw(user)  # a page that was read before that transaction may have come after it
         if done.next_after is None:
             await self.house.outbox.read(lambda store: store.checkpoint(truncate=True))
         return {
@@ -137,6 +139,12 @@ class Archive:
             "left": len(done.left),
             "next": done.next_after,
         }
+
+    def _withdraw(self, user: str) -> None:
+        """Have delivery let go of what it has loaded of the user and is not sending."""
+        if self.house.delivery is not None:
+            is_theirs = theirs([user])
+            self.house.delivery.dispatcher.withdraw(lambda row: is_theirs(row.user, row.body))
 
     # What was delivered -----------------------------------------------------------------------------------------
 

@@ -372,6 +372,12 @@ class Dispatcher:
         self._after_id = {high: min(after_id, first_id - 1) for high, after_id in self._after_id.items()}
         self.accepted()
 
+    def withdraw(self, match: Callable[[Row], bool]) -> None:
+        """Forget events that match and are not being sent, as if they had never been loaded: their rows are changed."""
+        for item in self._order.withdraw(match):
+            if item.prepared is not None:
+                item.prepared.take_back()
+
     def reconfigure(self, config: Deliver, mapper: Mapper) -> None:
         """From now on rates, retries and mapping are these; ``order`` and the day's quota need a restart."""
         self.config = config

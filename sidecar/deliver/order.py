@@ -20,7 +20,7 @@ The choice is by id: the oldest ready head of the high class, else of the normal
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sidecar.outbox import Row
@@ -42,7 +42,7 @@ class Item:
     ``memory`` is what the dispatcher knows of its user, ``prepared`` what it made of the event when its turn came.
     """
 
-    __slots__ = ("attempts", "due_s", "high", "id", "memory", "prepared", "row", "turn")
+    __slots__ = ("attempts", "due_s", "high", "id", "memory", "out", "prepared", "row", "turn")
 
     def __init__(self, row: Row, turn: Turn, memory: Any) -> None:
         self.row = row
@@ -52,6 +52,7 @@ class Item:
         self.turn = turn
         self.attempts = row.failure.attempts if row.failure else 0
         self.due_s = 0.0
+        self.out = False
         self.prepared: Any = None
 
     def __repr__(self) -> str:
@@ -132,7 +133,7 @@ class Order:
             self._make_ready(item)
 
     def _make_ready(self, item: Item) -> None:
-        item.due_s = 0.0
+        item.due_s, item.out = 0.0, False
         heapq.heappush(self._ready[item.high], (item.id, item))
 
     def to_set_aside(self) -> list[int]:
@@ -176,6 +177,7 @@ class Order:
 
     def take(self, item: Item) -> None:
         """The ready ``item`` goes out; nothing of its turn is ready until it is given back or done."""
+        item.out = True
         heap = self._ready[item.high]
         if heap[0][1] is item:
             heapq.heappop(heap)
@@ -189,7 +191,7 @@ class Order:
 
     def retry_at(self, item: Item, due_s: float) -> None:
         """An item that went out waits; its user waits with it, and his others are set aside."""
-        item.due_s = max(due_s, 1e-9)
+        item.due_s, item.out = max(due_s, 1e-9), False
         heapq.heappush(self._waiting, (due_s, item.id, item))
         queue = self._queues[item.turn]
         while len(queue) > 1:
@@ -205,12 +207,32 @@ class Order:
         queue = self._queues[item.turn]
         first = queue.popleft()
         assert first is item, (first, item)
+        self._next_of(item.turn, queue)
+
+    def _next_of(self, turn: Turn, queue: deque[Item]) -> None:
         if queue:
             self._make_ready(queue[0])
         else:
-            del self._queues[item.turn]
-            if item.turn in self._aside:
-                self._hungry[item.turn] = None
+            del self._queues[turn]
+            if turn in self._aside:
+                self._hungry[turn] = None
+
+    def withdraw(self, match: Callable[[Row], bool]) -> list[Item]:
+        """Let go of what matches and is not out, as if it had never been loaded."""
+        gone = [item for item in self.items.values() if not item.out and match(item.row)]
+        for item in gone:
+            queue = self._queues[item.turn]
+            was_head = queue[0] is item
+            queue.remove(item)
+            self._let_go(item)
+            if was_head:
+                self._next_of(item.turn, queue)
+        for ready in self._ready.values():
+            ready[:] = [entry for entry in ready if entry[1].id in self.items]
+            heapq.heapify(ready)
+        self._waiting = [entry for entry in self._waiting if entry[2].id in self.items]
+        heapq.heapify(self._waiting)
+        return gone
 
     def _let_go(self, item: Item) -> None:
         del self.items[item.id]

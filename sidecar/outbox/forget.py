@@ -8,7 +8,7 @@ the rows of a page when it moved them; those go when the page is written the nex
 is to be emptied (``Store.checkpoint(truncate=True)``), the other place where the text stands.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -19,7 +19,7 @@ from sidecar.outbox.overflow import delete_rows
 from sidecar.outbox.records import State
 from sidecar.outbox.store import Store
 
-__all__ = ["Forgotten", "forget_users"]
+__all__ = ["Forgotten", "forget_users", "theirs"]
 
 # So many rows one call looks at: some 30 ms.
 SCAN_ROWS: Final = 5_000
@@ -66,20 +66,30 @@ def forget_users(
 
 def _those_of(store: Store, users: frozenset[str], after_id: int) -> tuple[list[tuple[int, int]], int | None]:
     """Ids and states of the next rows that belong to one of the users, and where to go on."""
-    # A body is decoded only where one of the ids stands in it somewhere, as text or as a number.
-    needles = [msgspec.json.encode(user)[1:-1] for user in users]
+    is_theirs = theirs(users)
     found: list[tuple[int, int]] = []
     looked_at = event_id = 0
     for event_id, state, user, body in store.connection.execute(
         "SELECT id, state, user, body FROM events WHERE id > ? ORDER BY id LIMIT ?", (after_id, SCAN_ROWS)
     ):  # one after the other: a body may have 32 KiB
         looked_at += 1
-        if user in users or (any(needle in body for needle in needles) and _is_of(decode_stored(body), users)):
+        if is_theirs(user, body):
             found.append((event_id, state))
     return found, event_id if looked_at == SCAN_ROWS else None
 
 
-def _is_of(event: dict[str, Any], users: frozenset[str]) -> bool:
+def theirs(users: Collection[str]) -> Callable[[str | None, bytes], bool]:
+    """A test whether an event, by its key of order and its body, belongs to one of the users."""
+    # A body is decoded only where one of the ids stands in it somewhere, as text or as a number.
+    needles = [msgspec.json.encode(user)[1:-1] for user in users]
+
+    def test(user: str | None, body: bytes) -> bool:
+        return user in users or (any(needle in body for needle in needles) and _is_of(decode_stored(body), users))
+
+    return test
+
+
+def _is_of(event: dict[str, Any], users: Collection[str]) -> bool:
     for key in ("userId", "anonymousId"):
         value = event.get(key)
         if isinstance(value, (str, int, float)) and str(value) in users:

@@ -212,3 +212,18 @@ async def test_a_user_near_the_thousand_events_that_px_takes_a_day_is_warned_of(
     assert len(warnings) == 1
     assert "User busy had 850 events" in warnings[0]
     assert "1,000" in warnings[0]
+
+
+async def test_a_forgotten_users_events_are_not_sent_even_if_they_were_loaded(tmp_path, autojump_clock):
+    px = Px(lambda _one, _px: CREATED)
+    async with delivering(tmp_path, px) as daemon:
+        await daemon.desk.pause()
+        await daemon.outbox.accept([event(number, f"u{number % 2}") for number in range(40)])
+        await trio.sleep(5)
+        assert daemon.delivery.dispatcher.loaded_ids()
+        done = await daemon.desk.archive.forget("u1")
+        assert (done["pending"], done["left"], done["next"]) == (20, 0, None)
+        await daemon.desk.resume()
+        await settled(daemon)
+        assert daemon.outbox.counters["dropped:forgotten"] == 20
+    assert {one["identifyId"] for one in px.stored} == {"u0"}

@@ -165,6 +165,29 @@ def test_a_pause_can_be_probed_with_any_user():
     assert last.id not in ids([take(made) for _ in range(10)])
 
 
+def test_what_is_withdrawn_was_never_loaded_but_what_is_out_stays():
+    made = order(row(1, "a"), row(2, "a"), row(3, "b"), row(4, "c"))
+    out = take(made)
+    made.load(row(5, "d"))
+    gone = made.withdraw(lambda one: one.user in ("a", "b"))
+    assert out is not None
+    assert [item.id for item in gone] == [2, 3]
+    assert ids([take(made), take(made), take(made)]) == [4, 5, None]
+    made.done(out)
+    assert take(made) is None
+
+
+def test_a_waiting_head_that_is_withdrawn_lets_the_next_of_its_user_be_read():
+    made = order(row(1, "a"), row(2, "a"))
+    first = take(made)
+    assert first is not None
+    made.retry_at(first, 10.0)
+    made.to_set_aside()
+    made.withdraw(lambda one: one.id == 1)
+    assert made.next_due_s() == float("inf")
+    assert made.wants_aside() == ((False, "a"), 1)
+
+
 class World:
     """The file and PX around an order: rows are fetched as the dispatcher does, and answered as the dice say."""
 
