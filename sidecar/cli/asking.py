@@ -6,8 +6,10 @@ A verb that only talks to the daemon needs the path of its control socket and no
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, TypeVar
 
 import click
@@ -18,7 +20,7 @@ from sidecar.control.client import DEFAULT_PATH, Asked, Daemon
 from sidecar.errors import ConfigError, NotRunning
 from sidecar.units import parse_duration_s
 
-__all__ = ["DURATION", "control_option", "listen_of", "reach", "the_daemon"]
+__all__ = ["DURATION", "MOMENT", "control_option", "listen_of", "reach", "the_daemon"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -91,4 +93,25 @@ class _Duration(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
+class _Moment(click.ParamType[int]):
+    """``24h`` (so long ago) or ISO 8601 (local time unless it says otherwise): epoch milliseconds."""
+
+    name = "WHEN"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return round(1000 * (time.time() - parse_duration_s(value)))
+        except ValueError:
+            pass  # then it is a date
+        try:
+            return round(1000 * datetime.fromisoformat(value).astimezone().timestamp())
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{value!r} is no moment; write how long ago, as in 24h, or a date, as in 2026-11-24T08:00", param, ctx
+            )
+
+
 DURATION = _Duration()
+MOMENT = _Moment()

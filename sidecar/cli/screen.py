@@ -1,16 +1,19 @@
 """What people look at: tables of at most 80 columns, moments, colours only on a terminal."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
+from typing import Any
 
+import msgspec
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["WIDTH", "bar", "console", "moment", "moment_ms", "printable", "table"]
+__all__ = ["WIDTH", "bar", "console", "fields", "json_text", "moment", "moment_ms", "printable", "table"]
 
 WIDTH = 80
 
@@ -30,17 +33,44 @@ def printable(text: object) -> str:
     return "".join(char if char.isprintable() else "·" for char in str(text))
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, wide: str = "") -> Table:
-    """A plain table. The column ``wide`` takes what is left and folds; the others are cut where they must be."""
+def table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    wide: str = "",
+    cut: Mapping[str, int] = MappingProxyType({}),
+) -> Table:
+    """A plain table. The column ``wide`` takes what is left and folds; ``cut`` bounds the width of others."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in headings:
         folds = heading == wide
         made.add_column(
-            heading, overflow="fold" if folds else "ellipsis", no_wrap=not folds, ratio=1 if folds else None
+            heading,
+            overflow="fold" if folds else "ellipsis",
+            no_wrap=not folds,
+            ratio=1 if folds else None,
+            max_width=cut.get(heading),
         )
     for row in rows:
         made.add_row(*(Text("" if cell is None else printable(cell)) for cell in row))
     return made
+
+
+def fields(pairs: Iterable[tuple[str, object]]) -> Table:
+    """Names and values, one a line; what is None is left out."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold", ratio=1)
+    for name, value in pairs:
+        if value is not None:
+            grid.add_row(Text(name, style="dim"), Text(printable(value)))
+    return grid
+
+
+def json_text(value: Any) -> str:
+    """JSON, indented for people, safe for a terminal."""
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    return "\n".join(printable(line) for line in text.splitlines())
 
 
 def moment_ms(wall_ms: int | None) -> str:
@@ -60,7 +90,7 @@ def _shown(when: datetime) -> str:
     return f"{when:%H:%M:%S}" if when.date() == today else f"{when:%Y-%m-%d %H:%M}"
 
 
-def bar(what: str, *, total: int | None) -> tuple[Progress, int]:
+def bar(what: str, *, total: int | None) -> tuple[Progress, TaskID]:
     """A progress bar on stderr, and its task; silent where stderr is no terminal."""
     progress = Progress(
         TextColumn("{task.description}"),
@@ -71,4 +101,4 @@ def bar(what: str, *, total: int | None) -> tuple[Progress, int]:
         disable=not sys.stderr.isatty(),
         transient=True,
     )
-    return progress, int(progress.add_task(what, total=total))
+    return progress, progress.add_task(what, total=total)

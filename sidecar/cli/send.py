@@ -11,7 +11,7 @@ import msgspec
 from sidecar.cli.asking import DURATION, control_option, the_daemon
 from sidecar.cli.common import json_option, load_config, print_json
 from sidecar.cli.px_asking import ask_px, found_events
-from sidecar.cli.screen import printable
+from sidecar.cli.screen import json_text, printable
 from sidecar.client import Client, NotAccepted
 from sidecar.control.client import Daemon
 from sidecar.errors import Failed
@@ -160,7 +160,7 @@ def _show(record: dict[str, Any]) -> None:
         attempts = f" at attempt {record['attempts']}" if record["attempts"] > 1 else ""
         click.echo(f"delivered: PX answered {record.get('status')}{attempts}")
         if "payload" in record:
-            click.echo(msgspec.json.format(msgspec.json.encode(record["payload"]), indent=2).decode())
+            click.echo(json_text(record["payload"]))
     else:
         detail = printable(record.get("detail") or "`px-sidecar map` shows why.")
         click.echo(f"{what}: {record['reason']}. {detail}")

@@ -7,12 +7,11 @@ from typing import Any
 import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from sidecar.cli.asking import control_option, reach, the_daemon
 from sidecar.cli.common import json_option, print_json
-from sidecar.cli.screen import console, moment, printable
+from sidecar.cli.screen import console, fields, moment, printable
 from sidecar.errors import NotRunning, SidecarError
 from sidecar.units import show_count, show_duration, show_size
 
@@ -87,12 +86,7 @@ def screen(found: dict[str, Any]) -> RenderableType:
         parts.append(Text(f"  {printable(reason)}", style="bold"))
     for warning in found["warnings"]:
         parts.append(Text(f"  Note: {printable(warning)}", style="yellow"))
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold", ratio=1)
-    for heading, text in _lines(found):
-        grid.add_row(Text(heading, style="dim"), Text(text))
-    return Group(*parts, Text(""), grid)
+    return Group(*parts, Text(""), fields(_lines(found)))
 
 
 def _verdict(found: dict[str, Any]) -> Text:
@@ -118,8 +112,8 @@ def _verdict(found: dict[str, Any]) -> Text:
             return version + Text(f"not delivering: {state}", style="bold yellow") + Text(since + again)
 
 
-def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    lines = [("pending", _pending(found)), ("delivered", _delivered(found))]
+def _lines(found: dict[str, Any]) -> list[tuple[str, object]]:
+    lines: list[tuple[str, object]] = [("pending", _pending(found)), ("delivered", _delivered(found))]
     lines.append(("dropped", _reasons(found["dropped"], found["dropped_by_reason"])))
     dead = _reasons(found["dead"], found["dead_by_reason"])
     lines.append(("dead", f"{dead}; `px-sidecar dead list`" if found["dead"] else dead))

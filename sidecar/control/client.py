@@ -81,6 +81,7 @@ class Daemon:
         self, method: str, path: str, body: bytes | None, *, patience_s: float | None = PATIENCE_S
     ) -> Iterator[http.client.HTTPResponse]:
         connection = _UnixConnection(self.path, PATIENCE_S)
+        response = None
         try:
             try:
                 connection.request(method, path, body)
@@ -93,6 +94,8 @@ class Daemon:
             raw.settimeout(patience_s)
             yield response
         finally:
+            if response is not None:
+                response.close()  # a stream that is left in the middle holds the socket, not the connection
             connection.close()
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:
