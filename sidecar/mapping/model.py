@@ -61,8 +61,11 @@ class Known(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def decode(cls, data: bytes) -> "Known":
-        """The inverse of ``encode``. Raises msgspec.DecodeError for anything else."""
-        return _decode(data)
+        """The inverse of ``encode``; nothing known for anything else."""
+        try:
+            return _decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return cls()  # the file was damaged just there: the next identify or group tells it anew
 
 
 _encode = msgspec.json.Encoder().encode

@@ -21,7 +21,7 @@ import sqlite_utils
 from sidecar.errors import ConfigError, Failed
 from sidecar.outbox.schema import SCHEMA_VERSION, migrations
 
-__all__ = ["Lock", "open_database", "take_lock", "wal_bytes"]
+__all__ = ["Lock", "damaged", "open_database", "take_lock", "wal_bytes"]
 
 PAGE_BYTES = 4096
 CACHE_KIB = 8 * 1024
@@ -78,6 +78,13 @@ def wal_bytes(folder: Path) -> int:
     except OSError:
         return WAL_BYTES  # opening the database says what is wrong with the folder
     return max(min(WAL_BYTES, facts.f_blocks * facts.f_frsize // WAL_SHARE), 16 * PAGE_BYTES)
+
+
+def damaged(why: str) -> sqlite3.DatabaseError:
+    """The error for damage that SQLite does not see, as if it had."""
+    error = sqlite3.DatabaseError(why)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
 
 
 def open_database(

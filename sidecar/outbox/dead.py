@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from sidecar.events import decode_stored
+from sidecar.events import readable
 from sidecar.outbox.records import State
 from sidecar.outbox.store import Store
 
@@ -91,7 +91,7 @@ def retry(
     found, next_after = _matching(store, which, after_id, limit)
     for event_id, reason in found:
         body = store.connection.execute("SELECT body FROM events WHERE id = ?", (event_id,)).fetchone()[0]
-        is_high = high(decode_stored(body))
+        is_high = high(readable(body))
         store.connection.execute("DELETE FROM dead WHERE id = ?", (event_id,))
         store.connection.execute(
             "UPDATE events SET state = ?, settled_ms = NULL, status = NULL, reason = NULL, attempts = NULL WHERE id = ?",
@@ -140,7 +140,7 @@ def exported(letter: DeadLetter, redact: Callable[[dict[str, Any]], dict[str, An
         "name": letter.name,
         "user": letter.user,
         "received_ms": letter.received_ms,
-        "event": redact(decode_stored(letter.body)),
+        "event": redact(readable(letter.body)),
     }
 
 

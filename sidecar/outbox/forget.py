@@ -9,7 +9,7 @@ is to be emptied (``Store.checkpoint(truncate=True)``), the other place where th
 """
 
 from collections.abc import Callable, Collection
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -84,12 +84,16 @@ def theirs(users: Collection[str]) -> Callable[[str | None, bytes], bool]:
     needles = [msgspec.json.encode(user)[1:-1] for user in users]
 
     def test(user: str | None, body: bytes) -> bool:
-        return user in users or (any(needle in body for needle in needles) and _is_of(decode_stored(body), users))
+        return user in users or (any(needle in body for needle in needles) and _is_of(body, users))
 
     return test
 
 
-def _is_of(event: dict[str, Any], users: Collection[str]) -> bool:
+def _is_of(body: bytes, users: Collection[str]) -> bool:
+    try:
+        event = decode_stored(body)
+    except msgspec.DecodeError:
+        return True  # damaged, and the id stands in it
     for key in ("userId", "anonymousId"):
         value = event.get(key)
         if isinstance(value, (str, int, float)) and str(value) in users:

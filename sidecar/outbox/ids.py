@@ -82,7 +82,7 @@ class MessageIds:
         for source, body, event_id, received_ms in rows:
             try:
                 message_id = _envelope(body).messageId
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError):
                 continue
             if message_id:
                 self._first_s = self._first_s or received_ms // 1000

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from sidecar.events import decode_stored
+from sidecar.events import readable
 from sidecar.outbox.dead import DeadLetter, Which, dead_page
 from sidecar.outbox.records import Failure, State
 from sidecar.outbox.store import Store
@@ -160,7 +160,7 @@ def _cursor(row: Any, state: str | None) -> tuple[int, int]:
 def _matches(body: bytes, name: str | None, matches: Callable[[dict[str, Any]], bool] | None) -> bool:
     if name is None and matches is None:
         return True
-    event = decode_stored(body)
+    event = readable(body)
     return (name is None or name_of(event) == name) and (matches is None or matches(event))
 
 

@@ -185,7 +185,7 @@ def _ids_of(events: Iterable[tuple[Any, ...]]) -> Iterator[tuple[bytes, int, int
     for event_id, _, source, _, received_ms, body, *_ in events:
         try:
             message_id = msgspec.json.decode(body, type=_Envelope).messageId
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             continue  # damaged, or an event without an id of text
         if message_id:
             yield digest_of(source, message_id), event_id, received_ms // 1000

@@ -22,7 +22,7 @@ import msgspec
 
 from sidecar.events import decode_stored
 from sidecar.outbox.bulk import insert_rows
-from sidecar.outbox.database import open_database
+from sidecar.outbox.database import damaged, open_database
 from sidecar.outbox.ids import MessageIds, digest_of
 from sidecar.outbox.records import Accepted, Failure, NewEvent, Page, Remembered, Row, Settlement, State
 
@@ -36,6 +36,9 @@ _ROWS = (
     "SELECT events.id, state, source, user, received_ms, body, retries.attempts, first_ms, last_ms, counted, over_ms, detail"
     " FROM events LEFT JOIN retries ON retries.id = events.id"
 )
+_MAYBE_TEXT: Final[Any] = (str, type(None))
+_ROW: Final[tuple[Any, ...]] = (int, int, int, _MAYBE_TEXT, int, bytes)
+_FAILED_ROW: Final[tuple[Any, ...]] = (*_ROW, int, int, int, int, int, str)
 
 
 class Store:
@@ -265,6 +268,9 @@ class Store:
         return self._as_page(found, limit)
 
     def _as_page(self, found: list[Any], limit: int) -> Page:
+        for row in found:
+            if not all(map(isinstance, row, _FAILED_ROW if row[6] else _ROW)):
+                raise damaged(f"the row of event {row[0]} is damaged")
         rows = [
             Row(
                 *(event_id, state in (State.HIGH, State.HIGH_ASIDE), source, user, received_ms, body),

@@ -12,7 +12,7 @@ counters and the 990,000 events of a day that is 121; it is added, so that nobod
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from sidecar.events import decode_stored
+from sidecar.events import readable
 from sidecar.outbox.records import State
 from sidecar.outbox.store import Store
 
@@ -89,7 +89,7 @@ class Watch:
         ):  # one after the other: a body may have 32 KiB
             looked_at += 1
             self._cursor = (settled_ms, event_id)
-            self._look_at(user, decode_stored(body))
+            self._look_at(user, readable(body))
         if looked_at == STEP_ROWS:
             return True
         self.near = self._found()
