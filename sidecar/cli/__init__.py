@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 import click
+from click.shell_completion import CompletionItem
 
 from sidecar import __version__
 from sidecar.errors import SidecarError
@@ -52,6 +53,11 @@ class _Verbs(click.Group):
             return None
         command: click.Command = getattr(import_module(f"sidecar.cli.{cmd_name}"), cmd_name)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The verbs, without loading them: completion has to be quick."""
+        verbs = [CompletionItem(verb, help=about) for verb, about in VERBS.items() if verb.startswith(incomplete)]
+        return verbs or click.Command.shell_complete(self, ctx, incomplete)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
