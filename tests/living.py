@@ -43,16 +43,16 @@ def always(status: int, body: bytes = b"{}") -> Script:
 
 
 class Place:
-    """Where a daemon lives: its folder, configuration and sockets. ``more`` is added to the TOML text."""
+    """Where a daemon lives: its folder, configuration and sockets. ``more`` and ``px`` are added to the TOML text."""
 
-    def __init__(self, folder: Path, more: str = "") -> None:
+    def __init__(self, folder: Path, more: str = "", *, px: str = "") -> None:
         self.folder = folder
         self.outbox = folder / "outbox.db"
         self.control = str(folder / "control.sock")
         self.unix = str(folder / "events.sock")
         self.file = folder / "config.toml"
         self.file.write_text(
-            f'[px]\nproperty_key = "{PRODUCT}"\n[listen]\nhttp = ""\nunix = "{self.unix}"\ncontrol = "{self.control}"\n'
+            f'[px]\nproperty_key = "{PRODUCT}"\n{px}\n[listen]\nhttp = ""\nunix = "{self.unix}"\ncontrol = "{self.control}"\n'
             f'[outbox]\npath = "{self.outbox}"\n{more}\n'
         )
 
@@ -66,9 +66,9 @@ class Place:
         return ["--config", str(self.file)]
 
     @contextmanager
-    def living(self, script: Script | None = None) -> Iterator["Living"]:
-        """The daemon, for as long as the block lasts."""
-        living = Living(self, FakeNetwork(script) if script else FakeNetwork())
+    def living(self, script: Script | None = None, *, network: Any = None) -> Iterator["Living"]:
+        """The daemon, for as long as the block lasts; PX is the script, or what is behind ``network``."""
+        living = Living(self, network or (FakeNetwork(script) if script else FakeNetwork()))
         try:
             yield living.start()
         finally:
@@ -78,7 +78,7 @@ class Place:
 class Living:
     """A running daemon, and the ways in."""
 
-    def __init__(self, place: Place, network: FakeNetwork) -> None:
+    def __init__(self, place: Place, network: Any) -> None:
         self.place = place
         self.network = network
         self.asked = Asked(place.control)

@@ -26,6 +26,7 @@ from sidecar.http import Request, Response
 from sidecar.mapping import compile_mapping
 from sidecar.observe import Feed
 from sidecar.outbox import InlineRunner, Outbox, Room, Store, take_lock
+from sidecar.outbox.recovery import damage_in, marking
 
 __all__ = ["File", "open_file"]
 
@@ -46,9 +47,15 @@ def open_file(config: Config) -> Iterator["File"]:
     with _as_owner(path):
         lock = take_lock(path)
         try:
+            if why := damage_in(path):
+                raise Failed(
+                    f"The outbox {path} is damaged ({why}); start the daemon: it sets the file aside and recovers what "
+                    "can be read."
+                )
             store = Store(path, durability=config.outbox.durability)
             try:
-                yield File(config, store)
+                with marking(path):
+                    yield File(config, store)
             finally:
                 store.close()
         finally:

@@ -70,3 +70,28 @@ def test_a_property_without_a_value_is_wrong_usage(place: Place, verb):
     ran = verb("send", "Feature Used", "--property", "seats", *place.flags)
     assert ran.code == 2
     assert "KEY=VALUE" in ran.err
+
+
+def test_send_verify_reads_the_event_back_from_px(px, tmp_path, verb):
+    place = px.place(tmp_path)
+    with place.living(network=px.network(place)):
+        ran = verb("send", "Feature Used", "--user", "u1", "--verify", "--json", *place.flags)
+        shown = verb("send", "Feature Used", "--user", "u1", "--verify", *place.flags)
+    assert (ran.code, ran.json["verified"]) == (0, True)
+    assert "verified: PX shows the event" in shown.out
+
+
+def test_send_verify_says_if_px_took_the_event_and_does_not_show_it(px, tmp_path, verb):
+    place = px.place(tmp_path)  # where nothing of what this daemon delivers arrives
+    with place.living():
+        ran = verb("send", "Feature Used", "--user", "u1", "--verify", "--timeout", "1s", *place.flags)
+    assert ran.code == 1
+    assert "not verified" in ran.out
+
+
+def test_send_verify_says_what_a_key_without_read_needs(px, tmp_path, verb):
+    place = px.place(tmp_path)
+    with place.living():
+        ran = verb("send", "Used", "--user", "u1", "--verify", *place.flags, PX_SIDECAR_PX_API_KEY="another-key")
+    assert ran.code == 1
+    assert "Read permission" in ran.err
