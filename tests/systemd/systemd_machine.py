@@ -22,12 +22,7 @@ exec /opt/python/bin/python3 -m sidecar "$@"
 class Machine:
     """One booted system. ``run`` runs a command in it, as root, with nothing but a PATH in its environment."""
 
-    def __init__(self, files: Path):
-        binds = {
-            sys.base_prefix: "/opt/python",
-            str(ROOT): "/opt/px-sidecar",
-            sysconfig.get_path("purelib"): "/opt/packages",
-        }
+    def __init__(self, files: Path, binds: dict[str, str]):
         options = [f"--bind-ro={here}:{there}" for here, there in binds.items()]
         self._boot = subprocess.Popen(
             [str(HERE / "boot.sh"), str(files), *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -106,7 +101,12 @@ def booted(folder: Path, command: str = COMMAND):
     """A fixture's body: a machine with the shipped files, powered off at the end."""
     if reason := why_not():
         pytest.skip(reason)
-    machine = Machine(shipped_files(folder, command))
+    binds = {
+        sys.base_prefix: "/opt/python",
+        str(ROOT): "/opt/px-sidecar",
+        sysconfig.get_path("purelib"): "/opt/packages",
+    }
+    machine = Machine(shipped_files(folder, command), binds)
     try:
         yield machine
     finally:

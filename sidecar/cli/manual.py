@@ -1,0 +1,102 @@
+"""The man page, made from the help texts: ``python -m sidecar.cli.manual > px-sidecar.1``. For whoever builds a package.
+
+What a verb's file cannot be loaded for (it is not there yet) is a mistake and not passed over.
+"""
+
+import inspect
+import sys
+from collections.abc import Iterator
+
+import click
+
+from sidecar import __version__
+from sidecar.cli import VERBS, main
+
+__all__ = ["manual"]
+
+_EXITS = (
+    ("0", "Done."),
+    ("1", "It failed; trying again may help."),
+    ("2", "Wrong usage."),
+    ("69", "The daemon that the verb needs is not running."),
+    ("78", "The configuration, the key or an outbox of a newer version makes starting pointless."),
+)
+_FILES = (
+    ("/etc/px-sidecar/config.toml", "The configuration. Another one by --config or $PX_SIDECAR_CONFIG."),
+    ("/etc/px-sidecar/api_key", "The PX API key, mode 0600, owner root; systemd hands it to the daemon."),
+    ("/var/lib/px-sidecar/outbox.db", "The outbox: every event that was accepted and is not delivered yet."),
+    ("/run/px-sidecar/events.sock", "Where apps hand over events, as does http://127.0.0.1:8321."),
+    ("/run/px-sidecar/control.sock", "Where this command asks the daemon."),
+)
+
+
+def manual() -> str:
+    """The page, as roff with the macros of man(7)."""
+    return "\n".join([*_head(), *_verbs(), *_tables(), ""])
+
+
+def _head() -> Iterator[str]:
+    yield f'.TH PX-SIDECAR 1 "" "px-sidecar {__version__}" "User Commands"'
+    yield from (".SH NAME", r"px\-sidecar \- deliver product\-usage events to Gainsight PX, durably and at its pace")
+    yield from (".SH SYNOPSIS", r".B px\-sidecar", r"[\-\-instance NAME] VERB [OPTION ...]")
+    yield ".SH DESCRIPTION"
+    yield from _paragraphs(main.help or "")
+    yield from _options(main)
+
+
+def _verbs() -> Iterator[str]:
+    context = click.Context(main, info_name="px-sidecar")
+    yield ".SH VERBS"
+    for name in VERBS:
+        command = main.get_command(context, name)
+        assert command is not None
+        yield from _command(command, click.Context(command, info_name=name, parent=context))
+
+
+def _command(command: click.Command, context: click.Context) -> Iterator[str]:
+    usage = " ".join(command.collect_usage_pieces(context))
+    yield from (f".SS {_text(context.command_path.removeprefix('px-sidecar '))} {_text(usage)}", "")
+    yield from _paragraphs(command.help or "")
+    yield from _options(command)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from _command(inner, click.Context(inner, info_name=name, parent=context))
+
+
+def _options(command: click.Command) -> Iterator[str]:
+    context = click.Context(command)
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if record is not None:
+            yield from (".TP", f".B {_text(record[0])}", _text(record[1]) or r"\&")
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """Paragraphs as they are; one that click keeps word for word (it begins with a backspace) line by line."""
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        lines = paragraph.split("\n")
+        yield ".PP"
+        if lines[0].strip() == "\b":
+            yield from (".nf", *map(_text, lines[1:]), ".fi")
+        else:
+            yield _text(" ".join(lines))
+
+
+def _tables() -> Iterator[str]:
+    for title, rows in (("EXIT STATUS", _EXITS), ("FILES", _FILES)):
+        yield f".SH {title}"
+        for name, about in rows:
+            yield from (".TP", f".B {_text(name)}", _text(about))
+    yield from (".SH ENVIRONMENT", r"Every setting can be given as \fBPX_SIDECAR_\fISECTION\fB_\fIKEY\fR, for example")
+    yield r"\fBPX_SIDECAR_PX_API_KEY\fR; \fBpx\-sidecar config schema\fR lists them all."
+
+
+def _text(text: str) -> str:
+    text = text.replace("\\", r"\e").replace("-", r"\-").replace("…", "...")
+    return rf"\&{text}" if text.startswith((".", "'")) else text
+
+
+if __name__ == "__main__":
+    sys.stdout.write(manual())
