@@ -154,9 +154,11 @@ class Quota:
         self._tick()
         minute, wall_minute = self._now
         through = minute if self._utc and (wall_minute + 1) % DAY_MINUTES == 0 else minute + 1
-        short = 2 * self._unused < self._size or (minute >= self._through and through > self._through)
-        if self._asked or not self._wanted or not short or self._wait_s(self.per_day) > 0:
+        stale = minute >= self._through and through > self._through
+        if self._asked or not self._wanted or self._wait_s(self.per_day) > 0:
             return None
+        if not stale and (2 * self._unused >= self._size or self._spent >= self.per_day):
+            return None  # enough left, or all the rest of the day is leased already
         self._resize()
         sends = min(self._size - self._unused, self.per_day - self._spent)
         self._book(self._booked, -self._unused)
