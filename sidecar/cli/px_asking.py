@@ -4,26 +4,45 @@ These few requests are not counted in the day's quota, which belongs to the daem
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
+import click
 import msgspec
 import trio
 
 from sidecar.clock import SystemClock
-from sidecar.config import Config, api_key
-from sidecar.errors import Failed
+from sidecar.config import Config, Secret, api_key
+from sidecar.errors import ConfigError, Failed
 from sidecar.px import Answer, Kind, Reply, Request, classify
 from sidecar.px.transport import HttpxNetwork
 
-__all__ = ["ask_px", "found_events"]
+__all__ = ["ask_px", "found_events", "key_of"]
 
 TIMEOUT_S: Final = 30.0
+KEY_FOLDER: Final = Path("/etc/px-sidecar")  # LoadCredential= in systemd/*.service
+
+
+def key_of(config: Config, environ: Mapping[str, str] = os.environ) -> Secret:
+    """The API key as the daemon gets it. Raises ConfigError.
+
+    Where the units hand it over as a credential a person's shell has none: then it is read from the file that they
+    name, if this user may.
+    """
+    try:
+        return api_key(config.px, environ)
+    except ConfigError:
+        instance = click.get_current_context().find_root().params.get("instance", "")
+        path = KEY_FOLDER / (f"{instance}.api_key" if instance else "api_key")
+        if config.px.api_key or config.px.api_key_file or not os.access(path, os.R_OK):
+            raise
+        return api_key(msgspec.structs.replace(config.px, api_key_file=str(path)), {})
 
 
 def ask_px(config: Config, requests: Sequence[Request]) -> list[Reply]:
     """PX's replies to these requests, one after the other on one connection. Raises ConfigError without a key."""
-    network = HttpxNetwork(config.px, api_key(config.px, os.environ), min(TIMEOUT_S, config.deliver.timeout))
+    network = HttpxNetwork(config.px, key_of(config), min(TIMEOUT_S, config.deliver.timeout))
 
     async def ask() -> list[Reply]:
         lane = network.lane()

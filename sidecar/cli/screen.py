@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["WIDTH", "bar", "console", "fields", "json_text", "moment", "moment_ms", "printable", "table"]
+__all__ = ["WIDTH", "bar", "console", "fields", "fields_of", "json_text", "moment", "moment_ms", "printable", "table"]
 
 WIDTH = 80
 
@@ -58,12 +58,18 @@ def table(
 
 def fields(pairs: Iterable[tuple[str, object]]) -> Table:
     """Names and values, one a line; what is None is left out."""
+    return fields_of((Text(name, style="dim"), Text(printable(value))) for name, value in pairs if value is not None)
+
+
+def fields_of(rows: Iterable[Sequence[Text]]) -> Table:
+    """Rows without headings or lines; the last column folds."""
     grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold", ratio=1)
-    for name, value in pairs:
-        if value is not None:
-            grid.add_row(Text(name, style="dim"), Text(printable(value)))
+    for row in rows:
+        if not grid.columns:
+            for _ in row[:-1]:
+                grid.add_column(no_wrap=True)
+            grid.add_column(overflow="fold", ratio=1)
+        grid.add_row(*row)
     return grid
 
 
