@@ -43,7 +43,7 @@ async def scenario(folder):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(outbox.run)
         reserve = store.path.with_name("o.db.reserve")
-        await until(reserve.exists)
+        await until(lambda: reserve.exists() and reserve.stat().st_size)
         report["reserve_bytes"] = reserve.stat().st_size
         ballast = folder / "ballast"
         ballast.write_bytes(bytes(5 * 2**20))
