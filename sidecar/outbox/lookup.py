@@ -11,7 +11,7 @@ from sidecar.outbox.dead import DeadLetter, Which, dead_page
 from sidecar.outbox.records import Failure, State
 from sidecar.outbox.store import Store
 
-__all__ = ["STATES", "Found", "FoundPage", "PendingPage", "Seen", "name_of", "pending_page", "recent", "show"]
+__all__ = ["STATES", "Found", "FoundPage", "Seen", "name_of", "recent", "show"]
 
 # So many rows one call looks at, whether they match or not: some 20 ms.
 SCAN_ROWS: Final = 2_000
@@ -50,13 +50,6 @@ class FoundPage(NamedTuple):
 
     events: list[Found]
     next_before: tuple[int, int] | None
-
-
-class PendingPage(NamedTuple):
-    """Pending events in the order of acceptance, and the ``after_id`` of the next page, None at the end."""
-
-    events: list[Found]
-    next_after: int | None
 
 
 class Seen(NamedTuple):
@@ -108,23 +101,6 @@ def recent(
                 rows.close()
                 return FoundPage(found, _cursor(row, state))
     return FoundPage(found, _cursor(row, state) if looked_at == SCAN_ROWS else None)
-
-
-def pending_page(store: Store, *, after_id: int = 0, limit: int = 500) -> PendingPage:
-    """The next pending events behind ``after_id``, of both classes, set aside or not, in the order of acceptance."""
-    rows = store.connection.execute(
-        f"SELECT {_COLUMNS} FROM events WHERE id > ? ORDER BY id LIMIT ?", (after_id, SCAN_ROWS)
-    )
-    found: list[Found] = []
-    looked_at, row = 0, None
-    for row in rows:
-        looked_at += 1
-        if row[1] < State.DELIVERED:
-            found.append(_as_found(row))
-            if len(found) == limit:
-                rows.close()
-                return PendingPage(found, row[0])
-    return PendingPage(found, row[0] if row and looked_at == SCAN_ROWS else None)
 
 
 def show(store: Store, event_id: int) -> Seen | None:

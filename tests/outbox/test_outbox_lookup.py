@@ -5,7 +5,7 @@ from outbox_files import HOUR_MS, NOW_MS, accept, check_account, copied, dead, d
 
 from sidecar.outbox import Failure, NewEvent, Remembered, Store
 from sidecar.outbox.forget import forget_users
-from sidecar.outbox.lookup import name_of, pending_page, recent, show
+from sidecar.outbox.lookup import name_of, recent, show
 from sidecar.outbox.watch import Frequent, Near, Watch
 
 
@@ -70,17 +70,6 @@ def test_a_call_looks_at_a_bounded_number_of_rows(mixed, monkeypatch):
     page = recent(mixed, name="Paid")
     assert (ids_of(page), page.next_before) == ([], (0, 5))
     assert ids_of(recent(mixed, name="Paid", before=page.next_before)) == [4]
-
-
-def test_what_is_pending_comes_in_the_order_of_acceptance_for_an_export(mixed, monkeypatch):
-    accept(mixed, [event(n) for n in range(7, 10)])
-    with mixed.transaction():
-        mixed.set_aside([7])
-    page = pending_page(mixed, limit=3)
-    assert ([one.id for one in page.events], page.next_after) == ([5, 6, 7], 7)
-    assert [one.id for one in pending_page(mixed, after_id=7).events] == [8, 9]
-    monkeypatch.setattr("sidecar.outbox.lookup.SCAN_ROWS", 4)
-    assert pending_page(mixed) == ([], 4)
 
 
 def test_an_unknown_state_is_told(mixed):
