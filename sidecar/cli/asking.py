@@ -15,12 +15,11 @@ from typing import Any, TypeVar
 import click
 
 from sidecar.cli.common import config_option, load_config
-from sidecar.config import Listen
-from sidecar.control.client import DEFAULT_PATH, Asked, Daemon
+from sidecar.control.client import DEFAULT_PATH, Asked, Daemon, OutOfReach
 from sidecar.errors import ConfigError, NotRunning
 from sidecar.units import parse_duration_s
 
-__all__ = ["DURATION", "MOMENT", "control_option", "listen_of", "reach", "the_daemon"]
+__all__ = ["DURATION", "MOMENT", "control_option", "reach", "the_daemon"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,35 +37,35 @@ def control_option(function: F) -> F:
 
 
 def the_daemon(control_flag: str | None, config_flag: str | None) -> Daemon:
-    """The daemon, wherever its socket is; whether it answers is seen at the first question."""
-    return Daemon(control_flag or listen_of(config_flag, os.environ.get("PX_SIDECAR_LISTEN_CONTROL")).control)
+    """The daemon, wherever its socket is; whether it answers is seen at the first question.
 
-
-def listen_of(config_flag: str | None, control: str | None = None) -> Listen:
-    """``[listen]`` of the configuration; its defaults where this user cannot read one or it is wrong.
-
-    Nothing is said about that: whoever only talks to the daemon need not be able to read its configuration. Raises
-    ConfigError if a file was named by --config and cannot be read.
+    Raises ConfigError if a configuration was named and cannot be used: the daemon at the default place would be another.
     """
-    if control:
-        return Listen(control=control)
+    return Daemon(control_flag or os.environ.get("PX_SIDECAR_LISTEN_CONTROL") or _configured(config_flag))
+
+
+def _configured(config_flag: str | None) -> str:
     try:
-        return load_config(config_flag).listen
+        return load_config(config_flag).listen.control
     except ConfigError:
-        if config_flag:
+        if config_flag or os.environ.get("PX_SIDECAR_CONFIG"):
             raise
-        return Listen(control=DEFAULT_PATH)
+        instance = click.get_current_context().find_root().params.get("instance", "")
+        return f"/run/px-sidecar/control-{instance}.sock" if instance else DEFAULT_PATH
 
 
 @contextmanager
 def reach(control_flag: str | None, config_flag: str | None) -> Iterator[Asked]:
     """The daemon if one answers, else the outbox file of the configuration, which is held meanwhile.
 
-    Raises NotRunning if there is neither, Failed or ConfigError if the file cannot be used.
+    Raises NotRunning if there is neither, or a daemon that does not answer this user; Failed or ConfigError if the
+    file cannot be used.
     """
     daemon = the_daemon(control_flag, config_flag)
     try:
         daemon.get("/v1/config")
+    except OutOfReach:
+        raise
     except NotRunning:
         if control_flag:
             raise

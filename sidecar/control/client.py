@@ -16,13 +16,17 @@ import msgspec
 
 from sidecar.errors import Failed, NotRunning
 
-__all__ = ["DEFAULT_PATH", "Asked", "Daemon"]
+__all__ = ["DEFAULT_PATH", "Asked", "Daemon", "OutOfReach"]
 
 DEFAULT_PATH: Final = "/run/px-sidecar/control.sock"
 # A daemon that is stuck is as bad as none; a page of anything takes well below a second.
 PATIENCE_S: Final = 30.0
 
 Params = Mapping[str, str | int | None]
+
+
+class OutOfReach(NotRunning):
+    """There is a daemon, but it does not answer, or not this user."""
 
 
 class Asked(Protocol):
@@ -106,11 +110,11 @@ class Daemon:
 
     def _unreachable(self, error: Exception) -> NotRunning:
         if isinstance(error, PermissionError):
-            return NotRunning(
+            return OutOfReach(
                 f"The control socket {self.path} can be used by the daemon's own user and root only; use sudo."
             )
         if isinstance(error, TimeoutError):
-            return NotRunning(
+            return OutOfReach(
                 f"The daemon at {self.path} does not answer; look at `journalctl -u px-sidecar` and restart it."
             )
         known = isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError)

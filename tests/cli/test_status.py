@@ -116,3 +116,9 @@ def test_a_text_of_others_cannot_command_the_terminal(place: Place, verb):
         ran = verb("status", *place.flags)
     assert "\x1b" not in ran.out
     assert "·[2Jevil" in ran.out
+
+
+def test_an_instance_whose_configuration_cannot_be_read_is_not_taken_for_another(verb):
+    ran = verb("--instance", "no-such", "pause")
+    assert ran.code == 69
+    assert "/run/px-sidecar/control-no-such.sock" in ran.err

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from living import Place, wait_until
 
-from sidecar.control.client import Daemon
+from sidecar.control.client import Daemon, OutOfReach
 from sidecar.errors import Failed, NotRunning
 from sidecar.observe.feed import QUEUE_RECORDS
 
@@ -132,6 +132,16 @@ def test_a_socket_that_was_left_behind_is_nobody(tmp_path):
 def test_a_path_that_no_socket_can_have_is_told(tmp_path):
     with pytest.raises(NotRunning, match="too long"):
         Daemon(str(tmp_path / ("x" * 200))).get("/v1/status")
+
+
+def test_a_daemon_that_does_not_answer_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("sidecar.control.client.PATIENCE_S", 0.05)
+    path = tmp_path / "stuck.sock"
+    with socket.socket(socket.AF_UNIX) as stuck:
+        stuck.bind(str(path))
+        stuck.listen()
+        with pytest.raises(OutOfReach, match="does not answer; look at `journalctl"):
+            Daemon(str(path)).get("/v1/status")
 
 
 def test_something_else_at_the_socket_is_told(tmp_path):
