@@ -91,7 +91,7 @@ class Archive:
         """Make a page of dead letters pending again, to be mapped anew: ``{"moved", "next"}``."""
         high = self._mapper_for_store().is_high
         moved = await self.house.outbox.write(
-            lambda store, _now_ms: dead.retry(store, which, high=high, after_id=after)
+            lambda store, now_ms: dead.retry(store, which, now_ms, high=high, after_id=after)
         )
         delivery = self.house.delivery
         if moved.ids and delivery is not None:

@@ -37,6 +37,7 @@ from sidecar.deliver.steps import AsidePage, NextPage, Rest, Send, SetAside, Set
 from sidecar.events import decode_stored
 from sidecar.mapping import Known, Mapper
 from sidecar.outbox import PAGE_ROWS, Failure, Page, Remembered, Row, Settlement, State
+from sidecar.outbox.lookup import name_of
 from sidecar.px import Kind, Reply, Request, Verdict
 
 __all__ = ["Dispatcher"]
@@ -167,20 +168,16 @@ class Dispatcher:
         except msgspec.DecodeError as error:
             return self._settlement(item, State.DEAD, "mapping_error", detail=f"The stored event is damaged ({error}).")
         mapped = self.mapper.map(event, memory.known, property_key=product, received_ms=row.received_ms)
-        name = event.get("event")
-        item.prepared = prepared = Prepared(
-            mapped, name if isinstance(name, str) else str(event.get("type")), product, memory
-        )
+        item.prepared = Prepared(mapped, name_of(event), product, memory)
         self.tally["changed"] += bool(mapped.changes)
         if mapped.dropped is not None:
             return self._settlement(item, State.DROPPED, mapped.dropped)
         if mapped.dead is not None:
             return self._settlement(item, State.DEAD, mapped.dead, detail=mapped.detail)
-        if self.config.max_age and self._clock.wall_ms() - row.received_ms > self.config.max_age * 1000:
-            prepared.take_back()
-            return self._settlement(
-                item, State.DEAD, "too_old", detail="It was pending for longer than deliver.max_age."
-            )
+        waited_ms = self._clock.wall_ms() - max(row.received_ms, row.retried_ms)
+        if self.config.max_age and waited_ms > self.config.max_age * 1000:
+            detail = "It was pending for longer than deliver.max_age."
+            return self._settlement(item, State.DEAD, "too_old", detail=detail)
         return None
 
     def _settlement(

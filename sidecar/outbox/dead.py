@@ -79,6 +79,7 @@ def dead_page(store: Store, which: Which, *, after_id: int = 0, limit: int = PAG
 def retry(
     store: Store,
     which: Which,
+    now_ms: int,
     *,
     high: Callable[[dict[str, Any]], bool],
     after_id: int = 0,
@@ -94,8 +95,8 @@ def retry(
         is_high = high(readable(body))
         store.connection.execute("DELETE FROM dead WHERE id = ?", (event_id,))
         store.connection.execute(
-            "UPDATE events SET state = ?, settled_ms = NULL, status = NULL, reason = NULL, attempts = NULL WHERE id = ?",
-            (State.HIGH if is_high else State.NORMAL, event_id),
+            "UPDATE events SET state = ?, settled_ms = ?, status = NULL, reason = NULL, attempts = NULL WHERE id = ?",
+            (State.HIGH if is_high else State.NORMAL, now_ms, event_id),
         )
         store.count(f"dead:{reason}", -1)
         store.count("pending_high" if is_high else "pending_normal")

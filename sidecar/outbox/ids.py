@@ -163,6 +163,9 @@ class MessageIds:
 
         Inside a transaction. Returns how many were deleted; at the end of the table the next call starts over. What
         seems to come from the future (the clock was set back) counts as seen now.
+
+        Looking up the event of an id is a look at a random page of the file, so it is done only for events older than
+        the oldest that is pending in front: with a backlog of a day, behind it all are pending, and nothing is due.
         """
         after = self._sweep_after
         end = self._connection.execute(
@@ -175,7 +178,13 @@ class MessageIds:
             "UPDATE ids SET seen_s = ? WHERE digest > ? AND digest <= ? AND seen_s > ?", (now_s, after, end, now_s)
         )
         return self._connection.execute(
-            "DELETE FROM ids WHERE digest > ? AND digest <= ? AND seen_s < ? AND NOT EXISTS"
+            "DELETE FROM ids WHERE digest > ? AND digest <= ? AND seen_s < ? AND event_id < ? AND NOT EXISTS"
             " (SELECT 1 FROM events WHERE events.id = ids.event_id AND events.state NOT IN (4, 5))",
-            (after, end, seen_before_s),
+            (after, end, seen_before_s, self._oldest_pending()),
         ).rowcount
+
+    def _oldest_pending(self) -> int:
+        """The lowest id that is pending and not set aside; beyond all ids if none is."""
+        query = "SELECT id FROM events WHERE state = ? AND state < 2 ORDER BY id LIMIT 1"
+        found = [self._connection.execute(query, (state,)).fetchone() for state in (0, 1)]
+        return min((row[0] for row in found if row), default=2**62)

@@ -81,7 +81,10 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
 
 
 class Row(NamedTuple):
-    """A pending event as a page brings it; ``failure`` is None unless it failed before."""
+    """A pending event as a page brings it.
+
+    ``failure`` is None unless it failed before; ``retried_ms`` is when it was a dead letter that somebody retried, or 0.
+    """
 
     id: int
     high: bool
@@ -90,6 +93,7 @@ class Row(NamedTuple):
     received_ms: int
     body: bytes
     failure: Failure | None
+    retried_ms: int = 0
 
 
 class Remembered(NamedTuple):

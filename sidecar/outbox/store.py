@@ -33,8 +33,8 @@ VACUUM_PAGES: Final = 256
 
 _PENDING = {False: "pending_normal", True: "pending_high"}
 _ROWS = (
-    "SELECT events.id, state, source, user, received_ms, body, retries.attempts, first_ms, last_ms, counted, over_ms, detail"
-    " FROM events LEFT JOIN retries ON retries.id = events.id"
+    "SELECT events.id, state, source, user, received_ms, body, retries.attempts, first_ms, last_ms, counted, over_ms, detail,"
+    " settled_ms FROM events LEFT JOIN retries ON retries.id = events.id"
 )
 _MAYBE_TEXT: Final[Any] = (str, type(None))
 _ROW: Final[tuple[Any, ...]] = (int, int, int, _MAYBE_TEXT, int, bytes)
@@ -275,8 +275,9 @@ class Store:
             Row(
                 *(event_id, state in (State.HIGH, State.HIGH_ASIDE), source, user, received_ms, body),
                 Failure(event_id, attempts, *rest) if attempts else None,
+                retried_ms or 0,
             )
-            for event_id, state, source, user, received_ms, body, attempts, *rest in found
+            for event_id, state, source, user, received_ms, body, attempts, *rest, retried_ms in found
         ]
         return Page(rows, self._known({row.user for row in rows if row.user is not None}), len(rows) == limit)
 

@@ -266,6 +266,14 @@ def test_what_is_older_than_max_age_is_dead():
     assert (step.settlement.state, step.settlement.reason) == (State.DEAD, "too_old")
 
 
+def test_a_dead_letter_that_was_too_old_is_sent_when_somebody_retries_it():
+    """Its age was counted from its acceptance, so that it died again at once."""
+    house = House('[deliver]\nmax_age = "1h"', rows=[track(1)])
+    house.clock.now_s += 3601
+    house.rows = [house.rows[0]._replace(retried_ms=house.clock.wall_ms())]
+    assert house.send().item.id == 1
+
+
 # Memory ------------------------------------------------------------------------------------------------------------
 
 

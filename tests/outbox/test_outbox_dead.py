@@ -81,7 +81,7 @@ def retry_all(store, which, *, limit=2, high=lambda _event: False):
     moved, after_id, pages = [], 0, 0
     while after_id is not None:
         with store.transaction():
-            page = retry(store, which, high=high, after_id=after_id, limit=limit)
+            page = retry(store, which, NOW_MS, high=high, after_id=after_id, limit=limit)
         moved += page.ids
         after_id = page.next_after
         pages += 1

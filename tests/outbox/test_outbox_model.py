@@ -132,7 +132,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def retry_dead(self, data, high):
         chosen = self.pick(data, "dead")
         with self.store.transaction():
-            moved = retry(self.store, Which(ids=chosen), high=lambda _event: high)
+            moved = retry(self.store, Which(ids=chosen), self.now_ms, high=lambda _event: high)
         assert moved.ids == sorted(chosen)
         for one in chosen:
             self.events[one].state, self.events[one].high, self.events[one].settled_ms = "pending", high, None
