@@ -2,8 +2,9 @@
 
 Rules
 -----
-* What leaves this room is strict JSON: no bare ``NaN`` or ``Infinity``, no lone surrogate, no number beyond a double,
-  nothing nested deeper than 64. The outbox, the mapping, every view and PX can rely on it.
+* What leaves this room is strict JSON: no bare ``NaN`` or ``Infinity``, no lone surrogate, no fraction beyond a double
+  (an integer keeps up to 4,299 digits), nothing nested deeper than 68. The outbox, the mapping, every view and PX can
+  rely on it.
 * One odd event never costs its batch. What can be mended is mended: NaN and infinities become null, lone surrogates
   become U+FFFD. What cannot is judged bad, alone.
 * Judging is about shape only. What an event means is the mapping's business: an event without any id is not bad.
@@ -12,8 +13,9 @@ Theory
 ------
 Nearly all bodies are decoded by msgspec in one go (about 1.6 µs an event). SDKs send some that it refuses (facts:
 ``px_and_sdks.md`` 3.3): Python's ``json`` writes bare NaN, Python and Node escape lone surrogates, anyone can nest a
-thousand brackets. Such a body is decoded again the tolerant way, by the standard library, after brackets beyond the
-allowed depth are cut; then every event of it is sealed like any other, and only the ones with surrogates are walked.
+thousand brackets. Such a body is decoded again the tolerant way, by the standard library; where even that finds it too
+deep, after brackets beyond the allowed depth are cut. Then every event of it is sealed like any other, and only the ones
+with surrogates are walked.
 
 Sealing an event is encoding it once: the encoder is also what finds surrogates, and the encoded text is what size and
 depth are measured on. Depth costs a walk only for texts with more brackets than an allowed depth could need.
@@ -110,6 +112,8 @@ def seal(event: Any, max_event_bytes: int, kind: str | None = None) -> Sealed:
         body = _encode_mended(event)
         event = _decode_strict(body)
         message_id = _message_id(event)
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(event):
+        return Sealed(event, message_id, _encode_mended(event), f"it is nested deeper than {MAX_DEPTH} levels")
     return Sealed(event, message_id, body, _why_bad(event, body, max_event_bytes))
 
 
@@ -150,8 +154,6 @@ def _why_bad(event: dict[str, Any], body: bytes, max_event_bytes: int) -> str | 
             return f"its {key} is {_shown(event[key])}, neither text nor number"
     if len(body) > max_event_bytes:
         return f"it has {len(body):,} bytes, more than the {max_event_bytes:,} allowed (outbox.max_event_bytes)"
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
-        return f"it is nested deeper than {MAX_DEPTH} levels" if _too_deep(event) else None
     return None
 
 
@@ -182,11 +184,18 @@ def _too_deep(value: Any) -> bool:
 
 
 def _decode_tolerant(data: bytes) -> Any:
-    text = _cut_depth(data.decode("utf-8", errors="replace").lstrip("\ufeff"))
+    text = data.decode("utf-8", errors="replace").lstrip("\ufeff")
     try:
-        return json.loads(text, parse_constant=lambda _name: None, parse_int=_parse_int, strict=False)
+        try:
+            return _load(text)
+        except RecursionError:
+            return _load(_cut_depth(text))
     except json.JSONDecodeError as error:
         raise BadJson(f"{error.msg} at character {error.pos}") from None
+
+
+def _load(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda _name: None, parse_int=_parse_int, strict=False)
 
 
 def _parse_int(digits: str) -> int | None:
@@ -194,26 +203,25 @@ def _parse_int(digits: str) -> int | None:
     return int(digits) if len(digits) <= 308 else None
 
 
-_STRINGS_AND_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
+_STRINGS_AND_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]+|[\]}]+', re.DOTALL)
 
 
 def _cut_depth(text: str) -> str:
     """The text with every bracket pair deeper than ``_CUT_DEPTH`` replaced by null, so that it can be decoded."""
-    if text.count("[") + text.count("{") <= _CUT_DEPTH:
-        return text
     kept: list[str] = []
     depth = start = 0
     for match in _STRINGS_AND_BRACKETS.finditer(text):
-        mark = text[match.start()]
+        first, last = match.span()
+        mark = text[first]
         if mark in "[{":
-            depth += 1
-            if depth == _CUT_DEPTH + 1:
-                kept.append(text[start : match.start()])
+            if depth <= _CUT_DEPTH < depth + last - first:
+                kept.append(text[start : first + _CUT_DEPTH - depth])
+            depth += last - first
         elif mark in "]}":
-            depth -= 1
-            if depth == _CUT_DEPTH:
+            if depth - last + first <= _CUT_DEPTH < depth:
                 kept.append("null")
-                start = match.end()
+                start = first + depth - _CUT_DEPTH
+            depth -= last - first
     kept.append(text[start:] if depth <= _CUT_DEPTH else "")
     return "".join(kept)
 

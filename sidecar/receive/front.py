@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 # Beyond these, clients wait in the kernel's queue. Descriptors are kept for lanes, files and the control socket.
 CONNECTIONS: Final = 10_000
 SPARE_DESCRIPTORS: Final = 400
+GOODBYE_S: Final = 1.0
 _BLANK: Final = b" \t\r\n"
 
 
@@ -45,20 +46,19 @@ class Front:
         self, opened: Opened, *, descriptors: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve; returns when ``stopping`` is set and the last connection has ended."""
-        most = max(16, min(CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
         tcp = [_listener(one) for one in opened.http]
         tls = [
             trio.SSLListener(_listener(one), opened.tls, https_compatible=True) for one in opened.https if opened.tls
         ]
         unix = [_listener(one) for one in opened.unix]
+        ways = [way for way in ((tcp, self.tcp), (tls, self.tcp), (unix, self.unix)) if way[0]]
+        # Each way in has its own share, so that a crowd on one keeps nobody out of another.
+        most = max(16, min(CONNECTIONS, descriptors - SPARE_DESCRIPTORS) // len(ways))
         async with trio.open_nursery() as nursery:
-            for listeners, connection in ((tcp, self.tcp), (tls, self.tcp), (unix, self.unix)):
-                if listeners:
-                    await nursery.start(
-                        partial(
-                            serve, listeners, connection, max_connections=most, stopping=self._stopping, on_error=_tell
-                        )
-                    )
+            for listeners, connection in ways:
+                await nursery.start(
+                    partial(serve, listeners, connection, max_connections=most, stopping=self._stopping, on_error=_tell)
+                )
             task_status.started()
 
     async def tcp(self, stream: trio.abc.Stream) -> None:
@@ -80,13 +80,20 @@ class Front:
         elif first[:1].isalpha():
             await self._http(stream, self._routes.over_unix, first)
         elif first:
+            self._intake.count("bad_json")
             said = refusal("bad_json", "This is neither JSON lines nor HTTP; begin with { or [, or speak HTTP.")
-            await stream.send_all(said.body + b"\n")
+            try:
+                with trio.fail_after(GOODBYE_S):
+                    await stream.send_all(said.body + b"\n")
+            except (trio.BrokenResourceError, trio.TooSlowError):
+                pass  # it has gone, or does not read
 
     async def _first_bytes(self, stream: trio.abc.Stream) -> bytes:
-        """What comes first, without blanks before it; empty if nothing did in time, or before the stop."""
+        """What comes first, without blanks before it; empty if nothing did before the end, or before the stop."""
         with trio.CancelScope() as waiting:
             unsubscribe = self._stopping.subscribe(waiting.cancel)
+            if self._stopping.is_set():
+                waiting.deadline = trio.current_time() + GOODBYE_S  # it may have been accepted in that very moment
             try:
                 while data := await stream.receive_some(4096):
                     if first := data.lstrip(_BLANK):

@@ -14,10 +14,16 @@ from sidecar.events import BadJson, Sealed, decode, encode, merge_batch, seal
 from sidecar.outbox import Accepted, DiskFull, NewEvent, Refused
 from sidecar.receive.sources import Sources, UnknownWriteKey
 
-__all__ = ["BATCH", "Answer", "Intake", "Opened", "refusal"]
+__all__ = ["BATCH", "Answer", "Intake", "Opened", "nothing_to_store", "refusal"]
 
 # The route kind of a body that holds a batch; the others are the types of single calls.
 BATCH: Final = "batch"
+# What one request may become, however little it weighs: twenty times what Segment allows in a batch, and more than fit
+# into max_request_bytes once each has a name, a user and a message id. Beyond it a few bytes each ("1,1,1…") would
+# become millions of rows.
+MAX_EVENTS: Final = 50_000
+# And what the batch's own context may weigh in all its events together.
+MAX_SHARED_BYTES: Final = 32 * 2**20
 
 
 class Answer(NamedTuple):
@@ -27,6 +33,9 @@ class Answer(NamedTuple):
     body: bytes
     retry_after_s: int | None = None
     code: str = ""
+
+
+nothing_to_store: Final = Answer(200, b'{"success":true,"accepted":0}')
 
 
 class Opened(NamedTuple):
@@ -108,12 +117,19 @@ class Intake:
         if not isinstance(value, dict) or not isinstance(value.get("batch"), list):
             return self._no("bad_json", 'The body has no list `batch`; send {"batch": [events]}.')
         events: list[Any] = value["batch"]
-        if value.get("context") or value.get("integrations"):
+        shared = {key: value[key] for key in ("context", "integrations") if value.get(key)}
+        if shared:
+            if _weight(shared) * len(events) > MAX_SHARED_BYTES:
+                return self._no(
+                    "too_large", "The batch's own context is too large for so many events; send fewer per batch."
+                )
             for event in events:
-                merge_batch(value, event)
+                merge_batch(shared, event)
         return self._open_list(events, write_key or _text(value.get("writeKey")), trusted=trusted)
 
     def _open_list(self, events: list[Any], write_key: str | None, *, trusted: bool) -> Opened | Answer:
+        if len(events) > MAX_EVENTS:
+            return self._no("too_large", f"There are more than {MAX_EVENTS:,} events; send fewer per request.")
         try:
             source = self.sources.number(write_key or _first_key(events), trusted=trusted)
         except UnknownWriteKey:
@@ -167,6 +183,14 @@ class Intake:
     def _no(self, code: str, message: str) -> Answer:
         self.count(code)
         return refusal(code, message)
+
+
+def _weight(shared: dict[str, Any]) -> int:
+    """About how many bytes it adds to each event."""
+    try:
+        return len(encode(shared))
+    except (UnicodeEncodeError, RecursionError):
+        return len(repr(shared))
 
 
 def _first_key(events: list[Any]) -> str | None:

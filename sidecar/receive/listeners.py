@@ -2,7 +2,8 @@
 
 Rules
 -----
-* An inherited socket is used as it is; its path and mode belong to the ``.socket`` unit. It is never unlinked.
+* An inherited socket is used as it is; its path and mode belong to the ``.socket`` unit. It is never unlinked. One
+  whose name is none of ours is an error: whoever connects to it would wait for ever.
 * Our own Unix socket is bound under another name and renamed into place, so that its path never leads nowhere; one
   that a live process answers on is never taken away from it.
 """
@@ -28,6 +29,8 @@ __all__ = ["Opened", "bind_control", "bind_listeners", "raise_descriptor_limit"]
 BACKLOG: Final = 1024  # what the kernel caps by net.core.somaxconn; connections that wait through a restart are here
 PATH_MAX_BYTES: Final = 107  # sockaddr_un(7)
 CONTROL_MODE: Final = 0o600
+# What a socket without FileDescriptorName= is called by `systemd-socket-activate`, and by systemd.py where no names came.
+NAMELESS: Final = "unknown"
 
 
 class Opened(NamedTuple):
@@ -46,6 +49,7 @@ def bind_listeners(listen: Listen, inherited: dict[str, list[socket.socket]]) ->
         for sockets in inherited.values():
             for one in sockets:
                 stack.callback(one.close)
+        inherited = _by_use(inherited)
         http = (
             inherited.get("http") or [_bind_tcp("listen.http", listen.http, stack)]
             if listen.http or "http" in inherited
@@ -66,6 +70,21 @@ def bind_control(listen: Listen) -> Iterator[socket.socket]:
     """The control socket, for the daemon's own user and root only. Raises Failed."""
     with _bound_unix(Path(listen.control), CONTROL_MODE, "") as listener:
         yield listener
+
+
+def _by_use(inherited: dict[str, list[socket.socket]]) -> dict[str, list[socket.socket]]:
+    """The inherited sockets by what they are for: by name, nameless ones by their family."""
+    found: dict[str, list[socket.socket]] = {}
+    for name, sockets in inherited.items():
+        for one in sockets:
+            use = ("unix" if one.family == socket.AF_UNIX else "http") if name == NAMELESS else name
+            found.setdefault(use, []).append(one)
+    if strange := found.keys() - {"http", "https", "unix"}:
+        raise ConfigError(
+            f"systemd handed over a socket named {min(strange)!r}, for which there is no use; "
+            "set FileDescriptorName= in its .socket unit to unix, http or https."
+        )
+    return found
 
 
 def raise_descriptor_limit() -> int:
@@ -104,6 +123,7 @@ def _bound_unix(path: Path, mode: int, group: str) -> Iterator[socket.socket]:
         raise Failed(
             f"The socket path {path} is longer than {PATH_MAX_BYTES} bytes, the most a socket can have; choose a shorter one."
         )
+    group_id = _group_id(group) if group else -1
     _make_way(path)
     new = path.with_name(f".{path.name[:80]}.{os.getpid()}")
     if len(os.fsencode(new)) > PATH_MAX_BYTES:
@@ -119,13 +139,16 @@ def _bound_unix(path: Path, mode: int, group: str) -> Iterator[socket.socket]:
             finally:
                 os.umask(mask)
             if group:
-                os.chown(new, -1, _group_id(group))
+                _give_to(new, group_id, group)
             new.chmod(mode)
             listener.listen(BACKLOG)
             listener.setblocking(False)
             new.rename(path)
-        except OSError as error:
-            new.unlink(missing_ok=True)
+        except (OSError, Failed) as error:
+            with contextlib.suppress(OSError):
+                new.unlink()
+            if isinstance(error, Failed):
+                raise
             raise Failed(
                 f"The socket {path} cannot be made ({error.strerror or error}); make its folder, writable for this user."
             ) from None
@@ -157,6 +180,15 @@ def _make_way(path: Path) -> None:
                 f"The socket {path} cannot be tried ({error.strerror or error}); is it another user's?"
             ) from None
     raise Failed(f"Another process answers on {path}; stop it or choose another path in [listen].")
+
+
+def _give_to(path: Path, group_id: int, group: str) -> None:
+    try:
+        os.chown(path, -1, group_id)
+    except PermissionError:
+        raise Failed(
+            f"listen.unix_group = {group}: this user may not give a socket to that group; make it a member of it."
+        ) from None
 
 
 def _group_id(group: str) -> int:

@@ -4,12 +4,15 @@ Theory
 ------
 Two tasks share a connection. One reads lines, judges them and puts them before the outbox at once, so that a client
 which writes without reading gets the benefit of group commit. The other waits for each line's commit in order and
-writes what is owed. Between them is a bounded queue: a client that never reads is not read from any more, and one that
-takes nothing for ``SEND_S`` is given up. Its events are stored all the same.
+writes what is owed, no later than that. What is owed is bounded in lines and in bytes: beyond it nothing more is read.
+
+A client that takes nothing for ``SEND_S`` is given up. One that has gone is read to its end: what it had written before
+it went is stored, and nobody is answered.
 
 A line that is too long is answered when its end comes, and not kept meanwhile.
 """
 
+from collections import deque
 from typing import Final
 
 import trio
@@ -17,11 +20,13 @@ import trio
 from sidecar.errors import SidecarError
 from sidecar.http import Stopping
 from sidecar.outbox import Note, Outbox
-from sidecar.receive.intake import Answer, Intake, Opened, refusal
+from sidecar.receive.intake import Answer, Intake, Opened, nothing_to_store, refusal
 
-__all__ = ["serve_ndjson"]
+__all__ = ["Lines", "serve_ndjson"]
 
+# Reading stops at so many answers owed, or so many bytes of events behind them; one read may go beyond.
 OWED_MAX: Final = 256
+OWED_MAX_BYTES: Final = 4 * 2**20
 SEND_S: Final = 30.0
 _READ_BYTES: Final = 64 * 1024
 
@@ -44,55 +49,108 @@ async def serve_ndjson(
     Once ``stopping`` is set nothing more is read; what was read is stored and answered. An app may keep its connection
     idle for its whole life. Nothing a client sends or fails to send raises here.
     """
-    owe, owed = trio.open_memory_channel[Owed](OWED_MAX)
-    lines = _Lines(intake, outbox, max_line_bytes)
+    debts = _Debts()
+    lines = Lines(intake, outbox, max_line_bytes)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_pay, stream, owed, intake)
-        async with owe:
-            try:
-                await _read(stream, lines, owe, first, stopping)
-            except _GONE:
-                pass  # the client is gone, or takes nothing: there is nobody to answer
+
+        async def pay() -> None:
+            if not await debts.pay(stream, intake):
+                nursery.cancel_scope.cancel()
+
+        nursery.start_soon(pay)
+        debts.add(lines.feed(first))
+        try:
+            await _read(stream, lines, debts, stopping)
+        except _GONE:
+            pass  # the client has gone in the middle of a line
+        debts.end()
 
 
-async def _read(
-    stream: trio.abc.Stream, lines: "_Lines", owe: trio.MemorySendChannel[Owed], first: bytes, stopping: Stopping
-) -> None:
+async def _read(stream: trio.abc.Stream, lines: "Lines", debts: "_Debts", stopping: Stopping) -> None:
     """Read and submit until the end of the stream or the stop."""
     with trio.CancelScope() as reading:
         unsubscribe = stopping.subscribe(reading.cancel)
         try:
             if stopping.is_set():
                 reading.cancel()
-            data = first
             while True:
-                for one in lines.feed(data):
-                    with trio.CancelScope(shield=True):  # it was read: it will be answered
-                        await owe.send(one)
-                data = bytes(await stream.receive_some(_READ_BYTES))
+                await debts.bearable()
+                data = await stream.receive_some(_READ_BYTES)
                 if not data:
-                    for one in lines.end():
-                        await owe.send(one)
+                    debts.add(lines.end())
                     return
+                debts.add(lines.feed(bytes(data)))
         finally:
             unsubscribe()
 
 
-async def _pay(stream: trio.abc.Stream, owed: trio.MemoryReceiveChannel[Owed], intake: Intake) -> None:
-    """Answer in order, several lines at once where several commits are done."""
-    async with owed:
-        async for one in owed:
-            out = [(await _answer(one, intake)).body]
-            while len(out) < OWED_MAX:
-                try:
-                    out.append((await _answer(owed.receive_nowait(), intake)).body)
-                except (trio.WouldBlock, trio.EndOfChannel):
-                    break
-            try:
+class _Debts:
+    """The answers that one client is owed, in order."""
+
+    def __init__(self) -> None:
+        self._due: deque[Owed] = deque()
+        self._bytes = 0
+        self._ended = self._gone = False
+        self._changed = trio.Event()
+
+    def add(self, owed: list[Owed]) -> None:
+        """More is owed."""
+        if owed and not self._gone:
+            self._due.extend(owed)
+            self._bytes += sum(map(_weight, owed))
+            self._change()
+
+    def end(self) -> None:
+        """No more will be owed."""
+        self._ended = True
+        self._change()
+
+    async def bearable(self) -> None:
+        """Wait until so little is owed that more may be read."""
+        while len(self._due) > OWED_MAX or self._bytes > OWED_MAX_BYTES:
+            await self._changed.wait()
+
+    async def pay(self, stream: trio.abc.Stream, intake: Intake) -> bool:
+        """Answer until the end, or until the client has gone; False if it takes nothing.
+
+        Several lines at once where several are done, but none waits for the commit of a later one.
+        """
+        try:
+            while self._due or not self._ended:
+                if not self._due:
+                    await self._changed.wait()
+                    continue
+                out = [await self._next(intake)]
+                while self._due and _is_done(self._due[0]):
+                    out.append(await self._next(intake))
                 with trio.fail_after(SEND_S):
                     await stream.send_all(b"\n".join(out) + b"\n")
-            except (trio.TooSlowError, *_GONE):
-                return  # the reader notices: the channel is closed
+        except _GONE:
+            self._gone = True
+            self._due.clear()
+            self._bytes = 0
+            self._change()
+        except trio.TooSlowError:
+            return False
+        return True
+
+    async def _next(self, intake: Intake) -> bytes:
+        answer = await _answer(self._due[0], intake)
+        self._bytes -= _weight(self._due.popleft())
+        self._change()
+        return answer.body
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+def _weight(one: Owed) -> int:
+    return len(one.body) if isinstance(one, Answer) else one[1].size_bytes
+
+
+def _is_done(one: Owed) -> bool:
+    return isinstance(one, Answer) or one[1].done.is_set()
 
 
 async def _answer(one: Owed, intake: Intake) -> Answer:
@@ -105,7 +163,7 @@ async def _answer(one: Owed, intake: Intake) -> Answer:
         return intake.not_stored(error)
 
 
-class _Lines:
+class Lines:
     """Cuts bytes into lines and submits them. Holds at most one unfinished line, and of a too long one nothing."""
 
     def __init__(self, intake: Intake, outbox: Outbox, max_bytes: int) -> None:
@@ -152,7 +210,7 @@ class _Lines:
         if isinstance(opened, Answer):
             return opened
         if not opened.events:
-            return Answer(200, b'{"success":true,"accepted":0}')
+            return nothing_to_store
         try:
             return opened, self._outbox.submit(opened.events)
         except SidecarError as error:

@@ -18,7 +18,7 @@ from sidecar.errors import SidecarError
 from sidecar.events import TYPES
 from sidecar.http import Request, Response
 from sidecar.outbox import Outbox
-from sidecar.receive.intake import BATCH, Answer, Intake, refusal
+from sidecar.receive.intake import BATCH, Answer, Intake, nothing_to_store, refusal
 
 __all__ = ["Page", "Routes", "refuse"]
 
@@ -92,7 +92,7 @@ class Routes:
         if isinstance(opened, Answer):
             return opened
         if not opened.events:
-            return Answer(200, b'{"success":true,"accepted":0}')
+            return nothing_to_store
         try:
             outcome = await self._outbox.accept(opened.events)
         except SidecarError as error:
@@ -101,13 +101,19 @@ class Routes:
 
 
 def refuse(code: str, message: str, status: int) -> Response:
-    """Words for what never reached a route (``sidecar.http.Refuse``); nothing that an SDK would repeat for ever."""
+    """Words for what never reached a route (``sidecar.http.Refuse``).
+
+    What would be refused again is 400, since SDKs repeat 413, 415 and 431 (facts: ``px_and_sdks.md`` 3.4). A request
+    that was too slow (408) and one at which we failed (500) should be repeated, and so keep their status.
+    """
     if code == "too_large":
         return _respond(
             refusal("too_large", f"{message} Send smaller batches, or raise outbox.max_request_bytes."), close=True
         )
-    if code in ("bad_request", "bad_encoding"):
-        return _respond(refusal("bad_json" if code == "bad_encoding" else code, message), close=True)
+    if code == "headers_too_large":
+        return _respond(refusal("too_large", message), close=True)
+    if code == "bad_encoding":
+        return _respond(refusal("bad_json", message), close=True)
     return _respond(refusal(code, message, status), close=True)
 
 
