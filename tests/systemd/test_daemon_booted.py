@@ -156,7 +156,7 @@ def test_a_stream_of_events_survives_restarts_and_kills_without_a_refused_connec
         wait_until(lambda pid=pid: is_new_main_pid(machine, pid), "a new daemon")
     outcomes = stream.wait()
     assert "ConnectionRefusedError" not in outcomes, outcomes
-    assert outcomes["accepted"] > 200
+    assert outcomes["accepted"] > 150  # fifty around each of the three
     # What a killed daemon had read and not answered was not accepted; an orderly restart costs nobody an answer.
     assert outcomes.total() - outcomes["accepted"] <= 2, outcomes
     wait_until(lambda: status(machine)["pending"] == 0, "everything is delivered")
