@@ -263,8 +263,9 @@ def _set_aside(path: Path) -> Path:
         _sync(path.parent)
     kept = path.with_name(name)
     if not kept.exists():
-        if log_of(path).exists():
+        if log_of(path).exists() and log_of(path).stat().st_size:
             log_of(path).replace(log_of(kept))
+        log_of(path).unlink(missing_ok=True)
         if path.exists():
             path.replace(kept)
         else:

@@ -107,9 +107,13 @@ def install(machine):
 def first_use(machine):
     """The way of somebody who has just installed it, against the sandbox."""
     machine.sh("systemd-run -q --unit=px-sandbox px-sidecar sandbox --port 8399 --key sandbox-key")
-    config = '[px]\nproperty_key = "AP-XXXXXXXXXX-2"\nbase_url = "http://127.0.0.1:8399"\n'
-    machine.sh("cat >/etc/px-sidecar/config.toml", input=config)
-    machine.sh("umask 077; cat >/etc/px-sidecar/api_key", input="sandbox-key\n")
+    init = "px-sidecar init --yes --region us --property-key AP-XXXXXXXXXX-2 --key-from -"
+    assert "/etc/px-sidecar/api_key" in machine.sh(f"{init} 2>&1", input="sandbox-key\n")
+    assert machine.sh("stat -c '%U %a' /etc/px-sidecar/api_key") == "root 600\n"
+    machine.sh(r"sed -i '/^\[px\]/a base_url = \"http://127.0.0.1:8399\"' /etc/px-sidecar/config.toml")
+    check = machine.run("px-sidecar", "check", "--live")
+    assert "WRONG" not in check
+    assert " PX " in check
     machine.sh("systemctl enable --now px-sidecar 2>&1")
     assert (
         machine.sh("systemctl is-enabled px-sidecar.service px-sidecar.socket px-sidecar-http.socket")
