@@ -3,7 +3,8 @@
 Rules
 -----
 * An inherited socket is used as it is; its path and mode belong to the ``.socket`` unit. It is never unlinked. One
-  whose name is none of ours is an error: whoever connects to it would wait for ever.
+  whose name is none of ours is an error: whoever connects to it would wait for ever. So is one whose family is not
+  what its name says: write keys, Host and Origin are judged by the name.
 * Our own Unix socket is bound under another name and renamed into place, so that its path never leads nowhere; one
   that a live process answers on is never taken away from it.
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from sidecar.config import Listen
-from sidecar.config.schema import split_address
+from sidecar.config.schema import is_loopback_host, split_address
 from sidecar.errors import ConfigError, Failed
 
 __all__ = ["Opened", "bind_control", "bind_listeners", "raise_descriptor_limit"]
@@ -50,6 +51,7 @@ def bind_listeners(listen: Listen, inherited: dict[str, list[socket.socket]]) ->
             for one in sockets:
                 stack.callback(one.close)
         inherited = _by_use(inherited)
+        _judge_reach(inherited, listen)
         http = (
             inherited.get("http") or [_bind_tcp("listen.http", listen.http, stack)]
             if listen.http or "http" in inherited
@@ -85,6 +87,30 @@ def _by_use(inherited: dict[str, list[socket.socket]]) -> dict[str, list[socket.
             "set FileDescriptorName= in its .socket unit to unix, http or https."
         )
     return found
+
+
+def _judge_reach(inherited: dict[str, list[socket.socket]], listen: Listen) -> None:
+    """Raise ConfigError if somebody could reach an inherited socket whom [listen] keeps out."""
+    for use, one in ((use, one) for use, sockets in inherited.items() for one in sockets):
+        if (one.family == socket.AF_UNIX) != (use == "unix"):
+            raise ConfigError(
+                f"systemd handed over {_shown(one)} by the name {use!r}; "
+                "in its .socket unit, FileDescriptorName= is unix for a path, and http or https for an address."
+            )
+        if use != "unix" and not listen.allow_remote and not _is_loopback(one):
+            raise ConfigError(
+                f"systemd handed over {_shown(one)}, which other hosts can reach; "
+                "give ListenStream= a loopback address, or set listen.allow_remote = true."
+            )
+
+
+def _is_loopback(one: socket.socket) -> bool:
+    return is_loopback_host(one.getsockname()[0].removeprefix("::ffff:"))
+
+
+def _shown(one: socket.socket) -> str:
+    name = one.getsockname()
+    return f"{name[0]} port {name[1]}" if isinstance(name, tuple) else os.fsdecode(name)
 
 
 def raise_descriptor_limit() -> int:
@@ -153,10 +179,12 @@ def _bound_unix(path: Path, mode: int, group: str) -> Iterator[socket.socket]:
                 f"The socket {path} cannot be made ({error.strerror or error}); make its folder, writable for this user."
             ) from None
         inode = path.stat().st_ino
-        yield listener
-        with contextlib.suppress(OSError):
-            if path.stat().st_ino == inode:  # a newer process may have put its own there
-                path.unlink()
+        try:
+            yield listener
+        finally:
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == inode:  # a newer process may have put its own there
+                    path.unlink()
     finally:
         listener.close()
 
@@ -175,6 +203,8 @@ def _make_way(path: Path) -> None:
             probe.connect(str(path))
         except (ConnectionRefusedError, FileNotFoundError):
             return
+        except (BlockingIOError, TimeoutError):
+            pass  # its queue is full: somebody lives there, and is busy
         except OSError as error:
             raise Failed(
                 f"The socket {path} cannot be tried ({error.strerror or error}); is it another user's?"
@@ -199,13 +229,20 @@ def _group_id(group: str) -> int:
 
 
 def _tls_context(listen: Listen) -> ssl.SSLContext:
+    if not (listen.tls_cert and listen.tls_key):
+        raise ConfigError("The inherited socket https needs a certificate; set listen.tls_cert and listen.tls_key.")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(listen.tls_cert, listen.tls_key)
+        context.load_cert_chain(listen.tls_cert, listen.tls_key, password=_no_password)
     except (OSError, ssl.SSLError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
             f"listen.tls_cert = {listen.tls_cert} with tls_key = {listen.tls_key} cannot be used ({reason}); give a PEM certificate and its key."
         ) from None
     return context
+
+
+def _no_password() -> str:
+    """In place of OpenSSL's question on the terminal, at which a daemon would hang."""
+    raise ConfigError("The key in listen.tls_key is encrypted; give one without a pass phrase, readable only to us.")
