@@ -125,3 +125,16 @@ def show(event_id: int, control_flag: str | None, config_flag: str | None, as_js
     )
     click.echo("event:")
     console().print(Text(json_text(one["event"])), soft_wrap=True)
+    _show_mapped(one["mapped"])
+
+
+def _show_mapped(mapped: dict[str, Any]) -> None:
+    """What today's mapping makes of the event, and what it had to change."""
+    for request in mapped.get("requests", []):
+        click.echo(f"today's mapping: {request['method']} {request['path']}")
+        console().print(Text(json_text(request["body"])), soft_wrap=True)
+    for ending in ("dropped", "dead"):
+        if ending in mapped:
+            click.echo(f"today's mapping: {ending} ({mapped[ending]})")
+    for change in mapped["changes"]:
+        click.echo(f"changed: {change['field']}: {change['what']}")

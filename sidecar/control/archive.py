@@ -18,11 +18,12 @@ import msgspec
 from sidecar.control.house import House
 from sidecar.control.records import decoded, found_event, seen_event
 from sidecar.events import seal
-from sidecar.mapping import CustomEvent, Known, Mapper, compile_mapping
+from sidecar.mapping import CustomEvent, Known, Mapped, Mapper, compile_mapping
 from sidecar.mapping.values import to_epoch_ms
-from sidecar.outbox import NewEvent, Store, dead, lookup
+from sidecar.outbox import NewEvent, Remembered, Store, dead, lookup
 from sidecar.outbox.dead import Which
 from sidecar.outbox.forget import Forgotten, forget_users, theirs
+from sidecar.px import preview
 
 __all__ = ["Archive", "Carried", "Which"]
 
@@ -75,9 +76,26 @@ class Archive:
         return {"events": [found_event(one, redact) for one in page.events], "next": _cursor_text(page.next_before)}
 
     async def event(self, event_id: int) -> dict[str, Any] | None:
-        """Everything about one event; None if it never was or is pruned."""
-        seen = await self.house.outbox.read(partial(lookup.show, event_id=event_id))
-        return None if seen is None else seen_event(seen, self.house.mapper.redact)
+        """Everything about one event; None if it never was or is pruned.
+
+        ``mapped`` is what today's mapping makes of it, with what is known of its user today: ``requests``, ``dropped``
+        or ``dead``, and the ``changes`` where a value is cut or replaced.
+        """
+        seen, remembered = await self.house.outbox.read(partial(_seen, event_id=event_id))
+        if seen is None:
+            return None
+        mapped = self._map(seen.event, remembered)
+        about: dict[str, Any] = {"changes": [{"field": one.field, "what": one.what} for one in mapped.changes]}
+        about |= {"requests": preview(mapped.intents)} if mapped.intents else {}
+        about |= {"dropped": mapped.dropped} if mapped.dropped else {}
+        about |= {"dead": mapped.dead} if mapped.dead else {}
+        return seen_event(seen, self.house.mapper.redact) | {"mapped": about}
+
+    def _map(self, found: lookup.Found, remembered: Sequence[Remembered] = ()) -> Mapped:
+        """What today's mapping makes of an event."""
+        product = self.house.product_of(found.source)
+        known = next((Known.decode(one.known) for one in remembered if one.property_key == product), Known())
+        return self.house.mapper.map(decoded(found.body), known, property_key=product, received_ms=found.received_ms)
 
     # Dead letters -----------------------------------------------------------------------------------------------
 
@@ -173,10 +191,7 @@ class Archive:
 
     def _as_px_sees(self, found: lookup.Found) -> tuple[str | None, int]:
         """Name and date of the custom event that PX got; no name if it got none."""
-        product = self.house.product_of(found.source)
-        event = decoded(found.body)
-        mapped = self.house.mapper.map(event, Known(), property_key=product, received_ms=found.received_ms)
-        for intent in mapped.intents:
+        for intent in self._map(found).intents:
             if isinstance(intent, CustomEvent):
                 return str(intent.body["eventName"]), int(intent.body["date"])
         return None, 0
@@ -225,3 +240,9 @@ def _delivered_page(store: Store, before: tuple[int, int] | None) -> _Delivered:
 
 def _cursor_text(cursor: tuple[int, int] | None) -> str | None:
     return None if cursor is None else f"{cursor[0]}.{cursor[1]}"
+
+
+def _seen(store: Store, event_id: int) -> tuple[lookup.Seen | None, list[Remembered]]:
+    seen = lookup.show(store, event_id)
+    users = {seen.event.user} if seen is not None and seen.event.user is not None else set[str]()
+    return seen, store.known(users)

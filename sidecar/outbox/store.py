@@ -279,9 +279,10 @@ class Store:
             )
             for event_id, state, source, user, received_ms, body, attempts, *rest, retried_ms in found
         ]
-        return Page(rows, self._known({row.user for row in rows if row.user is not None}), len(rows) == limit)
+        return Page(rows, self.known({row.user for row in rows if row.user is not None}), len(rows) == limit)
 
-    def _known(self, users: set[str]) -> list[Remembered]:
+    def known(self, users: set[str]) -> list[Remembered]:
+        """What is remembered of these users, of any product."""
         if not users:
             return []
         marks = ",".join("?" * len(users))

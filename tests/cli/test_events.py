@@ -66,6 +66,18 @@ def test_one_event_is_shown_with_all_that_is_known(private: Place, verb):
     assert "PX answered  201" in shown.out
     assert '"event": "Feature Used"' in shown.out
     assert "ann@example.com" not in as_json.out + shown.out
+    assert "today's mapping: POST /v1/events/custom" in shown.out
+    mapped = as_json.json["mapped"]
+    assert mapped["requests"][0]["body"]["eventName"] == "Feature Used"
+    assert mapped["changes"] == []
+
+
+def test_what_the_mapping_had_to_cut_is_told(place: Place, verb):
+    with place.living() as daemon:
+        daemon.track("u1", "Feature Used", properties={f"a{number:02}": number for number in range(51)})
+        daemon.settle()
+        shown = verb("events", "show", "1", *place.flags)
+    assert "changed: attributes.a50: " in shown.out
 
 
 def test_an_event_that_is_not_there_says_so(place: Place, verb):
