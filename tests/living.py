@@ -19,7 +19,7 @@ from sidecar.control.desk import Desk
 from sidecar.control.server import serve_control
 from sidecar.daemon import Daemon
 from sidecar.http import Stopping
-from sidecar.outbox import InlineRunner, Store
+from sidecar.outbox import ThreadRunner, Store
 from sidecar.px import Answer, Reply, Request
 from sidecar.px.fake import FakeNetwork
 from sidecar.receive import Front, Routes, bind_control, bind_listeners
@@ -140,7 +140,7 @@ class Living:
                 store=store,
                 network=self.network,
                 clock=SystemClock(),
-                runner=InlineRunner(),
+                runner=ThreadRunner(),
                 random=Random(1),
             )
             self.desk = getattr(self.daemon, "desk", None) or Desk(self.daemon)
