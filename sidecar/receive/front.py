@@ -16,7 +16,7 @@ from sidecar.outbox import Outbox
 from sidecar.receive.intake import Intake, refusal
 from sidecar.receive.listeners import Opened
 from sidecar.receive.ndjson import serve_ndjson
-from sidecar.receive.routes import Routes, refuse
+from sidecar.receive.routes import Routes
 
 __all__ = ["Front"]
 
@@ -111,7 +111,7 @@ class Front:
             limits=self._limits,
             first=first,
             stopping=self._stopping,
-            refuse=refuse,
+            refuse=self._routes.refuse,
             on_error=_tell_request,
         )
 

@@ -6,7 +6,8 @@ byte (facts: ``px_and_sdks.md`` 3.4): success is 200 with ``"success":true`` and
 accepted is 400 with ``code``, ``message`` and ``error``; what cannot be made durable just now is 503.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import Any, Final, NamedTuple, Protocol
 
 from sidecar.errors import SidecarError
@@ -131,13 +132,13 @@ class Intake:
         if len(events) > MAX_EVENTS:
             return self._no("too_large", f"There are more than {MAX_EVENTS:,} events; send fewer per request.")
         try:
-            source = self.sources.number(write_key or _first_key(events), trusted=trusted)
+            sources = self._sources_of(events, write_key, trusted=trusted)
         except UnknownWriteKey:
             return self._unknown_key()
         new: list[NewEvent] = []
         refused: list[dict[str, Any]] = []
         limit, is_high, user_of = self.max_event_bytes, self.mapper.is_high, self.mapper.user_of
-        for index, event in enumerate(events):
+        for index, (event, source) in enumerate(zip(events, sources, strict=False)):
             sealed = seal(event, limit)
             if sealed.bad is None and sealed.event is not None:
                 new.append(
@@ -151,6 +152,16 @@ class Intake:
                 )
                 self.count("bad_event")
         return Opened(new, refused)
+
+    def _sources_of(self, events: list[Any], write_key: str | None, *, trusted: bool) -> Iterable[int]:
+        """A source for each event: the request's; without a key of the request the event's own, else the first one's.
+
+        Raises UnknownWriteKey.
+        """
+        if write_key or not self.sources:
+            return repeat(self.sources.number(write_key, trusted=trusted))
+        keys = [_text(event.get("writeKey")) if isinstance(event, dict) else None for event in events] or [None]
+        return [self.sources.number(key or keys[0], trusted=trusted) for key in keys]
 
     def _new(self, sealed: Sealed, source: int) -> NewEvent:
         event = sealed.event or {}
@@ -191,11 +202,6 @@ def _weight(shared: dict[str, Any]) -> int:
         return len(encode(shared))
     except (UnicodeEncodeError, RecursionError):
         return len(repr(shared))
-
-
-def _first_key(events: list[Any]) -> str | None:
-    """An array of events has no place for a key of its own: the first event's counts for all."""
-    return _text(events[0].get("writeKey")) if events and isinstance(events[0], dict) else None
 
 
 def _text(value: Any) -> str | None:

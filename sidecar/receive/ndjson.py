@@ -12,6 +12,7 @@ it went is stored, and nobody is answered.
 A line that is too long is answered when its end comes, and not kept meanwhile.
 """
 
+import logging
 from collections import deque
 from typing import Final
 
@@ -24,11 +25,14 @@ from sidecar.receive.intake import Answer, Intake, Opened, nothing_to_store, ref
 
 __all__ = ["Lines", "serve_ndjson"]
 
+log = logging.getLogger(__name__)
+
 # Reading stops at so many answers owed, or so many bytes of events behind them; one read may go beyond.
 OWED_MAX: Final = 256
 OWED_MAX_BYTES: Final = 4 * 2**20
 SEND_S: Final = 30.0
-_READ_BYTES: Final = 64 * 1024
+# Thousands of tiny lines fit in; judging them must not keep the others waiting.
+_READ_BYTES: Final = 16 * 1024
 
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -161,6 +165,9 @@ async def _answer(one: Owed, intake: Intake) -> Answer:
         return intake.accepted(opened, await note.wait())
     except SidecarError as error:
         return intake.not_stored(error)
+    except Exception as error:  # the lines behind it are owed their answers too
+        log.error("A line could not be stored: %r", error)
+        return refusal("internal", "The server failed at this line; its log says why.", 500)
 
 
 class Lines:

@@ -20,11 +20,13 @@ from sidecar.http import Request, Response
 from sidecar.outbox import Outbox
 from sidecar.receive.intake import BATCH, Answer, Intake, nothing_to_store, refusal
 
-__all__ = ["Page", "Routes", "refuse"]
+__all__ = ["Page", "Routes"]
 
 Page = Callable[[], Awaitable[Response]]
 
 _KINDS: Final = {f"/v1/{kind}": kind for kind in TYPES} | {f"/v1/{path}": BATCH for path in ("batch", "import", "b")}
+# The server's codes for what no repetition makes good, and our own for the same.
+_REFUSED_FOR_GOOD: Final = {"too_large": "too_large", "headers_too_large": "too_large", "bad_encoding": "bad_json"}
 _SLASHES: Final = re.compile(r"/{2,}")
 _HOST: Final = re.compile(r"\[([^\]]*)\](?::\d*)?|([^:]*)(?::\d*)?")
 
@@ -66,6 +68,19 @@ class Routes:
         """Answer a request that came over the Unix socket."""
         return await self._answer(request, trusted=True)
 
+    def refuse(self, code: str, message: str, status: int) -> Response:
+        """Words for what never reached a route (``sidecar.http.Refuse``).
+
+        What would be refused again is 400, since SDKs repeat 413, 415 and 431 (facts: ``px_and_sdks.md`` 3.4). A
+        request that was too slow (408) and one at which we failed (500) should be repeated, and so keep their status.
+        """
+        if code == "too_large":
+            message = f"{message.removesuffix('.')}, or raise outbox.max_request_bytes."
+        ours = _REFUSED_FOR_GOOD.get(code)
+        said = refusal(code, message, status) if ours is None else refusal(ours, message)
+        self._intake.count(said.code)
+        return _respond(said)
+
     async def _answer(self, request: Request, *, trusted: bool) -> Response:
         path = request.path
         kind = _KINDS.get(path)
@@ -82,7 +97,8 @@ class Routes:
             return await page()
         if kind is not None or page is not None:
             allowed = "GET" if page is not None else "POST"
-            return _respond(refusal("method_not_allowed", f"{path} answers {allowed} only; use that.", 405))
+            said = refusal("method_not_allowed", f"{path} answers {allowed} only; use that.", 405)
+            return Response(said.status, said.body, headers=(("Allow", allowed),))
         return _respond(
             refusal("not_found", "There is nothing at this path; events go to POST /v1/batch or /v1/track.", 404)
         )
@@ -100,27 +116,10 @@ class Routes:
         return self._intake.accepted(opened, outcome)
 
 
-def refuse(code: str, message: str, status: int) -> Response:
-    """Words for what never reached a route (``sidecar.http.Refuse``).
-
-    What would be refused again is 400, since SDKs repeat 413, 415 and 431 (facts: ``px_and_sdks.md`` 3.4). A request
-    that was too slow (408) and one at which we failed (500) should be repeated, and so keep their status.
-    """
-    if code == "too_large":
-        return _respond(
-            refusal("too_large", f"{message} Send smaller batches, or raise outbox.max_request_bytes."), close=True
-        )
-    if code == "headers_too_large":
-        return _respond(refusal("too_large", message), close=True)
-    if code == "bad_encoding":
-        return _respond(refusal("bad_json", message), close=True)
-    return _respond(refusal(code, message, status), close=True)
-
-
-def _respond(answer: Answer, *, close: bool = False) -> Response:
+def _respond(answer: Answer) -> Response:
     if answer.retry_after_s is None:
-        return Response(answer.status, answer.body, close=close)
-    return Response(answer.status, answer.body, headers=(("Retry-After", str(answer.retry_after_s)),), close=close)
+        return Response(answer.status, answer.body)
+    return Response(answer.status, answer.body, headers=(("Retry-After", str(answer.retry_after_s)),))
 
 
 def _key_of(authorization: bytes | None) -> str | None:
@@ -128,7 +127,8 @@ def _key_of(authorization: bytes | None) -> str | None:
     if not authorization or authorization[:6].lower() != b"basic ":
         return None
     try:
-        text = base64.b64decode(authorization[6:].strip(), validate=False).decode("utf-8", "replace")
+        # Too much padding is skipped, so what was sent without any is read too.
+        text = base64.b64decode(authorization[6:] + b"==", validate=False).decode("utf-8", "replace")
     except binascii.Error:
         return None
     return text.partition(":")[0] or None

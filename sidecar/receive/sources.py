@@ -38,6 +38,10 @@ class Sources:
             for digest in [fingerprint(source.write_key.reveal())]
         }
 
+    def __bool__(self) -> bool:
+        """Whether any source is configured, so that keys mean something."""
+        return bool(self._numbers)
+
     def number(self, write_key: str | None, *, trusted: bool) -> int:
         """The source of a request. Raises UnknownWriteKey, unless ``trusted`` or no source is configured."""
         if not self._numbers:
