@@ -80,6 +80,14 @@ def wal_bytes(folder: Path) -> int:
     return max(min(WAL_BYTES, facts.f_blocks * facts.f_frsize // WAL_SHARE), 16 * PAGE_BYTES)
 
 
+def _make_private(path: Path) -> None:
+    """A new file is the daemon's own whatever the umask: it holds what people do. SQLite's files beside it follow it."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError:
+        pass  # opening it as a database says what is wrong
+
+
 def damaged(why: str) -> sqlite3.DatabaseError:
     """The error for damage that SQLite does not see, as if it had."""
     error = sqlite3.DatabaseError(why)
@@ -97,6 +105,7 @@ def open_database(
     written, ConfigError if it was written by a newer version or is not a database.
     """
     connection: sqlite3.Connection | None = None
+    _make_private(path)
     try:
         connection = sqlite3.connect(
             path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, factory=factory

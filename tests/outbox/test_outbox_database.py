@@ -34,6 +34,18 @@ def test_the_settings_that_durability_depends_on_are_set(tmp_path, durability, s
     connection.close()
 
 
+def test_the_files_are_the_daemons_own_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        store = Store(tmp_path / "o.db")
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+        "o.db": 0o600, "o.db-wal": 0o600, "o.db-shm": 0o600,
+    }  # fmt: skip
+    store.close()
+
+
 def test_a_setting_that_sqlite_ignores_is_an_error(tmp_path):
     class Stubborn(sqlite3.Connection):
         def execute(self, sql, *rest):
