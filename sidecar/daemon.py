@@ -142,7 +142,8 @@ class Daemon:
         if config.outbox.when_full == "drop_oldest":
             self.outbox.protected = self.delivery.dispatcher.loaded_ids
         self.delivery.on_step = partial(self.marks.tick, DISPATCHER)
-        self.delivery.on_reply = self._count_reply
+        self.delivery.on_reply = self._heard_of_px
+        self._told_of = ("", "")
         self.desk = Desk(self)
         self.desk.notices.extend([store.notice] if store.notice else [])
         self._reload_refused = ""
@@ -222,7 +223,16 @@ class Daemon:
     def _keep(self, store: Store, now_ms: int) -> bool:
         return self._keeper.step(store, now_ms, hurry=self.outbox.short)
 
-    def _count_reply(self, reply: Reply, took_s: float) -> None:
+    def _heard_of_px(self, reply: Reply, took_s: float) -> None:
+        """Count a reply, and log where it has changed what delivery does."""
+        destination = self.delivery.dispatcher.destination.describe(self.clock.monotonic_s())
+        if destination.state != "probing" and (destination.state, destination.reason) != self._told_of:
+            self._told_of = (destination.state, destination.reason)
+            if destination.state == "open":
+                log.info("Delivery to PX goes on.")
+            else:
+                level = logging.ERROR if destination.state == "paused" else logging.WARNING
+                log.log(level, "Delivery is %s: %s", destination.state, destination.message)
         match reply:
             case Answer(status=status):
                 self.metrics.px_answered(status, took_s)

@@ -30,7 +30,7 @@ from sidecar.config import Deliver
 from sidecar.deliver.bucket import Bucket
 from sidecar.deliver.destination import Destination, Outcome, Paused, Probe, Wait, What
 from sidecar.deliver.order import QUEUE_MAX, Item, Order, Turn
-from sidecar.deliver.prepared import Memory, Prepared
+from sidecar.deliver.prepared import Memory, Prepared, words_of
 from sidecar.deliver.quota import Lease, Quota
 from sidecar.deliver.retry import Failures, delay_s
 from sidecar.deliver.steps import AsidePage, NextPage, Rest, Send, SetAside, Settle
@@ -89,6 +89,7 @@ class Dispatcher:
         self._released: deque[int] = deque()
         self._probe: Item | None = None
         self._after_id = {True: 0, False: 0}
+        self._page_is_stale = self._more_came = False  # told while a page is being read
         self._exhausted = {True: False, False: False}
 
     # What goes next -------------------------------------------------------------------------------------------------
@@ -240,12 +241,7 @@ class Dispatcher:
                 return [self._try_later(item, verdict, now_s)]
 
     def _refusal(self, item: Item, verdict: Verdict, reason: str) -> Settlement:
-        detail = (
-            verdict.message
-            if not verdict.excerpt or verdict.excerpt in verdict.message
-            else f"{verdict.message} PX said: {verdict.excerpt}"
-        )
-        return self._settlement(item, State.DEAD, reason, detail=detail, status=verdict.status)
+        return self._settlement(item, State.DEAD, reason, detail=words_of(verdict), status=verdict.status)
 
     def _to_the_queue(self, item: Item) -> None:
         """Its turn comes again, and its slot is free: nothing of this attempt is left."""
@@ -331,6 +327,7 @@ class Dispatcher:
             return None
         for high in (True, False):
             if not self._exhausted[high]:
+                self._page_is_stale = self._more_came = False
                 return NextPage(high, self._after_id[high], PAGE_ROWS)
         return None
 
@@ -339,9 +336,11 @@ class Dispatcher:
         before = self._order.ready()
         known = {(one.property_key, one.user): one.known for one in page.known}
         for row in page.rows:
-            self._after_id[high] = row.id
-            self._order.load(row, self._memory(row, known))
-        self._exhausted[high] = not page.more
+            if row.id not in self._settling:  # answered since the page was read, or read again after a rewind
+                self._order.load(row, self._memory(row, known))
+        if not self._page_is_stale:  # else it was rewound meanwhile: read on from there
+            self._after_id[high] = page.rows[-1].id if page.rows else self._after_id[high]
+            self._exhausted[high] = not (page.more or self._more_came)
         return self._order.ready() > before or not page.rows
 
     def loaded_aside(self, turn: Turn, page: Page) -> bool:
@@ -363,10 +362,12 @@ class Dispatcher:
     def accepted(self) -> None:
         """There are new events in the file."""
         self._exhausted = {True: False, False: False}
+        self._more_came = True
 
     def rewind(self, first_id: int) -> None:
         """Rows from ``first_id`` on are pending again (dead letters that are retried): read from there."""
         self._after_id = {high: min(after_id, first_id - 1) for high, after_id in self._after_id.items()}
+        self._page_is_stale = True
         self.accepted()
 
     def withdraw(self, match: Callable[[Row], bool]) -> None:

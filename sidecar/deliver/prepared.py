@@ -6,9 +6,9 @@ back, so that the next one is mapped like the first.
 """
 
 from sidecar.mapping import Known, Mapped
-from sidecar.px import Walk
+from sidecar.px import Verdict, Walk
 
-__all__ = ["Memory", "Prepared"]
+__all__ = ["Memory", "Prepared", "words_of"]
 
 
 class Memory:
@@ -39,3 +39,10 @@ class Prepared:
         """The event's change of the memory did not happen (yet)."""
         if self.memory.known is self.mapped.known:
             self.memory.known = self.before
+
+
+def words_of(verdict: Verdict) -> str:
+    """What a dead letter keeps of an answer: what it means, and what PX said, where that is not in it already."""
+    if not verdict.excerpt or verdict.excerpt in verdict.message:
+        return verdict.message
+    return f"{verdict.message} PX said: {verdict.excerpt}"

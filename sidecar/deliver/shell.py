@@ -40,7 +40,7 @@ class Delivery:
     """Delivers what the dispatcher decides, over lanes of ``network``, from and into ``outbox``.
 
     What others may set: ``on_step`` is called with every decision, ``on_reply`` with every reply of PX and the seconds
-    it took, ``on_retry`` with every attempt that failed and is repeated.
+    it took, once the dispatcher has judged it, ``on_retry`` with every attempt that failed and is repeated.
     """
 
     def __init__(self, dispatcher: Dispatcher, outbox: Outbox, network: Network, clock: Clock) -> None:
@@ -137,13 +137,13 @@ class Delivery:
                 sent_s = self._clock.monotonic_s()
                 reply = await lane.lane.send(request)
                 lane.work = None
-                self.on_reply(reply, self._clock.monotonic_s() - sent_s)
                 for written in self.dispatcher.replied(item, reply, self._clock.monotonic_s()):
                     if isinstance(written, Settle):
                         self._outbox.settle(written.settlement, more_expected=self.dispatcher.under_way() > 0)
                     else:
                         self._outbox.note_failure(written)
                         self.on_retry(item, written)
+                self.on_reply(reply, self._clock.monotonic_s() - sent_s)
                 self._idle.append(lane)
                 self._decide_again.set()
         finally:

@@ -368,3 +368,41 @@ def test_dead_letters_that_are_retried_are_found_again():
     house.rows = [track(1, "a")]
     house.it.rewind(1)
     assert house.send().item.id == 1
+
+
+# What is told while a page is being read ---------------------------------------------------------------------------
+
+
+def test_a_retried_letter_is_found_although_a_page_was_being_read():
+    """The page moved the place to read on from forward again, and the letter waited for a restart."""
+    house = House(rows=[])
+    house.feed()
+    house.it.accepted()
+    asked = house.it.wants()
+    assert isinstance(asked, NextPage)
+    house.it.rewind(1)
+    house.it.loaded(asked.high, Page([track(50, "b")._replace(high=asked.high)], [], False))
+    house.rows = [track(1, "a")]
+    assert {house.send().item.id, house.send().item.id} == {1, 50}
+
+
+def test_what_is_accepted_while_a_page_is_being_read_is_found():
+    house = House(rows=[])
+    house.feed()
+    house.it.accepted()
+    for _ in range(2):
+        asked = house.it.wants()
+        assert isinstance(asked, NextPage)
+        house.it.accepted()
+        house.it.loaded(asked.high, Page([], [], False))
+    house.rows = [track(1)]
+    assert house.send().item.id == 1
+
+
+def test_what_is_answered_and_not_committed_is_not_sent_again_after_a_rewind():
+    house = House(rows=[track(1, "a"), track(2, "b")])
+    one = settlement(house.reply(house.send(), CREATED))
+    house.it.rewind(1)
+    assert house.send().item.id == 2
+    assert isinstance(house.next(), Rest)
+    house.it.settled([one])
