@@ -125,7 +125,7 @@ class _Debts:
                     await self._changed.wait()
                     continue
                 out = [await self._next(intake)]
-                while self._due and _is_done(self._due[0]):
+                while self._due and _is_done(self._due[0]) and len(out) < OWED_MAX:
                     out.append(await self._next(intake))
                 with trio.fail_after(SEND_S):
                     await stream.send_all(b"\n".join(out) + b"\n")
