@@ -132,6 +132,9 @@ def show(event_id: int, control_flag: str | None, config_flag: str | None, as_js
     console().print(fields(pairs))
     click.echo("event:")
     console().print(Text(json_text(one["event"])), soft_wrap=True)
+    if one["payload"] is not None:
+        click.echo("the payload as sent:")
+        console().print(Text(json_text(one["payload"])), soft_wrap=True)
     click.echo(f"`px-sidecar dead retry {event_id}` sends it again, mapped anew.", err=True)
 
 

@@ -126,10 +126,13 @@ def discard_ids(store: Store, ids: Sequence[int], now_ms: int, *, reason: str = 
 
 
 def exported(letter: DeadLetter, redact: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """A dead letter as a JSON object: the event as today's privacy rules let people see it, without the payload.
+    """A dead letter as a JSON object: the event as today's privacy rules let people see it.
 
-    The payload was made by yesterday's rules, and may hold what today's keep.
+    The ``payload`` as PX got it was made by the rules of its day. It is shown where today's have nothing to hide in the
+    event, else it is null: it could hold, under another name, what they keep.
     """
+    event = readable(letter.body)
+    seen = redact(event)
     return {
         "id": letter.id,
         "reason": letter.reason,
@@ -141,7 +144,8 @@ def exported(letter: DeadLetter, redact: Callable[[dict[str, Any]], dict[str, An
         "name": letter.name,
         "user": letter.user,
         "received_ms": letter.received_ms,
-        "event": redact(readable(letter.body)),
+        "payload": readable(letter.payload) if letter.payload and seen == event else None,
+        "event": seen,
     }
 
 

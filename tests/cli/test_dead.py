@@ -12,7 +12,8 @@ from sidecar.observe import DEAD_REASONS
 from sidecar.px import Answer, Request
 
 LETTER = {
-    *("id", "reason", "status", "detail", "attempts", "first_ms", "last_ms", "name", "user", "received_ms", "event"),
+    *("id", "reason", "status", "detail", "attempts", "first_ms", "last_ms", "name", "user", "received_ms", "payload"),
+    "event",
 }
 
 
@@ -78,6 +79,7 @@ def test_one_letter_is_shown(refusing, verb):
     assert set(verb("dead", "show", "1", "--json", *refusing.place.flags).json) == LETTER
     shown = verb("dead", "show", "1", *refusing.place.flags)
     assert "no such event" in shown.out
+    assert "the payload as sent:" in shown.out
     assert "dead retry 1" in shown.err
     assert verb("dead", "show", "3", *refusing.place.flags).code == 1
 

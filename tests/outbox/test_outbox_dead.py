@@ -138,6 +138,12 @@ def test_an_export_holds_the_event_as_privacy_lets_it_be_seen(buried):
     assert out["event"] == {"event": "Searched"}
     assert (out["id"], out["reason"], out["status"], out["user"]) == (5, "failing", 503, "u1")
     assert not any(isinstance(value, bytes) for value in out.values())
+    assert out["payload"] is None  # it could hold what is hidden, under another name
+
+
+def test_the_payload_as_sent_is_shown_where_privacy_hides_nothing(buried):
+    letter = dead_page(buried, Which(ids=[5])).letters[0]
+    assert exported(letter, lambda one: one)["payload"] == {}
 
 
 def test_many_letters_are_retried_in_pages(store):
