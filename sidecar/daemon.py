@@ -291,12 +291,11 @@ class Daemon:
 
     async def _tell_status(self) -> None:
         """Keep the line that ``systemctl status`` shows up to date."""
-        told = ""
         while True:
             await trio.sleep(PROOF_EVERY_S)
             line = "; ".join([await self.desk.line(), *self.desk.notices])
-            if line != told and self.notifier.status(line):
-                told = line
+            if line != self.notifier.told:
+                self.notifier.status(line)
 
     async def _wake_dispatcher(self) -> None:
         """An idle dispatcher has to say that it is alive, too."""

@@ -41,6 +41,7 @@ class Notifier:
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._monotonic_s = monotonic_s
         self._status_sent_s = float("-inf")
+        self.told = ""  # the last STATUS= that was sent
 
     @property
     def listened_to(self) -> bool:
@@ -49,6 +50,7 @@ class Notifier:
 
     def ready(self, status: str = "") -> bool:
         """Starting, or reloading, is complete: events can be accepted and stored."""
+        self.told = status or self.told
         return self._send(f"READY=1\nSTATUS={_one_line(status)}" if status else "READY=1")
 
     def reloading(self) -> bool:
@@ -65,7 +67,9 @@ class Notifier:
         if now_s - self._status_sent_s < STATUS_EVERY_S:
             return False
         self._status_sent_s = now_s
-        return self._send(f"STATUS={_one_line(text)}", wait=False)
+        sent = self._send(f"STATUS={_one_line(text)}", wait=False)
+        self.told = text if sent else self.told
+        return sent
 
     def watchdog(self) -> bool:
         """We make progress. To be sent at a third of ``watchdog_s``, and only upon proof."""
