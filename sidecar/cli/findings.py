@@ -19,6 +19,7 @@ from typing import Final, Literal, NamedTuple
 
 from sidecar.config import Config
 from sidecar.config.schema import split_address
+from sidecar.outbox.sqlite_version import has_wal_reset_bug, sqlite_version
 from sidecar.units import show_count, show_size
 
 __all__ = ["Finding", "on_this_host"]
@@ -46,6 +47,7 @@ def on_this_host(config: Config, *, running: bool) -> Iterator[Finding]:
     """All findings about the host; ``running``: a daemon answers at the control socket."""
     yield clock()
     yield from outbox_place(Path(config.outbox.path), config.outbox.max_bytes)
+    yield sqlite(sqlite_version())
     yield from sockets(config, running=running)
     yield from limits(config)
 
@@ -63,6 +65,17 @@ def clock(
             "warning", "clock", "It is not synchronised; start systemd-timesyncd or chrony, as events are dated by it."
         )
     return Finding("ok", "clock", f"It says {time.strftime('%Y-%m-%d %H:%M', time.gmtime(now_s()))} UTC.")
+
+
+def sqlite(version: tuple[int, int, int]) -> Finding:
+    """Whether this SQLite bears a second program at the outbox."""
+    name = ".".join(map(str, version))
+    if has_wal_reset_bug(version):
+        message = (
+            f"{name} does not bear a second program at its file: do not point Litestream or the like at the outbox."
+        )
+        return Finding("ok", "SQLite", message)
+    return Finding("ok", "SQLite", f"{name}.")
 
 
 def is_synchronised() -> bool | None:

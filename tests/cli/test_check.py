@@ -27,6 +27,7 @@ def test_a_good_place_is_good(place: Place, verb):
     assert set(ran.json) == {"ok", "findings"}
     assert all(set(one) == {"level", "what", "message"} for one in ran.json["findings"])
     assert ran.json["ok"] is True
+    assert "SQLite" in [one["what"] for one in ran.json["findings"]]
     shown = verb("check", *place.flags)
     assert "0 wrong" in shown.out
     assert max(map(len, shown.out.splitlines())) <= 80
