@@ -4,15 +4,18 @@ Theory
 ------
 Two tasks share a connection. One reads lines, judges them and puts them before the outbox at once, so that a client
 which writes without reading gets the benefit of group commit. The other waits for each line's commit in order and
-writes what is owed, no later than that. What is owed is bounded in lines and in bytes: beyond it nothing more is read.
+writes what is owed, no later than that.
 
-A client that takes nothing for ``SEND_S`` is given up. One that has gone is read to its end: what it had written before
-it went is stored, and nobody is answered.
+What is owed is bounded: in events that are not committed yet, which only the disk can hold up, and in answers that are
+not taken yet. Those are kept as bare bytes, so that a client may write some 30,000 lines before it reads; beyond it
+nothing more is read from it, and if it then takes nothing for ``SEND_S`` it is given up. A client that has gone is read
+to its end: what it had written before it went is stored, and nobody is answered.
 
 A line that is too long is answered when its end comes, and not kept meanwhile.
 """
 
 import logging
+import math
 from collections import deque
 from typing import Final
 
@@ -27,10 +30,16 @@ __all__ = ["Lines", "serve_ndjson"]
 
 log = logging.getLogger(__name__)
 
-# Reading stops at so many answers owed, or so many bytes of events behind them; one read may go beyond.
-OWED_MAX: Final = 256
-OWED_MAX_BYTES: Final = 4 * 2**20
+# Reading stops at so many lines that wait for their commit, so many bytes of events in them, or so many bytes of
+# answers that the client has not taken; one read may go beyond.
+WAITING_MAX: Final = 1_000
+WAITING_MAX_BYTES: Final = 4 * 2**20
+ANSWERS_MAX_BYTES: Final = 2**20
+# How long a client that is not read from any more, or that has ended, may take for a piece of its answers; and for
+# all of them once we stop.
 SEND_S: Final = 30.0
+STOP_S: Final = 10.0
+_SEND_BYTES: Final = 64 * 1024
 # Thousands of tiny lines fit in; judging them must not keep the others waiting.
 _READ_BYTES: Final = 16 * 1024
 
@@ -53,12 +62,12 @@ async def serve_ndjson(
     Once ``stopping`` is set nothing more is read; what was read is stored and answered. An app may keep its connection
     idle for its whole life. Nothing a client sends or fails to send raises here.
     """
-    debts = _Debts()
+    debts = _Debts(stream, intake)
     lines = Lines(intake, outbox, max_line_bytes)
     async with trio.open_nursery() as nursery:
 
         async def pay() -> None:
-            if not await debts.pay(stream, intake):
+            if not await debts.pay():
                 nursery.cancel_scope.cancel()
 
         nursery.start_soon(pay)
@@ -68,6 +77,8 @@ async def serve_ndjson(
         except _GONE:
             pass  # the client has gone in the middle of a line
         debts.end()
+        if stopping.is_set():
+            nursery.cancel_scope.deadline = trio.current_time() + STOP_S
 
 
 async def _read(stream: trio.abc.Stream, lines: "Lines", debts: "_Debts", stopping: Stopping) -> None:
@@ -89,60 +100,98 @@ async def _read(stream: trio.abc.Stream, lines: "Lines", debts: "_Debts", stoppi
 
 
 class _Debts:
-    """The answers that one client is owed, in order."""
+    """The answers that one client is owed, in order: first those that are ready, then those that wait for a commit."""
 
-    def __init__(self) -> None:
-        self._due: deque[Owed] = deque()
-        self._bytes = 0
+    def __init__(self, stream: trio.abc.Stream, intake: Intake) -> None:
+        self._stream = stream
+        self._intake = intake
+        self._ready = bytearray()
+        self._waiting: deque[Owed] = deque()
+        self._waiting_bytes = 0
         self._ended = self._gone = False
         self._changed = trio.Event()
+        self._sending = trio.CancelScope()
 
     def add(self, owed: list[Owed]) -> None:
         """More is owed."""
-        if owed and not self._gone:
-            self._due.extend(owed)
-            self._bytes += sum(map(_weight, owed))
+        if owed:
+            self._waiting.extend(owed)
+            self._waiting_bytes += sum(map(_weight, owed))
             self._change()
 
     def end(self) -> None:
         """No more will be owed."""
         self._ended = True
+        self._press()
         self._change()
 
     async def bearable(self) -> None:
         """Wait until so little is owed that more may be read."""
-        while len(self._due) > OWED_MAX or self._bytes > OWED_MAX_BYTES:
-            await self._changed.wait()
+        while True:
+            first = self._first_waiting()
+            if first is not None and (len(self._waiting) > WAITING_MAX or self._waiting_bytes > WAITING_MAX_BYTES):
+                await first.done.wait()
+            elif len(self._ready) > ANSWERS_MAX_BYTES:
+                self._press()
+                await self._changed.wait()
+            else:
+                return
 
-    async def pay(self, stream: trio.abc.Stream, intake: Intake) -> bool:
+    async def pay(self) -> bool:
         """Answer until the end, or until the client has gone; False if it takes nothing.
 
         Several lines at once where several are done, but none waits for the commit of a later one.
         """
         try:
-            while self._due or not self._ended:
-                if not self._due:
+            while True:
+                first = self._first_waiting()
+                if self._ready:
+                    if not await self._send():
+                        return False
+                elif first is not None:
+                    await first.done.wait()
+                elif self._ended:
+                    return True
+                else:
                     await self._changed.wait()
-                    continue
-                out = [await self._next(intake)]
-                while self._due and _is_done(self._due[0]) and len(out) < OWED_MAX:
-                    out.append(await self._next(intake))
-                with trio.fail_after(SEND_S):
-                    await stream.send_all(b"\n".join(out) + b"\n")
         except _GONE:
             self._gone = True
-            self._due.clear()
-            self._bytes = 0
+            self._ready.clear()
             self._change()
-        except trio.TooSlowError:
+            return True
+
+    async def _send(self) -> bool:
+        """Send a piece of what is ready; False if the client does not take it in time."""
+        piece = bytes(self._ready[:_SEND_BYTES])
+        with trio.CancelScope(deadline=self._deadline()) as self._sending:
+            await self._stream.send_all(piece)
+        if self._sending.cancelled_caught:
             return False
+        del self._ready[: len(piece)]
+        self._change()
         return True
 
-    async def _next(self, intake: Intake) -> bytes:
-        answer = await _answer(self._due[0], intake)
-        self._bytes -= _weight(self._due.popleft())
-        self._change()
-        return answer.body
+    def _deadline(self) -> float:
+        """By when a piece must be sent: whoever may still write may take its time to read."""
+        pressed = self._ended or len(self._ready) > ANSWERS_MAX_BYTES
+        return trio.current_time() + SEND_S if pressed else math.inf
+
+    def _press(self) -> None:
+        self._sending.deadline = min(self._sending.deadline, trio.current_time() + SEND_S)
+
+    def _first_waiting(self) -> Note | None:
+        """Make ready what is done; then the note of the first line that is not."""
+        waiting = self._waiting
+        while waiting:
+            first = waiting[0]
+            if not isinstance(first, Answer) and not first[1].done.is_set():
+                return first[1]
+            answer = _answer(first, self._intake)
+            self._waiting_bytes -= _weight(waiting.popleft())
+            if not self._gone:
+                self._ready += answer.body
+                self._ready += b"\n"
+        return None
 
     def _change(self) -> None:
         self._changed.set()
@@ -153,21 +202,18 @@ def _weight(one: Owed) -> int:
     return len(one.body) if isinstance(one, Answer) else one[1].size_bytes
 
 
-def _is_done(one: Owed) -> bool:
-    return isinstance(one, Answer) or one[1].done.is_set()
-
-
-async def _answer(one: Owed, intake: Intake) -> Answer:
+def _answer(one: Owed, intake: Intake) -> Answer:
+    """The answer for a line that is done with."""
     if isinstance(one, Answer):
         return one
     opened, note = one
-    try:
-        return intake.accepted(opened, await note.wait())
-    except SidecarError as error:
-        return intake.not_stored(error)
-    except Exception as error:  # the lines behind it are owed their answers too
-        log.error("A line could not be stored: %r", error)
-        return refusal("internal", "The server failed at this line; its log says why.", 500)
+    if note.error is None:
+        return intake.accepted(opened, note.answer)
+    if isinstance(note.error, SidecarError):
+        return intake.not_stored(note.error)
+    # The lines behind it are owed their answers too.
+    log.error("A line could not be stored: %r", note.error)
+    return refusal("internal", "The server failed at this line; its log says why.", 500)
 
 
 class Lines:
