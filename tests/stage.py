@@ -43,6 +43,15 @@ def is_ok(url: str) -> bool:
         return False
 
 
+# Runs its arguments with descriptor 3 as the socket that systemd would hand over.
+ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="http")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 class Stage:
     """The folder, the sandbox and the daemon of one test. ``config`` is added to the daemon's TOML."""
 
@@ -87,14 +96,19 @@ eventId = "messageId"
         )
         return path
 
-    def start(self, *arguments: str, **environ: str) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, http: socket.socket | None = None, **environ: str) -> subprocess.Popen[bytes]:
+        """Start a verb; ``http`` is a listening socket to be inherited by that name."""
+        command = [sys.executable, "-m", "sidecar", *arguments]
+        if http is not None:
+            command = [sys.executable, "-c", ACTIVATE, str(http.fileno()), *command]
         with (self.folder / f"{arguments[0]}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "sidecar", *arguments],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=self.environ(**environ),
+                pass_fds=() if http is None else (http.fileno(),),
             )
         self.processes.append(process)
         return process
@@ -104,8 +118,8 @@ eventId = "messageId"
         wait_until(lambda: is_ok(f"{self.sandbox_url}/sandbox/report"), what="the sandbox's start")
         return process
 
-    def start_daemon(self, **environ: str) -> subprocess.Popen[bytes]:
-        process = self.start("run", "--config", str(self.folder / "config.toml"), **environ)
+    def start_daemon(self, *, http: socket.socket | None = None, **environ: str) -> subprocess.Popen[bytes]:
+        process = self.start("run", "--config", str(self.folder / "config.toml"), http=http, **environ)
         wait_until(lambda: process.poll() is not None or is_ok(f"http://{self.http}/health"), what="the daemon's start")
         assert process.poll() is None, self.log("run")
         return process
