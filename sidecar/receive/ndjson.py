@@ -8,14 +8,13 @@ writes what is owed, no later than that.
 
 What is owed is bounded: in events that are not committed yet, which only the disk can hold up, and in answers that are
 not taken yet. Those are kept as bare bytes, so that a client may write some 30,000 lines before it reads; beyond it
-nothing more is read from it, and if it then takes nothing for ``SEND_S`` it is given up. A client that has gone is read
-to its end: what it had written before it went is stored, and nobody is answered.
+nothing more is read from it. One that takes nothing for ``SEND_S`` and writes nothing either, or may not, is given up.
+A client that has gone is read to its end: what it had written before it went is stored, and nobody is answered.
 
 A line that is too long is answered when its end comes, and not kept meanwhile.
 """
 
 import logging
-import math
 from collections import deque
 from typing import Final
 
@@ -35,8 +34,7 @@ log = logging.getLogger(__name__)
 WAITING_MAX: Final = 1_000
 WAITING_MAX_BYTES: Final = 4 * 2**20
 ANSWERS_MAX_BYTES: Final = 2**20
-# How long a client that is not read from any more, or that has ended, may take for a piece of its answers; and for
-# all of them once we stop.
+# How long a client may take for a piece of its answers, counted from what it wrote last; and for all once we stop.
 SEND_S: Final = 30.0
 STOP_S: Final = 10.0
 _SEND_BYTES: Final = 64 * 1024
@@ -113,7 +111,8 @@ class _Debts:
         self._sending = trio.CancelScope()
 
     def add(self, owed: list[Owed]) -> None:
-        """More is owed."""
+        """The client wrote something, for which it is owed this."""
+        self._sending.deadline = trio.current_time() + SEND_S
         if owed:
             self._waiting.extend(owed)
             self._waiting_bytes += sum(map(_weight, owed))
@@ -122,7 +121,6 @@ class _Debts:
     def end(self) -> None:
         """No more will be owed."""
         self._ended = True
-        self._press()
         self._change()
 
     async def bearable(self) -> None:
@@ -132,7 +130,6 @@ class _Debts:
             if first is not None and (len(self._waiting) > WAITING_MAX or self._waiting_bytes > WAITING_MAX_BYTES):
                 await first.done.wait()
             elif len(self._ready) > ANSWERS_MAX_BYTES:
-                self._press()
                 await self._changed.wait()
             else:
                 return
@@ -163,21 +160,13 @@ class _Debts:
     async def _send(self) -> bool:
         """Send a piece of what is ready; False if the client does not take it in time."""
         piece = bytes(self._ready[:_SEND_BYTES])
-        with trio.CancelScope(deadline=self._deadline()) as self._sending:
+        with trio.move_on_after(SEND_S) as self._sending:
             await self._stream.send_all(piece)
         if self._sending.cancelled_caught:
             return False
         del self._ready[: len(piece)]
         self._change()
         return True
-
-    def _deadline(self) -> float:
-        """By when a piece must be sent: whoever may still write may take its time to read."""
-        pressed = self._ended or len(self._ready) > ANSWERS_MAX_BYTES
-        return trio.current_time() + SEND_S if pressed else math.inf
-
-    def _press(self) -> None:
-        self._sending.deadline = min(self._sending.deadline, trio.current_time() + SEND_S)
 
     def _first_waiting(self) -> Note | None:
         """Make ready what is done; then the note of the first line that is not."""

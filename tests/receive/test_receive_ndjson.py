@@ -129,6 +129,41 @@ async def test_a_client_may_send_many_lines_before_it_reads(tmp_path):
         assert rooms.count() == 5_000
 
 
+async def test_a_client_on_a_real_socket_may_write_twenty_thousand_lines_before_it_reads(tmp_path):
+    theirs, ours = (trio.SocketStream(one) for one in trio.socket.socketpair())
+    async with receiving(tmp_path / "o.db") as rooms, theirs:
+        rooms.nursery.start_soon(rooms._serve, rooms.front.unix, ours)
+        with trio.fail_after(60):
+            await theirs.send_all(b"".join(line(number, pad="x" * 100) for number in range(20_000)))
+            await theirs.send_eof()
+            assert await read_all(theirs) == OK * 20_000
+        assert rooms.count() == 20_000
+
+
+async def test_a_client_that_goes_on_writing_is_not_hurried_to_read(tmp_path, autojump_clock):
+    async with receiving(tmp_path / "o.db") as rooms:
+        late = Late([line(number) for number in range(20)], every_s=ndjson.SEND_S * 0.9)
+        await rooms.front.unix(late)
+        assert bytes(late.got) == OK * 20
+
+
+async def test_a_line_that_fails_in_the_store_costs_no_other_its_answer(tmp_path):
+    async with receiving(tmp_path / "o.db") as rooms:
+        submit = rooms.outbox.submit
+
+        def failing(events):
+            note = submit(events)
+            if events[0].message_id == "m2":
+                note = Note(events)
+                note.error = RuntimeError("a bug")
+                note.done.set()
+            return note
+
+        rooms.outbox.submit = failing
+        said = await rooms.lines(track(1), track(2), track(3))
+        assert [one.get("code", one.get("accepted")) for one in said] == [1, "internal", 1]
+
+
 async def test_an_answer_does_not_wait_for_the_commit_of_a_later_line(tmp_path):
     async with receiving(tmp_path / "o.db") as rooms:
         stream = rooms.connect("unix")
@@ -173,19 +208,21 @@ class Clogged(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
 
 
-async def test_a_reader_that_takes_nothing_is_not_read_from_and_given_up(tmp_path, autojump_clock):
+@pytest.mark.parametrize("lines", [10, 10_000])
+async def test_a_reader_that_takes_nothing_is_not_read_from_and_given_up(tmp_path, autojump_clock, monkeypatch, lines):
+    monkeypatch.setattr(ndjson, "ANSWERS_MAX_BYTES", 1_000 * len(OK))
     async with receiving(tmp_path / "o.db") as rooms:
-        endless = Clogged(b"".join(line(number) for number in range(10_000)))
+        endless = Clogged(b"".join(line(number) for number in range(lines)))
         began_s = trio.current_time()
         await rooms.front.unix(endless)
         assert trio.current_time() - began_s == pytest.approx(ndjson.SEND_S, abs=1)
-        assert endless.taken < 600 * len(line(1000))
+        assert endless.taken < (1_100 + ndjson.WAITING_MAX) * len(line(1000))
         await trio.testing.wait_all_tasks_blocked()
         assert 0 < rooms.count() <= endless.taken // len(line(0))
 
 
 async def test_large_lines_are_not_read_ahead_of_the_disk_without_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr(ndjson, "OWED_MAX_BYTES", 50_000)
+    monkeypatch.setattr(ndjson, "WAITING_MAX_BYTES", 50_000)
     async with receiving(tmp_path / "o.db") as rooms:
         submitted = []
         note = Note([], 15_000)
@@ -198,6 +235,28 @@ async def test_large_lines_are_not_read_ahead_of_the_disk_without_bound(tmp_path
         note.done.set()
         await read_lines(stream, 100)
         assert len(submitted) == 100
+
+
+class Late(Clogged):
+    """The server's end of a client that writes a line now and then, and reads only once it has written all."""
+
+    def __init__(self, lines: list[bytes], every_s: float) -> None:
+        super().__init__(b"")
+        self.lines = lines
+        self.every_s = every_s
+        self.reads = trio.Event()
+        self.got = bytearray()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if not self.lines:
+            self.reads.set()
+            return b""
+        await trio.sleep(self.every_s)
+        return self.lines.pop(0)
+
+    async def send_all(self, data: bytes) -> None:
+        await self.reads.wait()
+        self.got += data
 
 
 class Gone(Clogged):
