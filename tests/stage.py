@@ -169,3 +169,5 @@ eventId = "messageId"
             if process.poll() is None:
                 process.kill()
             process.wait()
+            if process.stdout is not None:
+                process.stdout.close()

@@ -100,7 +100,8 @@ class App:
 
     def sent(self) -> set[str]:
         """Wait for its end: the ids it does not report as failed."""
-        out = self.process.stdout.read()
+        with self.process.stdout:
+            out = self.process.stdout.read()
         assert self.process.wait(100) == 0, self.log.read_text()
         kinds = list(OUTCOMES)
         made = {f"{self.name}-{kinds[number % len(kinds)]}-{number}" for number in range(self.count)}
