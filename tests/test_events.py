@@ -1,13 +1,14 @@
 """Decoding what apps send, judging it, and the strict form in which it is kept (facts: px_and_sdks.md 3.3)."""
 
 import json
+import math
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.events import MAX_DEPTH, BadJson, decode, merge_batch, seal
+from sidecar.events import MAX_DEPTH, BadJson, decode, decode_stored, encode, merge_batch, seal
 
 LIMIT = 32_768
 
@@ -167,6 +168,21 @@ def test_absurd_nesting_does_not_cost_the_events_beside_it(nested: bytes):
     assert [seal(event, 2**22).bad is None for event in batch] == [True, False, True]
 
 
+def test_the_limit_of_size_is_of_the_strict_text_without_the_write_key():
+    room = LIMIT - len(encode(track(pad="")))
+    fits = seal(track(pad="x" * room, writeKey="k" * 50), LIMIT)
+    assert (fits.bad, len(fits.body)) == (None, LIMIT)
+    too_large = seal(track(pad="x" * (room + 1)), LIMIT)
+    assert too_large.bad == "it has 32,769 bytes, more than the 32,768 allowed (outbox.max_event_bytes)"
+
+
+@pytest.mark.parametrize("bad", [5, None, "x", ["\ud800"], {"type": "\ud800"}, decode(deep(5_000))])
+def test_what_is_kept_of_a_bad_event_can_be_read_again_and_told(bad):
+    sealed = seal(bad, LIMIT)
+    sealed.bad.encode()
+    assert isinstance(decode_stored(sealed.body), dict)
+
+
 def test_many_flat_brackets_are_not_deep():
     event = track(properties={"list": [[n] for n in range(500)]})
     assert seal(event, LIMIT).bad is None
@@ -189,6 +205,15 @@ def test_context_and_integrations_of_a_batch_go_into_its_events_and_theirs_win()
     own = {"type": "page", "context": {"library": "own"}}
     merge_batch(batch, own)
     assert own == {"type": "page", "context": {"library": "own", "app": 1}, "integrations": {"All": False}}
+
+
+def test_events_of_one_batch_do_not_share_what_they_change():
+    batch = {"context": {"app": 1}}
+    first, second = {"context": {"a": 1}}, {"context": {"b": 2}}
+    merge_batch(batch, first)
+    merge_batch(batch, second)
+    assert (first["context"], second["context"]) == ({"app": 1, "a": 1}, {"app": 1, "b": 2})
+    assert batch == {"context": {"app": 1}}
 
 
 @pytest.mark.parametrize("own", [{"context": 5}, {"context": "x"}])
@@ -231,5 +256,28 @@ def test_whatever_python_calls_json_is_sealed_strictly_and_only_once(value):
     sealed.body.decode()
     sealed.message_id.encode()
     if isinstance(value, dict):
-        assert event["messageId"] == sealed.message_id or sealed.bad
-        assert seal(event, LIMIT).body == sealed.body
+        assert seal(dict(event), LIMIT).body == sealed.body
+        value = {key: one for key, one in value.items() if key != "writeKey"} | {"messageId": sealed.message_id}
+    assert event == strict(value)
+
+
+def strict(value):
+    """What must be kept of a JSON value, said in the plainest way."""
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {strict(key): strict(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [strict(one) for one in value]
+    return value
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_json_or_said_not_to_be(data: bytes):
+    try:
+        value = decode(data)
+    except BadJson:
+        return
+    seal(value, LIMIT)
