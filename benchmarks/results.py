@@ -1,0 +1,106 @@
+"""What a benchmark hands back: rows of a table, series for pictures, and the facts of the machine they hold for."""
+
+import os
+import platform
+import sqlite3
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import msgspec
+
+__all__ = ["Figure", "Results", "machine", "percentile", "spread"]
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One measured number, in one row of the table.
+
+    ``limit`` is what it was measured against in the same run, ``of`` says what that is, and ``ratio`` is measured by
+    limit. ``target`` bounds the ratio (or the number itself, if there is no limit) from the side that ``bound`` names.
+    """
+
+    benchmark: str
+    name: str
+    measured: float
+    unit: str
+    limit: float | None = None
+    of: str = ""
+    target: float | None = None
+    bound: Literal["least", "most"] = "least"
+    note: str = ""
+    repeats: list[float] = []
+
+    @property
+    def ratio(self) -> float | None:
+        """Measured by limit."""
+        return None if not self.limit else self.measured / self.limit
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target holds; None without one."""
+        if self.target is None:
+            return None
+        value = self.measured if self.limit is None else self.measured / self.limit
+        return value >= self.target if self.bound == "least" else value <= self.target
+
+
+class Results(msgspec.Struct, kw_only=True):
+    """Everything of one run: figures, series for the pictures by name, and the machine."""
+
+    machine: dict[str, Any]
+    quick: bool = False
+    figures: list[Figure] = []
+    series: dict[str, Any] = {}
+
+    def add(self, benchmark: str, name: str, values: float | Sequence[float], unit: str, **more: Any) -> Figure:
+        """Add a figure; of several repeats the median counts, and all are kept."""
+        repeats = [values] if isinstance(values, int | float) else list(values)
+        figure = Figure(
+            benchmark=benchmark,
+            name=name,
+            measured=median(repeats),
+            unit=unit,
+            repeats=repeats if len(repeats) > 1 else [],
+            **more,
+        )
+        self.figures.append(figure)
+        return figure
+
+    def as_json(self) -> bytes:
+        """The whole of it, with ratio and met worked out."""
+        rows = [msgspec.to_builtins(figure) | {"ratio": figure.ratio, "met": figure.met} for figure in self.figures]
+        whole = {"machine": self.machine, "quick": self.quick, "figures": rows, "series": self.series}
+        return msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n"
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that ``share`` of the values (0 to 1) do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def spread(values: Sequence[float], points: int = 200) -> list[float]:
+    """The distribution in so many evenly spaced percentiles, for a picture."""
+    ordered = sorted(values)
+    return [ordered[min(len(ordered) - 1, round(at / points * (len(ordered) - 1)))] for at in range(points + 1)]
+
+
+def machine() -> dict[str, Any]:
+    """What the figures hold for, without the host's name."""
+    model = "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory_kib / 2**20, 1),
+        "kernel": platform.release(),
+        "python": sys.version.split()[0],
+        "sqlite": sqlite3.sqlite_version,
+        "load_before": round(os.getloadavg()[0], 2),
+    }
