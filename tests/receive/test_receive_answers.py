@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from receive_help import MAX_EVENT_BYTES, MAX_REQUEST_BYTES, answers, basic, receiving, track
 
 from sidecar.http import Request
-from sidecar.outbox import DiskFull, OutboxFull
+from sidecar.outbox import DiskFull, OutboxFull, StoreFailed
 from sidecar.receive.intake import MAX_EVENTS
 
 OK = b'{"success":true,"accepted":1}'
@@ -111,6 +111,7 @@ async def test_pipelined_requests_are_answered_in_order(tmp_path):
         ([basic("wk_app:")], None),
         ([basic("wk_app")], None),
         ([basic("wk_app:ignored")], None),
+        ([basic("wk_app").rstrip("=")], None),
         (["authorization: basic " + basic("wk_app:").split()[-1]], None),
         (["Authorization: Bearer some.oauth.token"], "wk_app"),
         ([basic(":")], "wk_app"),
@@ -149,6 +150,32 @@ async def test_over_tcp_an_unknown_key_is_refused_and_over_unix_it_is_not_asked_
         assert rooms.refused == ["unknown_write_key"] * 2
         assert (await rooms.post("/v1/batch", batch(track(1), **key), *headers, kind="unix")).body == OK
         assert rooms.products() == [None]
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+async def test_without_a_key_of_the_request_each_event_has_its_own_or_the_first_ones(tmp_path, kind):
+    async with receiving(tmp_path / "o.db", sources=TWO_SOURCES) as rooms:
+        events = [track(1, writeKey="wk_web"), track(2, writeKey="wk_app"), track(3), 7]
+        assert (await rooms.post("/v1/batch", batch(*events), kind=kind)).json["accepted"] == 4
+        assert rooms.products() == ["AP-WEB-2", "AP-APP-2", "AP-WEB-2", "AP-WEB-2"]
+        said = await rooms.post("/v1/batch", batch(track(4, writeKey="wk_app")), basic("wk_web:"), kind=kind)
+        assert said.body == OK
+        assert rooms.products()[-1] == "AP-WEB-2"
+
+
+async def test_one_unknown_key_among_the_events_costs_the_request_over_tcp(tmp_path):
+    async with receiving(tmp_path / "o.db", sources=TWO_SOURCES) as rooms:
+        events = [track(1, writeKey="wk_web"), track(2, writeKey="wk_other")]
+        assert (await rooms.post("/v1/batch", batch(*events))).json["code"] == "unknown_write_key"
+        assert rooms.count() == 0
+        assert (await rooms.post("/v1/batch", batch(*events), kind="unix")).status == 200
+        assert rooms.products() == ["AP-WEB-2", None]
+
+
+async def test_a_line_of_several_events_may_come_from_several_sources(tmp_path):
+    async with receiving(tmp_path / "o.db", sources=TWO_SOURCES) as rooms:
+        await rooms.lines([track(1, writeKey="wk_web"), track(2, writeKey="wk_app")], track(3, writeKey="wk_app"))
+        assert rooms.products() == ["AP-WEB-2", "AP-APP-2", "AP-APP-2"]
 
 
 async def test_without_sources_any_key_will_do(tmp_path):
@@ -237,6 +264,8 @@ async def test_what_never_reaches_a_route_is_refused_in_the_same_form(tmp_path, 
         assert (said.status, said.json["code"]) == (status, code)
         assert said.json["success"] is False
         assert said.json["message"] == said.json["error"]
+        assert said.headers.get("allow") == {405: "GET" if b"cluster" in wire else "POST"}.get(status)
+        assert rooms.refused == ([code] if status == 400 else [])
 
 
 async def test_a_gzip_bomb_is_refused_and_not_held(tmp_path):
@@ -269,6 +298,25 @@ async def test_without_room_the_answer_is_503_with_retry_after(tmp_path, error, 
         assert rooms.refused == [code]
         rooms.room.full = None
         assert (await rooms.post("/v1/batch", batch(track()))).body == OK
+
+
+async def test_a_disk_that_fails_is_answered_like_a_full_one(tmp_path):
+    async with receiving(tmp_path / "o.db") as rooms:
+
+        async def fail(_events):
+            raise StoreFailed("The outbox could not be written.")
+
+        rooms.outbox.accept = fail
+        said = await rooms.post("/v1/batch", batch(track()))
+        assert (said.status, said.headers["retry-after"], said.json["code"]) == (503, "10", "disk_full")
+        assert said.json["error"] == "The outbox could not be written."
+
+
+async def test_a_body_that_is_too_large_is_told_in_one_sentence_with_what_to_do(tmp_path):
+    async with receiving(tmp_path / "o.db") as rooms:
+        said = await rooms.post("/v1/batch", b" " * (MAX_REQUEST_BYTES + 1))
+        message = "The body is larger than 20000 bytes; send it in smaller parts, or raise outbox.max_request_bytes."
+        assert said.json == {"success": False, "code": "too_large", "message": message, "error": message}
 
 
 async def test_a_browser_is_kept_out_of_tcp_and_is_no_matter_on_the_unix_socket(tmp_path):
