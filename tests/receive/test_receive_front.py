@@ -125,7 +125,7 @@ async def test_after_a_stop_connections_wait_in_an_inherited_socket(tmp_path, fo
     listener = tcp()
     ours = listener.dup()
     port = listener.getsockname()[1]
-    with closing(listener), opened(folder, {"http": [ours]}) as found:
+    with opened(folder, {"http": [ours]}) as found:
         async with receiving(tmp_path / "o.db") as rooms:
             await serve(rooms, found)
             rooms.stopping.set()
