@@ -1,6 +1,8 @@
-"""The pace as PX sees it: never above the ceiling, through idle time, restarts and kills; and all of it with a backlog.
+"""The pace as PX sees it, on a quiet machine: never above the ceiling, through idle time, restarts and kills.
 
-With ``-m slow`` the same for 60 s at each latency, and the share of the ceiling that was used is held against the target.
+All of it is ``-m slow`` and wants the machine for itself: where the receiver has to wait for a processor, what was sent
+evenly arrives in heaps, and the figure is about the machine. What the daemon itself sends when is held against the
+ceiling, without any tolerance, in ``tests/deliver/test_send_log.py``, in every run.
 """
 
 import json
@@ -36,6 +38,7 @@ def ready(stage: Stage, events: int, latency: str) -> None:
     stage.start_sandbox("--latency", latency)
 
 
+@pytest.mark.slow
 def test_a_backlog_drains_below_the_ceiling_after_a_start_and_after_idle_time(stage: Stage):
     ready(stage, 600, "20ms")
     stage.start_daemon()
@@ -51,7 +54,9 @@ def test_a_backlog_drains_below_the_ceiling_after_a_start_and_after_idle_time(st
     assert stage.report()["by_status"] == {"201": 1_200}
 
 
-@pytest.mark.parametrize("ends", ["RKRK", pytest.param("RKRRKRKR", marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("ends", ["RKRRKRKR"])
 def test_the_ceiling_holds_across_restarts_and_kills(stage: Stage, ends: str):
     """R is a restart, K a ``kill -9``."""
     events = 450 * len(ends)
