@@ -1,0 +1,224 @@
+"""The account after a run: what the file says, what the clients were told and what PX got must agree to the last event."""
+
+import json
+import math
+import sqlite3
+from collections import Counter, defaultdict
+from typing import NamedTuple
+
+import msgspec
+from sim_world import World
+
+from sidecar.deliver.dispatcher import ASIDE_ROWS
+from sidecar.mapping import Known
+from sidecar.outbox import PAGE_ROWS
+
+__all__ = ["check"]
+
+DELIVERED, DROPPED, DEAD = 4, 5, 6
+DAY_S = 86_400.0
+
+
+class Row(NamedTuple):
+    id: int
+    number: int | None  # None: the body is gone, its user was forgotten
+    state: int
+    reason: str | None
+    attempts: int | None
+
+
+def check(world: World) -> None:
+    """Raises AssertionError with what does not agree."""
+    connection = sqlite3.connect(world.last_path)
+    try:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        rows = _rows(connection)
+        counters = Counter(dict(connection.execute("SELECT name, value FROM counters")))
+        _check_counters(connection, world, rows, counters)
+        _check_memory(connection, world, rows)
+    finally:
+        connection.close()
+    _check_accepted(world, rows, counters)
+    _check_outcomes(world, rows)
+    _check_order(world, rows)
+    _check_repeats(world, rows, counters)
+    _check_pace(world)
+    _check_day(world)
+    most = world.config.deliver.max_in_flight
+    assert world.most_in_flight <= most, f"{world.most_in_flight} in flight, {most} allowed"
+    _check_loaded(world)
+
+
+def _rows(connection: sqlite3.Connection) -> list[Row]:
+    found = connection.execute("SELECT id, state, reason, attempts, body FROM events ORDER BY id")
+    return [Row(one, _number(body), state, reason, attempts) for one, state, reason, attempts, body in found]
+
+
+def _number(body: bytes) -> int | None:
+    message_id = json.loads(body).get("messageId")
+    return None if message_id is None else int(message_id[1:])
+
+
+def _check_counters(connection: sqlite3.Connection, world: World, rows: list[Row], counters: Counter[str]) -> None:
+    """Promise 2: exactly four states, and counters that say the same as the rows."""
+    said = Counter({name: value for name, value in counters.items() if value})
+    of_rows: Counter[str] = Counter()
+    for row in rows:
+        assert row.state in (DELIVERED, DROPPED, DEAD), f"event {row.id} is pending at the end"
+        of_rows[{DELIVERED: "delivered", DROPPED: f"dropped:{row.reason}", DEAD: f"dead:{row.reason}"}[row.state]] += 1
+    for name in {name for name in said if name.split(":")[0] in ("delivered", "dropped", "dead")} | set(of_rows):
+        # Forgetting a user deletes the history; the counters go on counting it.
+        agree = said[name] >= of_rows[name] if world.forgotten else said[name] == of_rows[name]
+        assert agree, f"the counter {name} says {said[name]}, the rows {of_rows[name]}"
+    total = sum(value for name, value in said.items() if name.split(":")[0] in ("delivered", "dropped", "dead"))
+    assert said["accepted"] == total, f"accepted {said['accepted']}, and {total} have a final state"
+    assert world.forgotten or total == len(rows), f"{total} counted, {len(rows)} rows"
+    assert not said["pending_normal"]
+    assert not said["pending_high"]
+    dead = dict(connection.execute("SELECT reason, count(*) FROM dead GROUP BY reason"))
+    assert {f"dead:{reason}": count for reason, count in dead.items()} == {
+        name: count for name, count in of_rows.items() if name.startswith("dead:")
+    }
+    assert connection.execute("SELECT count(*) FROM retries").fetchone() == (0,), "failures of settled events remain"
+
+
+def _check_accepted(world: World, rows: list[Row], counters: Counter[str]) -> None:
+    """Promise 1: whatever was answered is there, once; nothing else was made up."""
+    numbers = Counter(row.number for row in rows if row.number is not None)
+    assert all(count == 1 for count in numbers.values()), f"stored twice: {numbers.most_common(3)}"
+    assert numbers.keys() <= world.sent.keys()
+    gone = {number for number, event in world.sent.items() if event.user in world.forgotten}
+    lost = [number for number in world.answered if number not in numbers and number not in gone]
+    assert not lost, f"answered and lost: numbers {lost}"
+    place = {row.number: row.id for row in rows}
+    for order in world.in_order:
+        ids = [place[number] for number in order if number in place and number not in world.repeated]
+        assert ids == sorted(ids), f"a client's events were stored in another order: {order}"
+
+
+def _check_outcomes(world: World, rows: list[Row]) -> None:
+    """Each final state has a reason that the model of PX, or the event itself, gives."""
+    px = world.px
+    for row in rows:
+        if row.number is None:
+            assert (row.state, row.reason) in ((DROPPED, "forgotten"),), row
+            continue
+        event, answers = world.sent[row.number], px.answered[row.id]
+        what = f"event {row.id} ({event}) is {row.state} {row.reason}; PX answered {dict(answers)}"
+        refused_for = {"refused": "refused", "firewall": "firewall"}
+        if row.state == DELIVERED:
+            people = event.kind in ("identify", "group")
+            assert people or px.stored[row.number], f"never reached PX: {what}"
+            assert px.last_call[row.id] in ("201", "204", "lost", "hang") and answers["201"] + answers["204"], what
+        elif row.state == DROPPED:
+            expected = {"no_user": "no_user", "alias": "not_supported", "opted_out": "opted_out"}.get(event.kind)
+            expected = "remembered" if event.kind in ("identify", "group") else expected
+            assert row.reason in (expected, "discarded"), what
+            assert row.reason == "discarded" or not answers, what
+        elif row.reason in refused_for:
+            least = 3 if row.reason == "firewall" else 1
+            assert answers[refused_for[row.reason]] >= least, what
+        elif row.reason in ("bad_event", "mapping_error"):
+            assert event.kind == "bad", what
+            assert row.reason == "bad_event" or row.id in world.replayed, what
+        elif row.reason == "too_old":
+            assert world.config.deliver.max_age, what
+        else:
+            raise AssertionError(what)
+        if event.kind == "bad":
+            assert row.state != DELIVERED, what
+
+
+def _check_order(world: World, rows: list[Row]) -> None:
+    """Promise 4: first arrivals per user and class in the order of acceptance, retries included."""
+    if world.config.deliver.order == "none":
+        return
+    px, turns = world.px, defaultdict(list)
+    for row in rows:
+        event = world.sent.get(row.number) if row.number is not None else None
+        if event is not None and event.user and row.id not in world.replayed and row.id in px.first_seen:
+            turns[event.user, event.high].append((row, event))
+    for turn, found in turns.items():
+        done, who = -1, None
+        for row, event in found:
+            first = px.first_seen[row.id]
+            assert first >= done, f"event {row.id} of {turn} came to PX before {who} was there"
+            if row.state == DELIVERED:
+                stored = px.first_seen[row.id] if event.kind in ("identify", "group") else px.first_stored[row.id]
+                done, who = max(done, stored), row.id
+
+
+def _check_repeats(world: World, rows: list[Row], counters: Counter[str]) -> None:
+    """Promise 5: a duplicate was in flight at a crash, or its answer was lost and counted."""
+    in_flight: Counter[int] = Counter(one for end in world.ends for one in end.in_flight)
+    by_number = {row.number: row.id for row in rows if row.number is not None}
+    for number, times in world.px.stored.items():
+        event_id = by_number.get(number)
+        if event_id is None:
+            continue  # forgotten
+        allowed = 1 + world.px.ambiguous[event_id] + in_flight[event_id]
+        assert times <= allowed, f"event {event_id} was stored {times} times, {allowed} explained"
+    for end in world.ends:
+        assert len(end.in_flight) <= end.max_in_flight
+    duplicates = sum(times - 1 for times in world.px.stored.values())
+    not_noted = sum(sum(end.not_noted.values()) for end in world.ends)
+    most = counters["ambiguous"] + sum(in_flight.values()) + not_noted
+    assert duplicates <= most, f"{duplicates} duplicates, {counters['ambiguous']} ambiguous and {most} explained"
+
+
+def _check_pace(world: World) -> None:
+    """Promise 3: never more than the ceiling in any half-open second, by the times of sending."""
+    sent_s, ceilings = world.px.sent_s, world.ceilings
+    first = 0
+    for last, at_s in enumerate(sent_s):
+        while sent_s[first] <= at_s - 1.0:
+            first += 1
+        in_force = max(
+            rate
+            for number, (since_s, rate) in enumerate(ceilings)
+            if since_s <= at_s and (number + 1 == len(ceilings) or ceilings[number + 1][0] >= sent_s[first])
+        )
+        most = max(1, math.floor(in_force))
+        assert last - first + 1 <= most, f"{last - first + 1} requests in the second before {at_s}, {most} allowed"
+
+
+def _check_day(world: World) -> None:
+    """Promise 3: never more than the day's quota in any 24 hours."""
+    if world.config.deliver.day == "utc":
+        days = Counter(int((1_700_000_000 + at_s - world.started_s) // DAY_S) for at_s in world.px.sent_s)
+        most = max(days.values(), default=0)
+        assert world.stepped or most <= world.scenario.per_day, f"{most} requests in a calendar day"
+        return
+    sent_s, first = world.px.sent_s, 0
+    if world.stepped and world.boots > 1:
+        return  # no clock can tell then
+    for last, at_s in enumerate(sent_s):
+        while sent_s[first] <= at_s - DAY_S:
+            first += 1
+        assert last - first + 1 <= world.scenario.per_day, f"{last - first + 1} requests in the 24 hours before {at_s}"
+
+
+def _check_loaded(world: World) -> None:
+    """Memory: no more is loaded than the window, and the waiting heads beside it."""
+    knobs, deliver = world.scenario.knobs, world.config.deliver
+    queue, low, page = knobs.get("queue_max", ASIDE_ROWS), knobs.get("ready_low", 256), knobs.get("page_rows", PAGE_ROWS)
+    bound = queue * (deliver.max_in_flight + low) + page + queue + knobs.get("waiting_max", 20_000) + page
+    assert world.most_loaded <= bound, f"{world.most_loaded} events loaded, {bound} allowed"
+
+
+def _check_memory(connection: sqlite3.Connection, world: World, rows: list[Row]) -> None:
+    """What is remembered of a user is what the last group call said; without order it is what was settled last."""
+    if world.config.deliver.order == "none":
+        return
+    last: dict[str, Row] = {}
+    for row in rows:
+        event = world.sent.get(row.number) if row.number is not None else None
+        if event is not None and event.user and event.kind == "group":
+            last[event.user] = row
+    doubtful = {world.sent[row.number].user for row in rows if row.number in world.sent and (row.id in world.replayed or row.state == DEAD)}
+    for user, row in last.items():
+        if user in world.forgotten or user in doubtful:
+            continue
+        found = connection.execute("SELECT known FROM users WHERE user = ?", (user,)).fetchone()
+        known = Known.decode(found[0]) if found else None
+        assert known is not None and known.account_id == f"g{row.number}", f"of {user} {known} is remembered, g{row.number} was said last"

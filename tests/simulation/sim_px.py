@@ -1,0 +1,150 @@
+"""A model of PX: what it answers, when, and what it then has. It judges by what it gets and shares no code with us."""
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from random import Random
+from typing import NamedTuple
+
+import trio
+
+from sidecar.px import Answer, NotSent, Reply, Request, Unknown
+
+__all__ = ["Arrival", "Px"]
+
+JSON = "application/json"
+CREATED = Answer(201, b"{}", content_type=JSON)
+NOT_PROCESSED = {
+    "later": Answer(503, b"oops"),
+    "too_fast": Answer(429, b"{}", content_type=JSON),
+    "busy": Answer(503, b"busy"),
+    "wrong_key": Answer(401, b"{}", content_type=JSON),
+    "firewall": Answer(403, b"<html>blocked</html>", content_type="text/html"),
+    "wrong_region": Answer(404, b"nothing here"),
+    "refused": Answer(400, b'{"errorMessage":"attributes are bad"}', content_type=JSON),
+    "garbage": Answer(999, b"\x00"),
+    "reset": Unknown("reset before it was processed"),
+}
+
+
+class Arrival(NamedTuple):
+    """A request that reached PX: the event's id in the outbox, its number if it says one, what became of it."""
+
+    at_s: float
+    event_id: int
+    number: int | None
+    is_event: bool
+
+
+class Px:
+    """Answers requests. ``which`` tells the outbox id of a request, for the account only.
+
+    ``sent_s`` are the times of all requests that left, those that never arrived included: all of them count.
+    """
+
+    def __init__(self, dice: Random, log: Callable[[str], None]) -> None:
+        self.which: Callable[[Request], int] = lambda _request: 0
+        self.sent_s: list[float] = []
+        self.arrivals: list[Arrival] = []
+        self.first_seen: dict[int, int] = {}  # event id -> place in arrivals
+        self.first_stored: dict[int, int] = {}  # event id -> place in arrivals when it was stored
+        self.stored: Counter[int] = Counter()  # number -> times
+        self.answered: dict[int, Counter[str]] = defaultdict(Counter)  # event id -> kinds of answers
+        self.last_call: dict[int, str] = {}  # event id -> how its last request was answered
+        self.ambiguous: Counter[int] = Counter()  # event id -> answers lost
+        self.accounts_of: dict[int, str | None] = {}
+        self.users: set[str] = set()
+        self.accounts: set[str] = set()
+        self.healthy = False
+        self._dice = dice
+        self._log = log
+        self._troubles: list[tuple[float, list[str], float, float]] = []
+
+    def trouble(self, faults: list[str], share: float, for_s: float, after_s: float) -> None:
+        """From now on for a while some requests meet one of the faults."""
+        self._troubles.append((trio.current_time() + for_s, faults, share, after_s))
+
+    async def answer(self, request: Request) -> Reply:
+        """The answer to a request; what PX stores it stores at once or a little later."""
+        event_id = self.which(request)
+        self.sent_s.append(trio.current_time())
+        fault, after_s = self._fault()
+        how = self._poisoned(request) or fault
+        if how == "away":
+            await trio.sleep(self._dice.choice((0, 0.01, 3)))
+            return self._said(event_id, "away", NotSent("connection refused"))
+        body = json.loads(request.body)
+        self._arrived(event_id, request, body)
+        latency_s = self._dice.choice((0.0, 0.005, 0.1, 0.3)) if how != "late" else 20.0
+        early = self._dice.random() < 0.5
+        reply = self._process(event_id, request, body) if how in ("", "late", "lost", "hang") and early else None
+        await trio.sleep(latency_s)
+        if reply is None and how in ("", "late", "lost", "hang"):
+            reply = self._process(event_id, request, body)
+        match how:
+            case "" | "late":
+                assert reply is not None
+                return self._said(event_id, f"{reply.status}", reply)
+            case "lost" | "hang":
+                await trio.sleep(30.0 if how == "hang" else 0.0)
+                self.ambiguous[event_id] += 1
+                return self._said(event_id, how, Unknown("the answer was lost"))
+        self.ambiguous[event_id] += how in ("reset", "garbage")
+        return self._said(event_id, how, self._with_retry_after(how, after_s))
+
+    def _with_retry_after(self, how: str, after_s: float) -> Reply:
+        said = NOT_PROCESSED[how]
+        if isinstance(said, Answer) and (how == "busy" or (how == "too_fast" and after_s)):
+            after = self._dice.choice((str(int(after_s)), "soon", "Wed, 21 Oct 2015 07:28:00 GMT"))
+            return Answer(said.status, said.body, retry_after=after, content_type=said.content_type)
+        return said
+
+    def _said(self, event_id: int, how: str, reply: Reply) -> Reply:
+        self.answered[event_id][how] += 1
+        self.last_call[event_id] = how
+        self._log(f"px answers {how} for event {event_id}")
+        return reply
+
+    def _fault(self) -> tuple[str, float]:
+        now_s = trio.current_time()
+        self._troubles = [one for one in self._troubles if one[0] > now_s]
+        if not self.healthy:
+            for _, faults, share, after_s in self._troubles:
+                if self._dice.random() < share:
+                    return self._dice.choice(faults), after_s
+        return "", 0
+
+    def _poisoned(self, request: Request) -> str:
+        for kind in ("refused", "firewall"):
+            if b'"poison":"%b"' % kind.encode() in request.body:
+                return kind
+        return ""
+
+    def _arrived(self, event_id: int, request: Request, body: dict) -> None:
+        is_event = request.path == "/v1/events/custom"
+        number = body["attributes"]["n"] if is_event else None
+        self.first_seen.setdefault(event_id, len(self.arrivals))
+        self.arrivals.append(Arrival(trio.current_time(), event_id, number, is_event))
+        self._log(f"px gets {request.method} {request.path} for event {event_id}, number {number}")
+
+    def _process(self, event_id: int, request: Request, body: dict) -> Answer:
+        if request.path == "/v1/events/custom":
+            assert body["identifyId"]
+            assert body["propertyKey"] == "AP-XXXXXXXXXX-2"
+            assert isinstance(body["date"], int)
+            assert not math.isnan(body["date"])
+            number = body["attributes"]["n"]
+            self.stored[number] += 1
+            self.accounts_of.setdefault(number, body.get("accountId"))
+            self.first_stored.setdefault(event_id, len(self.arrivals))
+            return CREATED
+        there, key = (self.users, "identifyId") if request.path.startswith("/v1/users") else (self.accounts, "id")
+        if request.method == "PUT":
+            self.first_stored.setdefault(event_id, len(self.arrivals))
+            who = request.path.rpartition("/")[2]
+            return Answer(204) if who in there else Answer(404, b"{}", content_type=JSON)
+        if body[key] in there:
+            return Answer(400, b'{"errorMessage":"Duplicate"}', content_type=JSON)
+        there.add(body[key])
+        return CREATED

@@ -1,0 +1,254 @@
+"""What happens in one simulated life of a daemon: a list of steps and a configuration, all drawn from a seed.
+
+A scenario is plain data, so that it can be printed, shrunk and run again. Every seed draws first which kinds of trouble
+it has at all (swarm testing): a run that has everything at once hides what happens when one thing goes wrong alone.
+"""
+
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import msgspec
+
+__all__ = ["Event", "Scenario", "Step", "draw"]
+
+DAY_MS = 86_400_000
+KINDS = ("track", "track", "track", "track", "track", "high", "page", "identify", "group")
+ODD = ("alias", "no_user", "opted_out", "bad", "refused", "firewall")
+FAULTS = ("later", "lost", "reset", "too_fast", "busy", "wrong_key", "firewall", "wrong_region", "refused", "away")
+RARE_FAULTS = ("garbage", "hang", "late")
+TROUBLES = (
+    *("px", "px", "crash", "restart", "slow_disk", "disk_error", "clock", "reload", "pause", "dead", "forget", "repeat"),
+    *("odd", "people", "quota", "small", "no_order", "reboot", "aged", "clients_give_up"),
+)
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One event as a producer makes it; ``number`` makes its message id and is found again in what PX gets."""
+
+    number: int
+    kind: str
+    user: str | None
+
+    @property
+    def high(self) -> bool:
+        return self.kind in ("high", "identify", "group")
+
+    def call(self) -> dict[str, Any]:
+        """The Segment call."""
+        said: dict[str, Any] = {"messageId": f"m{self.number}", "userId": self.user}
+        marks = {"n": self.number} | ({"poison": self.kind} if self.kind in ("refused", "firewall") else {})
+        match self.kind:
+            case "identify":
+                return said | {"type": "identify", "traits": {"n": self.number}}
+            case "group":
+                return said | {"type": "group", "groupId": f"g{self.number}", "traits": {"n": self.number}}
+            case "alias":
+                return said | {"type": "alias", "previousId": "x"}
+            case "bad":
+                return said | {"type": "track", "properties": marks}
+            case "page":
+                return said | {"type": "page", "properties": marks}
+            case "opted_out":
+                said["integrations"] = {"All": False}
+        return said | {"type": "track", "event": "Paid" if self.kind == "high" else "Clicked", "properties": marks}
+
+
+class Step(msgspec.Struct, frozen=True):
+    """Something that happens ``at_s`` seconds after the beginning."""
+
+    at_s: float
+    what: str
+    args: dict[str, Any] = {}
+
+
+class Scenario(msgspec.Struct, frozen=True):
+    """All of a run but the dice of scheduler and PX, which ``seed`` throws."""
+
+    seed: int
+    config: str
+    knobs: dict[str, int]
+    per_second: float
+    per_day: int
+    steps: tuple[Step, ...]
+
+    def size(self) -> int:
+        """How much there is, for shrinking."""
+        return sum(1 + len(step.args.get("events", ())) for step in self.steps)
+
+
+def draw(seed: int) -> Scenario:
+    """The scenario of a seed."""
+    dice = Random(seed)
+    troubles = {one for one in TROUBLES if dice.random() < 0.3}
+    length_s = dice.choice((2.0, 10.0, 60.0, 600.0))
+    per_second = dice.choice((0.5, 2.5, 7, 19, 190)) if dice.random() < 0.6 else 190
+    per_day = dice.choice((12, 25, 60)) if "quota" in troubles else 990_000
+    steps = [*_traffic(dice, troubles, length_s)]
+    for trouble in sorted(troubles):
+        steps += _STEPS.get(trouble, _nothing)(dice, length_s)
+    steps.sort(key=lambda step: step.at_s)
+    config = _config(dice, troubles, per_second, per_day)
+    return Scenario(seed, config, _knobs(dice, troubles), per_second, per_day, tuple(steps))
+
+
+def _traffic(dice: Random, troubles: set[str], length_s: float) -> Iterator[Step]:
+    users = [f"u{number}" for number in range(dice.choice((1, 2, 5, 20)))]
+    number, total = 0, dice.choice((5, 20, 40, 90))
+    made: list[Event] = []
+    while number < total:
+        events = []
+        for _ in range(min(dice.choice((1, 1, 3, 10, 40)), total - number)):
+            if made and "repeat" in troubles and dice.random() < 0.15:
+                events.append(dice.choice(made))
+                continue
+            kind = dice.choice(KINDS)
+            user = dice.choice(users)
+            if "odd" in troubles and dice.random() < 0.15:
+                kind = dice.choice(ODD)
+                user = None if kind == "no_user" else f"odd{dice.randrange(2)}" if kind in ("refused", "firewall") else user
+            events.append(Event(number, kind, user))
+            number += 1
+        made += events
+        gives_up = "clients_give_up" in troubles and dice.random() < 0.3
+        yield Step(
+            dice.random() * length_s if dice.random() < 0.8 else 0.0,
+            "send",
+            {
+                "way": dice.choice(("http", "http", "ndjson", "direct")),
+                "events": [msgspec.to_builtins(event) for event in events],
+                "patience_s": dice.random() * 0.2 if gives_up else None,
+            },
+        )
+
+
+def _nothing(_dice: Random, _length_s: float) -> Iterator[Step]:
+    return iter(())
+
+
+def _some(dice: Random, most: int) -> range:
+    return range(dice.randint(1, most))
+
+
+def _px(dice: Random, length_s: float) -> Iterator[Step]:
+    for _ in _some(dice, 3):
+        kinds = dice.sample(FAULTS, dice.choice((1, 1, 2, 4))) + ([dice.choice(RARE_FAULTS)] if dice.random() < 0.3 else [])
+        share = dice.choice((0.02, 0.2, 0.5, 1.0))
+        yield Step(
+            dice.random() * length_s,
+            "px",
+            {"faults": sorted(set(kinds)), "share": share, "for_s": dice.random() * length_s, "after_s": dice.choice((0, 0, 1, 30))},
+        )
+
+
+def _crashes(dice: Random, length_s: float) -> Iterator[Step]:
+    for _ in _some(dice, 3):
+        yield Step(
+            dice.random() * length_s * 1.2,
+            "crash",
+            {"in_trip": dice.random() < 0.5, "rounds": dice.choice((0, 1, 2, 5, 20)), "down_s": dice.choice((0, 0.001, 0.5, 30))},
+        )
+
+
+def _reboots(dice: Random, length_s: float) -> Iterator[Step]:
+    yield Step(dice.random() * length_s, "crash", {"rounds": 1, "down_s": dice.choice((10, 3_600, 80_000)), "reboot": True})
+
+
+def _restarts(dice: Random, length_s: float) -> Iterator[Step]:
+    for _ in _some(dice, 3):
+        yield Step(dice.random() * length_s * 1.2, "restart", {"down_s": dice.choice((0, 0, 0.3, 5, 3_600))})
+
+
+def _slow_disk(dice: Random, length_s: float) -> Iterator[Step]:
+    yield Step(dice.random() * length_s, "slow_disk", {"up_to_s": dice.choice((0.003, 0.1, 2)), "for_s": dice.random() * length_s})
+
+
+def _disk_errors(dice: Random, length_s: float) -> Iterator[Step]:
+    for _ in _some(dice, 3):
+        error = dice.choice(("ioerr", "ioerr_after", "full", "busy"))
+        count = dice.choice((1, 1, 2, 5, 12))
+        yield Step(dice.random() * length_s, "disk_error", {"error": error, "count": count, "skip": dice.choice((0, 1, 3))})
+
+
+def _clock(dice: Random, length_s: float) -> Iterator[Step]:
+    for _ in _some(dice, 2):
+        yield Step(dice.random() * length_s, "clock", {"step_ms": dice.choice((-DAY_MS, DAY_MS, -5_000, 5_000, 3_600_000))})
+
+
+def _reloads(dice: Random, length_s: float) -> Iterator[Step]:
+    for _ in _some(dice, 4):
+        yield Step(dice.random() * length_s, "reload", {"per_second": dice.choice((0.5, 3, 11, 47.5, 190)), "bad": dice.random() < 0.2})
+
+
+def _pauses(dice: Random, length_s: float) -> Iterator[Step]:
+    for _ in _some(dice, 2):
+        at_s = dice.random() * length_s
+        yield Step(at_s, "pause")
+        if dice.random() < 0.8:
+            yield Step(at_s + dice.random() * length_s, "resume")
+
+
+def _dead(dice: Random, length_s: float) -> Iterator[Step]:
+    for _ in _some(dice, 3):
+        yield Step(dice.random() * length_s * 1.5, "discard" if dice.random() < 0.2 else "retry_dead")
+
+
+def _forget(dice: Random, length_s: float) -> Iterator[Step]:
+    yield Step(dice.random() * length_s, "forget", {"user": f"u{dice.randrange(3)}"})
+
+
+_STEPS = {
+    "px": _px,
+    "crash": _crashes,
+    "reboot": _reboots,
+    "restart": _restarts,
+    "slow_disk": _slow_disk,
+    "disk_error": _disk_errors,
+    "clock": _clock,
+    "reload": _reloads,
+    "pause": _pauses,
+    "dead": _dead,
+    "forget": _forget,
+}
+
+
+def _config(dice: Random, troubles: set[str], per_second: float, per_day: int) -> str:
+    people = '[people]\nusers = "upsert"\naccounts = "upsert"\n' if "people" in troubles else ""
+    lines = [
+        f"per_second = {per_second}",
+        f"per_day = {per_day}",
+        'order = "none"' if "no_order" in troubles else 'order = "user"',
+        f"max_in_flight = {dice.choice((1, 2, 8, 128))}",
+        f"retry_initial = {_text(dice, '100ms', '1s')}",
+        f"retry_max = {_text(dice, '2s', '20s', '5m')}",
+        f"stop_timeout = {_text(dice, '500ms', '10s')}",
+        f"pace = {_text(dice, 'burst', 'burst', 'burst', 'spread')}",
+        f"day = {_text(dice, 'rolling', 'rolling', 'utc')}",
+        'max_age = "2m"' if "aged" in troubles else 'max_age = ""',
+        f"reserve_for_high = {dice.choice((0, 0.1, 0.5))}",
+    ]
+    return (
+        '[px]\nproperty_key = "AP-XXXXXXXXXX-2"\n'
+        f"[outbox]\ndurability = {_text(dice, 'disk', 'process')}\n"
+        'keep_delivered = "90d"\nkeep_ids = "90d"\n'
+        'keep_dead = "90d"\n[mapping.event.Paid]\npriority = "high"\n' + people + "[deliver]\n" + "\n".join(lines) + "\n"
+    )
+
+
+def _text(dice: Random, *choices: str) -> str:
+    return f'"{dice.choice(choices)}"'
+
+
+def _knobs(dice: Random, troubles: set[str]) -> dict[str, int]:
+    """Sizes of pages, windows and batches: with small ones a few dozen events are a deep backlog."""
+    if "small" not in troubles:
+        return {}
+    return {
+        "page_rows": dice.choice((1, 3, 10)),
+        "ready_low": dice.choice((1, 3, 20)),
+        "queue_max": dice.choice((1, 2, 4)),
+        "waiting_max": dice.choice((11, 30, 20_000)),
+        "commit_rows": dice.choice((1, 5, 5_000)),
+        "newest_ids": dice.choice((1, 10, 20_000)),
+        "wal_pages": dice.choice((2, 8, 64)),
+    }
