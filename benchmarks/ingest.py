@@ -26,10 +26,10 @@ class _Size:
     """How much is sent; ``--quick`` only proves that it works."""
 
     def __init__(self, quick: bool) -> None:
-        self.repeats = 1 if quick else 5
-        self.batches = 5_000 if quick else 300_000
-        self.singles = 1_000 if quick else 60_000
-        self.alone = 100 if quick else 3_000
+        self.repeats = 1 if quick else 3
+        self.batches = 5_000 if quick else 200_000
+        self.singles = 1_000 if quick else 50_000
+        self.alone = 100 if quick else 2_000
         self.history = 5_000 if quick else 1_000_000
 
 

@@ -262,7 +262,12 @@ class Daemon:
                     await front()
                     background.cancel_scope.cancel()
                 self.delivery.stop()
-            await self._save()
+            try:
+                await self._save()
+            except SidecarError as error:
+                log.error(
+                    "What the next process should know was not stored; the quota of the day counts more: %s", error
+                )
             self.outbox.stop()
 
     async def _save(self) -> None:

@@ -143,10 +143,15 @@ class Archive:
         self._withdraw(user)
         delivery = self.house.delivery
         in_use = frozenset[int]() if delivery is None else delivery.dispatcher.loaded_ids()
-        done: Forgotten = await self.house.outbox.write(
-            lambda store, now_ms: forget_users(store, [user], now_ms, in_use=in_use, after_id=after)
-        )
-        self._withdraw(user)  # a page that was read before that transaction may have come after it
+        try:
+            done: Forgotten = await self.house.outbox.write(
+                lambda store, now_ms: forget_users(store, [user], now_ms, in_use=in_use, after_id=after)
+            )
+        finally:
+            self._withdraw(user)  # a page that was read before that transaction may have come after it
+            if delivery is not None:  # what is pending all the same, as the disk failed or it is new, was let go of too
+                delivery.dispatcher.rewind(1)
+                delivery.wake()
         if done.next_after is None:
             await self.house.outbox.read(lambda store: store.checkpoint(truncate=True))
         return {

@@ -6,6 +6,7 @@ from typing import Final, NoReturn
 import trio
 
 from sidecar.control.house import House
+from sidecar.errors import SidecarError
 from sidecar.mapping import compile_mapping
 from sidecar.outbox.watch import Near, Watch
 
@@ -31,7 +32,10 @@ async def warn_of_limits(house: House, warnings: list[str]) -> NoReturn:
         more = True
         while more:
             await trio.sleep(STEP_EVERY_S)
-            more = await house.outbox.read(partial(watch.step, now_ms=house.clock.wall_ms()))
+            try:
+                more = await house.outbox.read(partial(watch.step, now_ms=house.clock.wall_ms()))
+            except SidecarError:
+                continue  # the outbox says on its own surfaces what is wrong with the disk
         warnings[:] = [_say(near) for near in watch.near]
 
 

@@ -83,7 +83,8 @@ class Dispatcher:
         self._order = Order(by_user=config.order == "user", window=window)
         self._memories: WeakValueDictionary[tuple[str, str], Memory] = WeakValueDictionary()
         self._slots: set[int] = set()  # sent and not settled by a commit
-        self._settling: dict[int, Memory | None] = {}  # keeps overlaid memory until the file has it
+        self._settling: dict[int, Memory | None] = {}  # keeps overlaid memory, until no page can be older than the file
+        self._committed: list[int] = []
         self._under_way = 0
         self._held: dict[int, tuple[Item, Settlement]] = {}
         self._released: deque[int] = deque()
@@ -96,26 +97,22 @@ class Dispatcher:
 
     def decide(self, now_s: float) -> Send | Settle | Rest:
         """What is to be done now. To be asked again after each answer other than Rest."""
-        settled = self._release_held(now_s)
-        if settled is not None:
+        if settled := self._release_held(now_s):
             return settled
         leave = self.destination.may_send(now_s)
         item = self._whose_turn(leave, now_s)
         if item is None:
             return Rest(self._something_due_s())
-        if item.prepared is None:
-            settlement = self._prepare(item)
-            if settlement is not None:
-                self._order.take(item)
-                self._finish(item, settlement)
-                return Settle(settlement)
+        if item.prepared is None and (settlement := self._prepare(item)):
+            self._order.take(item)
+            return self._finish(item, settlement)
         until_s = self._leave_at_s(item, leave, now_s)
         if until_s > now_s:
             return Rest(min(until_s, self._something_due_s()))
         return self._send(item, now_s, probe=isinstance(leave, Probe))
 
     def _whose_turn(self, leave: object, now_s: float) -> Item | None:
-        if not isinstance(leave, Probe):
+        if not isinstance(leave, Probe) or len(self._slots) >= self.config.max_in_flight:
             return self._order.head(now_s)
         if self.destination.describe(now_s).state == "paused":
             return self._order.another(self._random())
@@ -133,8 +130,7 @@ class Dispatcher:
 
     def _something_due_s(self) -> float:
         """When something changes by itself: an event is to be tried again, or held refusals are given up."""
-        held_s = FOREVER_S if self._under_way else self.destination.tick_at_s()
-        return min(self._order.next_due_s(), held_s)
+        return min(self._order.next_due_s(), FOREVER_S if self._under_way else self.destination.tick_at_s())
 
     def _paced(self, now_s: float) -> Bucket:
         """The bucket at the pace that destination and quota want just now."""
@@ -187,7 +183,7 @@ class Dispatcher:
         prepared: Prepared | None = item.prepared
         remember = None
         if state is not State.DEAD and prepared and prepared.mapped.known is not None and item.row.user is not None:
-            remember = Remembered(prepared.product, item.row.user, prepared.mapped.known.encode())
+            remember = Remembered(prepared.product, item.row.user, prepared.memory.settle(prepared).encode())
         payload = prepared.walk.current.body if state is State.DEAD and prepared and prepared.walk else b""
         return Settlement(
             *(item.id, item.high, state, reason, status, detail),
@@ -210,7 +206,7 @@ class Dispatcher:
         self._probe = None if probe else self._probe
         if isinstance(said, Request):
             self.destination.went_on(now_s, probe=probe)
-            self._order.give_back(item)
+            self._order.go_on(item)
             return []
         outcome = self.destination.on(said, event=item.id, user=item.row.user, now_s=now_s, probe=probe)
         self.tally[f"answered:{said.kind}"] += 1
@@ -219,8 +215,7 @@ class Dispatcher:
         for event_id in outcome.pending:
             self._to_the_queue(self._held.pop(event_id)[0])
         written: list[Settle | Failure] = [Settle(self._bury_held(event_id)) for event_id in outcome.dead]
-        written += self._after(item, said, outcome, now_s)
-        return written
+        return written + self._after(item, said, outcome, now_s)
 
     def _after(self, item: Item, verdict: Verdict, outcome: Outcome, now_s: float) -> list[Settle | Failure]:
         """What becomes of the event itself."""
@@ -245,11 +240,11 @@ class Dispatcher:
 
     def _to_the_queue(self, item: Item) -> None:
         """Its turn comes again, and its slot is free: nothing of this attempt is left."""
-        self._slots.discard(item.id)
         self._forget_attempt(item)
         self._order.give_back(item)
 
     def _forget_attempt(self, item: Item) -> None:
+        self._slots.discard(item.id)
         item.prepared.take_back()
         item.prepared = None
 
@@ -270,7 +265,6 @@ class Dispatcher:
             item.id, item.attempts, first_ms, now_ms, failures.count, failures.over_ms, verdict.message, ambiguous
         )
         item.row = item.row._replace(failure=failure)
-        self._slots.discard(item.id)
         self._forget_attempt(item)
         wait_s = delay_s(
             item.attempts,
@@ -306,16 +300,18 @@ class Dispatcher:
         """These are committed: their slots are free."""
         for one in settlements:
             self._slots.discard(one.id)
-            self._settling.pop(one.id, None)
+            self._committed.append(one.id)
 
     # Feeding --------------------------------------------------------------------------------------------------------
 
-    def start(self, aside: list[Turn]) -> None:
-        """Learn, before anything else, which users have rows set aside."""
+    def start(self, aside: list[tuple[Turn, int]]) -> None:
+        """Learn, before anything else, which users have rows set aside, and the first id of each."""
         self._order.mark_aside(aside)
 
     def wants(self) -> NextPage | AsidePage | SetAside | Lease | None:
         """What is to be fetched or written now, one thing at a time, so that nothing overtakes."""
+        while self._committed:
+            self._settling.pop(self._committed.pop(), None)
         if lease := self.quota.wants_lease():
             return lease
         if ids := self._order.to_set_aside():
@@ -334,20 +330,23 @@ class Dispatcher:
     def loaded(self, high: bool, page: Page) -> bool:
         """A page that ``wants`` asked for; whether it held anybody who can go."""
         before = self._order.ready()
-        known = {(one.property_key, one.user): one.known for one in page.known}
-        for row in page.rows:
-            if row.id not in self._settling:  # answered since the page was read, or read again after a rewind
-                self._order.load(row, self._memory(row, known))
+        for row, memory in self._rows(page):
+            self._order.load(row, memory)
         if not self._page_is_stale:  # else it was rewound meanwhile: read on from there
             self._after_id[high] = page.rows[-1].id if page.rows else self._after_id[high]
             self._exhausted[high] = not (page.more or self._more_came)
+        self._order.front_at(high, page.rows[-1].id if page.more else FOREVER_S)
         return self._order.ready() > before or not page.rows
 
     def loaded_aside(self, turn: Turn, page: Page) -> bool:
         """A page of rows that had been set aside."""
-        known = {(one.property_key, one.user): one.known for one in page.known}
-        self._order.load_aside(turn, [(row, self._memory(row, known)) for row in page.rows], more=page.more)
+        self._order.load_aside(turn, self._rows(page), more=page.more)
         return True
+
+    def _rows(self, page: Page) -> list[tuple[Row, Memory]]:
+        """Its rows and their users' memory, without those that were answered and not yet committed when it was read."""
+        known = {(one.property_key, one.user): one.known for one in page.known}
+        return [(row, self._memory(row, known)) for row in page.rows if row.id not in self._settling]
 
     def _memory(self, row: Row, known: dict[tuple[str, str], bytes]) -> Memory:
         """The memory of the row's user: what is overlaid here is newer than what came with the page."""
@@ -374,7 +373,7 @@ class Dispatcher:
         """Forget events that match and are not being sent, as if they had never been loaded: their rows are changed."""
         for item in self._order.withdraw(match):
             if item.prepared is not None:
-                item.prepared.take_back()
+                self._forget_attempt(item)
 
     def reconfigure(self, config: Deliver, mapper: Mapper) -> None:
         """From now on rates, retries and mapping are these; ``order`` and the day's quota need a restart."""

@@ -13,7 +13,8 @@ place::
 Memory is bounded by setting aside. A user who is slow, or waits, or has a long queue would fill it; so a queue holds at
 most ``QUEUE_MAX`` events, and of a waiting user only the head. What does not fit goes back to the file, marked as set
 aside, and is read again page by page when its user's queue runs low. As long as a user has anything set aside, all
-that is newer follows it there: this keeps the order.
+that is newer follows it there: this keeps the order. What is older than it may still be in front after a restart: the
+events that were loaded then. So nothing that an earlier run has set aside is read before the front has passed it.
 
 The choice is by id: the oldest ready head of the high class, else of the normal one.
 """
@@ -32,6 +33,7 @@ QUEUE_MAX = 4
 WINDOW_BYTES = 16 * 2**20
 # Waiting heads are kept beside the window. So many of them mean that PX is ill, and the destination waits anyway.
 WAITING_MAX = 20_000
+BEFORE_ALL = 2**63  # taken off an id it sorts before all of them
 
 Turn = tuple[bool, str | int]
 
@@ -76,6 +78,8 @@ class Order:
         self._waiting: list[tuple[float, int, Item]] = []
         self._aside: dict[Turn, int] = {}  # turn -> highest id that came back from there
         self._hungry: dict[Turn, None] = {}  # those of them with an empty queue, in order of becoming so
+        self._before: dict[Turn, int] = {}  # turn -> the first id of an earlier run's, until the front has passed it
+        self._to_pass: dict[bool, list[tuple[int, Turn]]] = {True: [], False: []}
         self._to_set_aside: list[Item] = []
 
     # Loading ----------------------------------------------------------------------------------------------------
@@ -91,11 +95,21 @@ class Order:
         """How many users could send at once."""
         return len(self._ready[True]) + len(self._ready[False])
 
-    def mark_aside(self, turns: list[Turn]) -> None:
-        """These users have rows set aside in the file, from an earlier run."""
-        for turn in turns:
-            self._aside.setdefault(turn, 0)
-            self._hungry[turn] = None
+    def mark_aside(self, turns: list[tuple[Turn, int]]) -> None:
+        """These users have rows set aside in the file, from an earlier run: each with the first of their ids."""
+        for turn, first_id in turns:
+            self._aside[turn] = 0
+            self._before[turn] = first_id
+            heapq.heappush(self._to_pass[turn[0]], (first_id, turn))
+
+    def front_at(self, high: bool, row_id: float) -> None:
+        """The front of a class was loaded up to this id: what was set aside by an earlier run until there may follow."""
+        to_pass = self._to_pass[high]
+        while to_pass and to_pass[0][0] <= row_id:
+            turn = heapq.heappop(to_pass)[1]
+            del self._before[turn]
+            if turn not in self._queues:
+                self._hungry[turn] = None
 
     def load(self, row: Row, memory: Any = None) -> None:
         """Take a row of the front of the backlog; it is queued, or set aside."""
@@ -105,10 +119,9 @@ class Order:
         item = Item(row, turn, memory)
         queue = self._queues.get(turn)
         crowded = queue is not None and (len(queue) >= QUEUE_MAX or queue[0].due_s > 0)
-        if turn in self._aside or crowded:
-            # A dead letter that is retried is older than what was read back: it must be found all the same.
-            self._aside[turn] = min(self._aside.get(turn, 0), row.id - 1)
-            self._to_set_aside.append(item)
+        first_id = self._before.get(turn, 0)
+        if crowded or (turn in self._aside and not row.id < first_id):
+            self._set_aside(item)
         else:
             self._enqueue(item)
 
@@ -124,6 +137,13 @@ class Order:
         elif turn not in self._queues:
             self._hungry[turn] = None
 
+    def _set_aside(self, item: Item) -> None:
+        # A dead letter that is retried is older than what was read back: it must be found all the same.
+        self._aside[item.turn] = min(self._aside.get(item.turn, item.id), item.id - 1)
+        if item.turn in self._before:
+            self._before[item.turn] = min(self._before[item.turn], item.id)
+        self._to_set_aside.append(item)
+
     def _enqueue(self, item: Item) -> None:
         self.items[item.id] = item
         self._bytes += len(item.row.body)
@@ -132,9 +152,9 @@ class Order:
         if len(queue) == 1:
             self._make_ready(item)
 
-    def _make_ready(self, item: Item) -> None:
+    def _make_ready(self, item: Item, *, before_all: bool = False) -> None:
         item.due_s, item.out = 0.0, False
-        heapq.heappush(self._ready[item.high], (item.id, item))
+        heapq.heappush(self._ready[item.high], (item.id - BEFORE_ALL * before_all, item))
 
     def to_set_aside(self) -> list[int]:
         """The ids that are to be marked as set aside in the file; to be told once."""
@@ -159,10 +179,8 @@ class Order:
         """The event whose turn it is, without taking it: due retries first become ready again."""
         while self._waiting and self._waiting[0][0] <= now_s:
             self._make_ready(heapq.heappop(self._waiting)[2])
-        for high in (True, False):
-            if self._ready[high]:
-                return self._ready[high][0][1]
-        return None
+        heads = [heap[0] for heap in (self._ready[True], self._ready[False]) if heap]
+        return next((item for key, item in heads if key < 0), heads[0][1] if heads else None)
 
     def oldest(self, now_s: float) -> Item | None:
         """The oldest ready event of either class: what an outage is probed with."""
@@ -182,12 +200,19 @@ class Order:
         if heap[0][1] is item:
             heapq.heappop(heap)
         else:  # a probe
-            heap.remove((item.id, item))
+            heap[:] = [entry for entry in heap if entry[1] is not item]
             heapq.heapify(heap)
 
     def give_back(self, item: Item) -> None:
         """An item that went out has its turn again, at once."""
         self._make_ready(item)
+
+    def go_on(self, item: Item) -> None:
+        """An item that went out has something more to send, and goes before all others.
+
+        It has a slot already: whoever went before it might wait for one that only it can free.
+        """
+        self._make_ready(item, before_all=True)
 
     def retry_at(self, item: Item, due_s: float) -> None:
         """An item that went out waits; its user waits with it, and his others are set aside."""
@@ -197,9 +222,7 @@ class Order:
         while len(queue) > 1:
             other = queue.pop()
             self._let_go(other)
-            self._to_set_aside.append(other)
-            # What is read back later starts behind the head, whatever was read before.
-            self._aside[item.turn] = item.id
+            self._set_aside(other)
 
     def done(self, item: Item) -> None:
         """An item that went out has its final answer: the next of its user has its turn."""
@@ -214,17 +237,19 @@ class Order:
             self._make_ready(queue[0])
         else:
             del self._queues[turn]
-            if turn in self._aside:
+            if turn in self._aside and turn not in self._before:
                 self._hungry[turn] = None
 
     def withdraw(self, match: Callable[[Row], bool]) -> list[Item]:
-        """Let go of what matches and is not out, as if it had never been loaded."""
+        """Let go of what matches and is not out: it is set aside, as far as it is still pending then."""
         gone = [item for item in self.items.values() if not item.out and match(item.row)]
         for item in gone:
             queue = self._queues[item.turn]
             was_head = queue[0] is item
             queue.remove(item)
             self._let_go(item)
+            if isinstance(item.turn[1], str):  # if it stays pending after all, it comes before what is newer
+                self._set_aside(item)
             if was_head:
                 self._next_of(item.turn, queue)
         for ready in self._ready.values():

@@ -14,7 +14,7 @@ requests that are still out are cancelled, their events stay pending and are sen
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -34,6 +34,8 @@ LANE_IDLE_S: Final = 30.0
 BREATH_S: Final = 0.02
 DISK_BREATH_S: Final = 0.5
 STEPS_PER_TURN: Final = 32
+
+T = TypeVar("T")
 
 
 class Delivery:
@@ -56,6 +58,7 @@ class Delivery:
         self._decide_again = trio.Event()
         self._feed_again = trio.Event()
         self._stopping = False
+        self._owed = 0  # settlements that are not committed
         outbox.on_settled = self._settled
         outbox.on_accepted = self._accepted
 
@@ -65,6 +68,7 @@ class Delivery:
         self._feed_again.set()
 
     def _settled(self, settlements: Sequence[Settlement]) -> None:
+        self._owed -= len(settlements)
         self.dispatcher.settled(settlements)
         self.wake()
 
@@ -81,16 +85,13 @@ class Delivery:
         self, *, stop_timeout_s: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Deliver until ``stop``; then wait at most ``stop_timeout_s`` for what is in flight."""
-        aside = await self._outbox.read(
-            lambda store: [(high, user) for high in (True, False) for user in store.users_aside(high=high)]
-        )
-        self.dispatcher.start([(high, user) for high, user in aside])
+        self.dispatcher.start(await self._read(_firsts_aside))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._feed)
             task_status.started()
             await self._decide(nursery)
             with trio.move_on_after(stop_timeout_s):
-                while self.dispatcher.in_flight():
+                while self.dispatcher.under_way() or self._owed:
                     await self._decide_again.wait()
                     self._decide_again = trio.Event()
             nursery.cancel_scope.cancel()
@@ -105,7 +106,7 @@ class Delivery:
                 case Send(item, request):
                     self._hand_over(nursery, item, request)
                 case Settle(settlement):
-                    self._outbox.settle(settlement, more_expected=True)
+                    self._settle(settlement, more_expected=True)
                 case Rest(until_s):
                     steps = 0
                     self._feed_again.set()
@@ -116,6 +117,10 @@ class Delivery:
                 steps = 0
                 self._feed_again.set()
                 await trio.lowlevel.checkpoint()
+
+    def _settle(self, settlement: Settlement, *, more_expected: bool) -> None:
+        self._owed += 1
+        self._outbox.settle(settlement, more_expected=more_expected)
 
     # Lanes ------------------------------------------------------------------------------------------------------
 
@@ -139,7 +144,7 @@ class Delivery:
                 lane.work = None
                 for written in self.dispatcher.replied(item, reply, self._clock.monotonic_s()):
                     if isinstance(written, Settle):
-                        self._outbox.settle(written.settlement, more_expected=self.dispatcher.under_way() > 0)
+                        self._settle(written.settlement, more_expected=self.dispatcher.under_way() > 0)
                     else:
                         self._outbox.note_failure(written)
                         self.on_retry(item, written)
@@ -156,11 +161,11 @@ class Delivery:
         while True:
             match self.dispatcher.wants():
                 case NextPage(high, after_id, limit):
-                    page = await self._outbox.read(partial(Store.page, high=high, after_id=after_id, limit=limit))
+                    page = await self._read(partial(Store.page, high=high, after_id=after_id, limit=limit))
                     useful = self.dispatcher.loaded(high, page)
                 case AsidePage((high, user) as turn, after_id, limit):
                     ask = partial(Store.aside_page, high=high, user=str(user), after_id=after_id, limit=limit)
-                    useful = self.dispatcher.loaded_aside(turn, await self._outbox.read(ask))
+                    useful = self.dispatcher.loaded_aside(turn, await self._read(ask))
                 case SetAside(ids):
                     await self._set_aside(ids)
                     useful = True
@@ -175,6 +180,14 @@ class Delivery:
             if not useful:
                 with trio.move_on_after(BREATH_S):
                     await self._feed_again.wait()
+
+    async def _read(self, call: Callable[[Store], T]) -> T:
+        """Read, however often it fails: whether the disk is given up is for the outbox to say."""
+        while True:
+            try:
+                return await self._outbox.read(call)
+            except SidecarError:
+                await trio.sleep(DISK_BREATH_S)
 
     async def _set_aside(self, ids: list[int]) -> None:
         """Mark rows as set aside; not before that is on disk may anything else be fetched."""
@@ -197,8 +210,8 @@ class Delivery:
             self.dispatcher.quota.granted(lease)
 
 
-def _turns_aside(store: Store) -> list[Turn]:
-    return [(high, user) for high in (True, False) for user in store.users_aside(high=high)]
+def _firsts_aside(store: Store) -> list[tuple[Turn, int]]:
+    return [((high, user), first_id) for high in (True, False) for user, first_id in store.first_aside(high=high)]
 
 
 def _set_aside(ids: list[int], store: Store, _now_ms: int) -> None:

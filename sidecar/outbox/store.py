@@ -302,15 +302,21 @@ class Store:
         )
 
     def users_aside(self, *, high: bool) -> list[str]:
-        """The users with rows set aside: one short look per user, whatever is behind each."""
+        """The users with rows set aside."""
+        return [user for user, _ in self.first_aside(high=high)]
+
+    def first_aside(self, *, high: bool) -> list[tuple[str, int]]:
+        """The users with rows set aside, and the first of their ids: one short look each, whatever is behind it."""
         state = State.HIGH_ASIDE if high else State.NORMAL_ASIDE
-        query = "SELECT user FROM events WHERE state = ? AND state IN (2, 3) AND user {} ? ORDER BY user LIMIT 1"
+        query = (
+            "SELECT user, id FROM events WHERE state = ? AND state IN (2, 3) AND user {} ? ORDER BY user, id LIMIT 1"
+        )
         found = self.connection.execute(query.format(">="), (state, "")).fetchone()
-        users: list[str] = []
+        firsts: list[tuple[str, int]] = []
         while found:
-            users.append(found[0])
+            firsts.append(found)
             found = self.connection.execute(query.format(">"), (state, found[0])).fetchone()
-        return users
+        return firsts
 
     def oldest_pending_ms(self) -> int | None:
         """When the oldest event that is pending and not set aside was received."""

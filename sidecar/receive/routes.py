@@ -9,6 +9,7 @@ import base64
 import binascii
 import re
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Final
 
 import trio
@@ -104,7 +105,8 @@ class Routes:
         )
 
     async def _take(self, request: Request, kind: str, *, trusted: bool) -> Answer:
-        opened = self._intake.open(request.body, kind, _key_of(request.header(b"authorization")), trusted=trusted)
+        key = _key_of(request.header(b"authorization")) if self._intake.sources else None
+        opened = self._intake.open(request.body, kind, key, trusted=trusted)
         if isinstance(opened, Answer):
             return opened
         if not opened.events:
@@ -134,6 +136,7 @@ def _key_of(authorization: bytes | None) -> str | None:
     return text.partition(":")[0] or None
 
 
+@lru_cache(maxsize=64)  # an app says the same with every request
 def _is_local(host: bytes | None) -> bool:
     """Whether a Host header names this machine by loopback. Without one (HTTP/1.0, nc) it cannot be a browser."""
     if host is None:

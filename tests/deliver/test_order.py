@@ -116,7 +116,8 @@ def test_newer_events_follow_what_is_set_aside():
 def test_a_retried_dead_letter_that_is_older_than_what_was_read_back_is_found():
     """It was set aside below the id after which reading went on, and waited there until a restart."""
     made = Order(by_user=True, window=WINDOW)
-    made.mark_aside([(False, "u")])
+    made.mark_aside([((False, "u"), 50)])
+    made.front_at(False, 60)
     made.load_aside((False, "u"), [(row(50), None)], more=True)
     made.load(row(7))
     assert made.to_set_aside() == [7]
@@ -185,7 +186,8 @@ def test_a_waiting_head_that_is_withdrawn_lets_the_next_of_its_user_be_read():
     made.to_set_aside()
     made.withdraw(lambda one: one.id == 1)
     assert made.next_due_s() == float("inf")
-    assert made.wants_aside() == ((False, "a"), 1)
+    assert made.to_set_aside() == [1]
+    assert made.wants_aside() == ((False, "a"), 0)
 
 
 class World:

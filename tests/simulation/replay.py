@@ -1,7 +1,7 @@
 """Runs the simulation from the command line.
 
-    python tests/simulation/replay.py SEED            one seed again, with its log, and shrunk if it fails
-    python tests/simulation/replay.py --seeds 100000  seeds from --first on, until one fails
+python tests/simulation/replay.py SEED            one seed again, with its log, and shrunk if it fails
+python tests/simulation/replay.py --seeds 100000  seeds from --first on, until one fails
 """
 
 import argparse

@@ -18,7 +18,20 @@ ODD = ("alias", "no_user", "opted_out", "bad", "refused", "firewall")
 FAULTS = ("later", "lost", "reset", "too_fast", "busy", "wrong_key", "firewall", "wrong_region", "refused", "away")
 RARE_FAULTS = ("garbage", "hang", "late")
 TROUBLES = (
-    *("px", "px", "crash", "restart", "slow_disk", "disk_error", "clock", "reload", "pause", "dead", "forget", "repeat"),
+    *(
+        "px",
+        "px",
+        "crash",
+        "restart",
+        "slow_disk",
+        "disk_error",
+        "clock",
+        "reload",
+        "pause",
+        "dead",
+        "forget",
+        "repeat",
+    ),
     *("odd", "people", "quota", "small", "no_order", "reboot", "aged", "clients_give_up"),
 )
 
@@ -106,7 +119,13 @@ def _traffic(dice: Random, troubles: set[str], length_s: float) -> Iterator[Step
             user = dice.choice(users)
             if "odd" in troubles and dice.random() < 0.15:
                 kind = dice.choice(ODD)
-                user = None if kind == "no_user" else f"odd{dice.randrange(2)}" if kind in ("refused", "firewall") else user
+                user = (
+                    None
+                    if kind == "no_user"
+                    else f"odd{dice.randrange(2)}"
+                    if kind in ("refused", "firewall")
+                    else user
+                )
             events.append(Event(number, kind, user))
             number += 1
         made += events
@@ -132,12 +151,19 @@ def _some(dice: Random, most: int) -> range:
 
 def _px(dice: Random, length_s: float) -> Iterator[Step]:
     for _ in _some(dice, 3):
-        kinds = dice.sample(FAULTS, dice.choice((1, 1, 2, 4))) + ([dice.choice(RARE_FAULTS)] if dice.random() < 0.3 else [])
+        kinds = dice.sample(FAULTS, dice.choice((1, 1, 2, 4))) + (
+            [dice.choice(RARE_FAULTS)] if dice.random() < 0.3 else []
+        )
         share = dice.choice((0.02, 0.2, 0.5, 1.0))
         yield Step(
             dice.random() * length_s,
             "px",
-            {"faults": sorted(set(kinds)), "share": share, "for_s": dice.random() * length_s, "after_s": dice.choice((0, 0, 1, 30))},
+            {
+                "faults": sorted(set(kinds)),
+                "share": share,
+                "for_s": dice.random() * length_s,
+                "after_s": dice.choice((0, 0, 1, 30)),
+            },
         )
 
 
@@ -146,12 +172,18 @@ def _crashes(dice: Random, length_s: float) -> Iterator[Step]:
         yield Step(
             dice.random() * length_s * 1.2,
             "crash",
-            {"in_trip": dice.random() < 0.5, "rounds": dice.choice((0, 1, 2, 5, 20)), "down_s": dice.choice((0, 0.001, 0.5, 30))},
+            {
+                "in_trip": dice.random() < 0.5,
+                "rounds": dice.choice((0, 1, 2, 5, 20)),
+                "down_s": dice.choice((0, 0.001, 0.5, 30)),
+            },
         )
 
 
 def _reboots(dice: Random, length_s: float) -> Iterator[Step]:
-    yield Step(dice.random() * length_s, "crash", {"rounds": 1, "down_s": dice.choice((10, 3_600, 80_000)), "reboot": True})
+    yield Step(
+        dice.random() * length_s, "crash", {"rounds": 1, "down_s": dice.choice((10, 3_600, 80_000)), "reboot": True}
+    )
 
 
 def _restarts(dice: Random, length_s: float) -> Iterator[Step]:
@@ -160,24 +192,36 @@ def _restarts(dice: Random, length_s: float) -> Iterator[Step]:
 
 
 def _slow_disk(dice: Random, length_s: float) -> Iterator[Step]:
-    yield Step(dice.random() * length_s, "slow_disk", {"up_to_s": dice.choice((0.003, 0.1, 2)), "for_s": dice.random() * length_s})
+    yield Step(
+        dice.random() * length_s,
+        "slow_disk",
+        {"up_to_s": dice.choice((0.003, 0.1, 2)), "for_s": dice.random() * length_s},
+    )
 
 
 def _disk_errors(dice: Random, length_s: float) -> Iterator[Step]:
     for _ in _some(dice, 3):
         error = dice.choice(("ioerr", "ioerr_after", "full", "busy"))
         count = dice.choice((1, 1, 2, 5, 12))
-        yield Step(dice.random() * length_s, "disk_error", {"error": error, "count": count, "skip": dice.choice((0, 1, 3))})
+        yield Step(
+            dice.random() * length_s, "disk_error", {"error": error, "count": count, "skip": dice.choice((0, 1, 3))}
+        )
 
 
 def _clock(dice: Random, length_s: float) -> Iterator[Step]:
     for _ in _some(dice, 2):
-        yield Step(dice.random() * length_s, "clock", {"step_ms": dice.choice((-DAY_MS, DAY_MS, -5_000, 5_000, 3_600_000))})
+        yield Step(
+            dice.random() * length_s, "clock", {"step_ms": dice.choice((-DAY_MS, DAY_MS, -5_000, 5_000, 3_600_000))}
+        )
 
 
 def _reloads(dice: Random, length_s: float) -> Iterator[Step]:
     for _ in _some(dice, 4):
-        yield Step(dice.random() * length_s, "reload", {"per_second": dice.choice((0.5, 3, 11, 47.5, 190)), "bad": dice.random() < 0.2})
+        yield Step(
+            dice.random() * length_s,
+            "reload",
+            {"per_second": dice.choice((0.5, 3, 11, 47.5, 190)), "bad": dice.random() < 0.2},
+        )
 
 
 def _pauses(dice: Random, length_s: float) -> Iterator[Step]:
@@ -231,7 +275,11 @@ def _config(dice: Random, troubles: set[str], per_second: float, per_day: int) -
         '[px]\nproperty_key = "AP-XXXXXXXXXX-2"\n'
         f"[outbox]\ndurability = {_text(dice, 'disk', 'process')}\n"
         'keep_delivered = "90d"\nkeep_ids = "90d"\n'
-        'keep_dead = "90d"\n[mapping.event.Paid]\npriority = "high"\n' + people + "[deliver]\n" + "\n".join(lines) + "\n"
+        'keep_dead = "90d"\n[mapping.event.Paid]\npriority = "high"\n'
+        + people
+        + "[deliver]\n"
+        + "\n".join(lines)
+        + "\n"
     )
 
 
