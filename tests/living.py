@@ -19,7 +19,7 @@ from sidecar.control.desk import Desk
 from sidecar.control.server import serve_control
 from sidecar.daemon import Daemon
 from sidecar.http import Stopping
-from sidecar.outbox import ThreadRunner, Store
+from sidecar.outbox import Store, ThreadRunner
 from sidecar.px import Answer, Reply, Request
 from sidecar.px.fake import FakeNetwork
 from sidecar.receive import Front, Routes, bind_control, bind_listeners

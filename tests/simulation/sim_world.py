@@ -100,10 +100,11 @@ class Runner:
         async with self._lock:
             await trio.lowlevel.checkpoint()
             with trio.CancelScope(shield=True) as scope:
-                self._life.uninterrupted = scope
+                self._life.uninterrupted, self._life.under_way = scope, call
                 await self._wait()
                 result = self._life.perform(call)
                 await self._wait()
+                self._life.under_way = None
                 return result
             await trio.lowlevel.checkpoint()  # a crash: nothing comes back from here
         raise AssertionError("a crash cancels everything")
@@ -126,6 +127,7 @@ class Life:
         self.no_request = trio.Event()
         self.crash_in_trip = False
         self.uninterrupted: trio.CancelScope | None = None
+        self.under_way: Callable[[], Any] | None = None
         self.scope = trio.CancelScope()
         self.killed = False
         self.failed_before = world.disk.failed
@@ -212,7 +214,10 @@ class Life:
         path = world.folder / f"{self.number + 1}.db"
         path.write_bytes(left.database)
         path.with_name(path.name + "-wal").write_bytes(left.log)
-        not_noted = Counter(one.id for one in self.daemon.outbox._failures if one.ambiguous)
+        failures = [*self.daemon.outbox._failures]
+        for work in getattr(self.under_way, "args", ()):
+            failures += getattr(work, "failures", ())  # these may be noted, or not
+        not_noted = Counter(one.id for one in failures if one.ambiguous)
         in_flight = frozenset(dispatcher._slots)
         world.ends.append(End(in_flight, not_noted, world.config.deliver.max_in_flight))
         world.log(
