@@ -199,7 +199,7 @@ class Quota:
     def _lease(self, sends: int, through: int) -> Lease:
         rows = [
             QuotaRow(self._minutes[at].minute, self._boot_id, at, self._minutes[at].sent)
-            for at in sorted(self._dirty)
+            for at in sorted(self._minutes if self._replaces_all else self._dirty)
             if at in self._minutes
         ]
         self._dirty.clear()

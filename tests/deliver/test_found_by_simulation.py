@@ -7,10 +7,13 @@ import pytest
 import trio
 from test_delivery import CREATED, Px, delivering, event, first_arrivals, make, settled
 from test_dispatcher import House
+from test_quota import Clock as QuotaClock
+from test_quota import File, send
 
 from sidecar.config import load_text
 from sidecar.deliver.order import QUEUE_MAX, Order
 from sidecar.deliver.prepared import Memory, Prepared
+from sidecar.deliver.quota import Quota
 from sidecar.deliver.steps import Send
 from sidecar.errors import SidecarError
 from sidecar.mapping import Known, compile_mapping
@@ -181,3 +184,14 @@ def test_without_order_the_account_was_forgotten_when_an_older_identify_was_sett
     group = changed(memory, {"type": "group", "userId": "u", "groupId": "g"})
     assert memory.settle(group).account_id == "g"
     assert memory.settle(identify).account_id == "g"
+
+
+def test_a_stop_while_the_first_lease_was_under_way_forgot_the_whole_days_quota():
+    """The rows that the lease held were no longer to be written, and all others were deleted."""
+    clock, file = QuotaClock(), File()
+    assert send(Quota(10, clock=clock), file, 4) == 4
+    stopped = Quota(10, clock=clock, rows=file.rows.values())
+    stopped.ready_at_s(0.0, high=False)
+    assert stopped.wants_lease() is not None
+    file.commit(stopped.given_back())
+    assert send(Quota(10, clock=clock, rows=file.rows.values()), file, 100) <= 6
