@@ -36,6 +36,8 @@ _ROWS = (
     "SELECT events.id, state, source, user, received_ms, body, retries.attempts, first_ms, last_ms, counted, over_ms, detail,"
     " settled_ms FROM events LEFT JOIN retries ON retries.id = events.id"
 )
+SEEN_EVERY_MS: Final = 3_600_000
+_SEEN: Final = "UPDATE users SET seen_ms = ? WHERE user = (SELECT user FROM events WHERE id = ?) AND seen_ms < ?"
 _MAYBE_TEXT: Final[Any] = (str, type(None))
 _ROW: Final[tuple[Any, ...]] = (int, int, int, _MAYBE_TEXT, int, bytes)
 _FAILED_ROW: Final[tuple[Any, ...]] = (*_ROW, int, int, int, int, int, str)
@@ -220,6 +222,8 @@ class Store:
                 self._bury(one, now_ms)
             if one.remember is not None:
                 self._remember(one.remember, now_ms)
+            elif self.counters["users"]:  # who is least recently seen leaves first
+                self.connection.execute(_SEEN, (now_ms, one.id, now_ms - SEEN_EVERY_MS))
 
     def _bury(self, one: Settlement, now_ms: int) -> None:
         first_ms = one.first_failed_ms or now_ms

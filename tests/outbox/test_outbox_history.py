@@ -103,6 +103,17 @@ def test_the_longest_unseen_users_are_forgotten_first(store):
     assert not step(store, NOW_MS, max_users=1)
 
 
+def test_a_user_whose_events_go_on_is_seen_and_stays(store):
+    """Only the user's own changes counted, so that the most active users could leave first."""
+    accept(store, [event(1, user="old"), event(2, user="new")])
+    settle(store, [delivered(1, remember=Remembered("AP", "old", b"x"))], NOW_MS)
+    settle(store, [delivered(2, remember=Remembered("AP", "new", b"x"))], NOW_MS + HOUR_MS)
+    accept(store, [event(3, user="old")], NOW_MS + 3 * HOUR_MS)
+    settle(store, [delivered(3)], NOW_MS + 3 * HOUR_MS)
+    assert step(store, NOW_MS + 3 * HOUR_MS, max_users=1)
+    assert [row[0] for row in store.connection.execute("SELECT user FROM users")] == ["old"]
+
+
 def test_pending_events_are_never_touched(store):
     accept(store, [event(n, high=n % 2 == 0) for n in range(10)])
     with store.transaction():
