@@ -8,6 +8,8 @@ Rules
 * A scope that was cancelled is never used to call the handler: bytes may arrive in the same instant as a deadline or a
   stop, and the handler would be cancelled at its first checkpoint.
 * Requests that are already there are handled before reading again, and their answers go out in one piece.
+* A stop ends idle connections at once, but not one that has said nothing yet: its request is on its way, from a client
+  that was not refused and so should be answered. It has ``_FRESH_S`` for its first byte.
 * Any end that we choose lingers: answer, half-close, throw away what still comes for a bounded time, close. The client
   then reads the answer instead of a reset.
 """
@@ -29,6 +31,7 @@ __all__ = ["serve_connection"]
 
 _READ_BYTES = 64 * 1024
 _FLUSH_BYTES = 64 * 1024
+_FRESH_S = 1.0
 
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -47,10 +50,11 @@ async def serve_connection(
 ) -> None:
     """Serve requests on ``stream`` until either side ends it; then the stream is closed.
 
-    ``first``: bytes that were already read from it (kept as long as the connection: read few). ``stopping``: once set, an idle connection is closed at once, and
-    a request of which any byte was read is finished and answered with ``Connection: close``. ``on_error`` is told what
-    the handler raised (any Exception); the client gets ``refuse("internal", …, 500)``. Nothing a client sends or fails
-    to send raises here. Cancellation closes the stream and may interrupt the handler.
+    ``first``: bytes that were already read from it (kept as long as the connection: read few). ``stopping``: once set,
+    an idle connection is closed at once, one that has said nothing yet after a second, and a request of which any byte
+    was read is finished and answered with ``Connection: close``. ``on_error`` is told what the handler raised (any
+    Exception); the client gets ``refuse("internal", …, 500)``. Nothing a client sends or fails to send raises here.
+    Cancellation closes the stream and may interrupt the handler.
     """
     connection = _Connection(stream, handler, limits or Limits(), stopping or Stopping(), refuse, on_error)
     try:
@@ -66,6 +70,7 @@ class _Connection:
     """The state of ``serve_connection``."""
 
     __slots__ = (
+        "_fresh",
         "_handler",
         "_interruptible",
         "_last_words",
@@ -100,10 +105,12 @@ class _Connection:
         self._on_error = on_error
         self._scope = trio.CancelScope()
         self._interruptible = False
+        self._fresh = True
         self._last_words = b""
         self._lingers = False
 
     async def run(self, first: bytes) -> None:
+        self._fresh = not first
         self.reader.feed(first)
         unsubscribe = self._stopping.subscribe(self._stop)
         try:
@@ -120,7 +127,11 @@ class _Connection:
             unsubscribe()
 
     def _stop(self) -> None:
-        if self._interruptible and self.reader.phase is Phase.IDLE:
+        if not self._interruptible or self.reader.phase is not Phase.IDLE:
+            return
+        if self._fresh:
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + _FRESH_S)
+        else:
             self._scope.cancel()
 
     async def _talk(self) -> bool:
@@ -143,10 +154,12 @@ class _Connection:
             if reader.take_continue():
                 await self._send_all(CONTINUE)
             if phase is Phase.IDLE and self._stopping.is_set():
-                return False
+                if not self._fresh:
+                    return False
+                scope.deadline = trio.current_time() + _FRESH_S
             self._interruptible = True
             data = await receive_some(_READ_BYTES)
-            self._interruptible = False
+            self._interruptible = self._fresh = False
             if not data:
                 return False
             reader.feed(bytes(data))

@@ -89,11 +89,15 @@ class Front:
                 pass  # it has gone, or does not read
 
     async def _first_bytes(self, stream: trio.abc.Stream) -> bytes:
-        """What comes first, without blanks before it; empty if nothing did before the end, or before the stop."""
+        """What comes first, without blanks before it; empty if nothing did before the end, or soon after the stop."""
         with trio.CancelScope() as waiting:
-            unsubscribe = self._stopping.subscribe(waiting.cancel)
+
+            def stop() -> None:
+                waiting.deadline = trio.current_time() + GOODBYE_S  # its first bytes may be on their way
+
+            unsubscribe = self._stopping.subscribe(stop)
             if self._stopping.is_set():
-                waiting.deadline = trio.current_time() + GOODBYE_S  # it may have been accepted in that very moment
+                stop()
             try:
                 while data := await stream.receive_some(4096):
                     if first := data.lstrip(_BLANK):

@@ -117,6 +117,20 @@ async def test_stopping_closes_an_idle_connection_at_once():
         assert await client.rest() == b""
 
 
+async def test_stopping_waits_a_moment_for_a_connection_that_has_said_nothing_yet(autojump_clock):
+    async with served() as late, served() as silent:
+        await trio.testing.wait_all_tasks_blocked()
+        late.stopping.set()
+        silent.stopping.set()
+        await trio.sleep(0.9)
+        assert not silent.server_closed.is_set()
+        await late.send(post(b"x"))
+        ((status, headers, body),) = answers(await late.rest())
+        assert (status, headers[b"connection"], body) == (200, b"close", b"x")
+        with trio.fail_after(0.2):
+            assert await silent.rest() == b""
+
+
 async def test_stopping_finishes_what_has_begun_to_arrive():
     async with served() as client:
         await client.send(post(b"one") + post(b"two")[:10])

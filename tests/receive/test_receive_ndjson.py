@@ -321,6 +321,17 @@ async def test_a_connection_that_is_accepted_as_the_stop_comes_does_not_hold_it_
             assert await read_all(quick) == OK
 
 
+async def test_a_stop_waits_a_moment_for_a_connection_that_has_said_nothing_yet(tmp_path, autojump_clock):
+    async with receiving(tmp_path / "o.db") as rooms:
+        late = rooms.connect("unix")
+        await trio.testing.wait_all_tasks_blocked()
+        rooms.stopping.set()
+        await trio.sleep(0.9)
+        await late.send_all(line(1))
+        with trio.fail_after(1):
+            assert await read_all(late) == OK
+
+
 async def test_an_idle_connection_ends_with_the_stop(tmp_path, autojump_clock):
     async with receiving(tmp_path / "o.db") as rooms:
         silent, used = rooms.connect("unix"), rooms.connect("unix")
