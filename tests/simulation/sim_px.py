@@ -57,6 +57,7 @@ class Px:
         self.users: set[str] = set()
         self.accounts: set[str] = set()
         self.healthy = False
+        self.fault_at: tuple[int, str] | None = None  # the request with this number meets this fault
         self._dice = dice
         self._log = log
         self._troubles: list[tuple[float, list[str], float, float]] = []
@@ -108,6 +109,8 @@ class Px:
 
     def _fault(self) -> tuple[str, float]:
         now_s = trio.current_time()
+        if self.fault_at is not None and self.fault_at[0] == len(self.sent_s):
+            return self.fault_at[1], 0
         self._troubles = [one for one in self._troubles if one[0] > now_s]
         if not self.healthy:
             for _, faults, share, after_s in self._troubles:

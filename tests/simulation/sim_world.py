@@ -198,6 +198,11 @@ class Life:
             self.leave_behind()
             self.kill()
 
+    def cancel(self) -> None:
+        """What a second signal does: everything is cancelled, and unwinds; calls of the store come to their end."""
+        if not self.ended.is_set():
+            self.scope.cancel()
+
     def kill(self) -> None:
         self.killed = True
         self.gone.set()
@@ -308,6 +313,7 @@ class World:
         self.most_in_flight = 0
         self.stepped = False
         self.one_reload = trio.Lock()
+        self.clients: list[trio.CancelScope] = []
         self.ending = False
 
     def log(self, line: str) -> None:
@@ -377,7 +383,8 @@ class World:
         order: list[int] = []
         self.in_order.append(order)
         breath_s = 0.02
-        with trio.move_on_after(float("inf") if patience_s is None else patience_s):
+        with trio.move_on_after(float("inf") if patience_s is None else patience_s) as scope:
+            self.clients.append(scope)
             while True:
                 life = await self.alive()
                 try:
@@ -610,13 +617,21 @@ def _patched(scenario: Scenario):
 
 
 def simulate(
-    scenario: Scenario, folder: Path, check: Callable[[World], None]
+    scenario: Scenario,
+    folder: Path,
+    check: Callable[[World], None],
+    watch: Callable[[World], trio.abc.Instrument] | None = None,
 ) -> tuple[list[str], BaseException | None]:
-    """Run a scenario and check its account. Returns the log, and what was wrong if something was."""
+    """Run a scenario and check its account. Returns the log, and what was wrong if something was.
+
+    ``watch`` gives an instrument that is told of every step of every task, and may interfere.
+    """
     worlds: list[World] = []
 
     async def main() -> None:
         worlds.append(World(scenario, folder))
+        if watch is not None:
+            trio.lowlevel.add_instrument(watch(worlds[0]))
         await worlds[0].run()
 
     deterministic = scheduler._ALLOW_DETERMINISTIC_SCHEDULING
