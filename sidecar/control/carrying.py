@@ -20,11 +20,14 @@ PAGE_ROWS: Final = 500
 
 
 def pending_pages(store: Store) -> Iterator[list[Row]]:
-    """All pending events, page by page: high ones first, each class and each user in order."""
+    """All pending events, page by page: high ones first, each class in order.
+
+    Of a user who waited some may be set aside and newer ones not yet: so all of them are put in their places first.
+    """
+    with store.transaction():
+        store.bring_back()
     for high in (True, False):
         yield from _pages(partial(store.page, high=high))
-        for user in store.users_aside(high=high):
-            yield from _pages(partial(store.aside_page, high=high, user=user))
 
 
 def _pages(ask: Callable[..., Page]) -> Iterator[list[Row]]:

@@ -263,3 +263,13 @@ def test_an_error_inside_a_call_does_not_end_the_connection(store):
         store.connection.execute("INSERT INTO events (id) VALUES (1)")
     assert accept(store, [event(1)]).stored == 1
     assert store.page(high=False, after_id=0).rows[0].id == 1
+
+
+def test_what_is_set_aside_can_be_brought_back_to_its_place(store):
+    """An export gave the newest of a user first, where they had not been set aside yet when the daemon stopped."""
+    accept(store, [event(n) for n in range(4)])
+    with store.transaction():
+        store.set_aside([2, 3])
+        store.bring_back()
+    assert [row.id for row in store.page(high=False, after_id=0).rows] == [1, 2, 3, 4]
+    assert store.users_aside(high=False) == []

@@ -147,7 +147,7 @@ def test_the_first_connection_starts_the_daemon_which_delivers_with_the_key_of_t
 
 def test_a_stream_of_events_survives_restarts_and_kills_without_a_refused_connection(machine):
     machine.run("systemctl", "start", "px-sidecar")
-    stream = Stream(machine, "stream", 6)
+    stream = Stream(machine, "stream", 15)
     for action in ("restart", "kill -s KILL", "restart"):
         pid = machine.show("px-sidecar", "MainPID")["MainPID"]
         goal = len(stream.outcomes) + 50
