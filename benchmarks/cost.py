@@ -17,8 +17,6 @@ __all__ = ["run"]
 Say = Callable[[str], None]
 NAME = "cost"
 PER_SECOND, LATENCY_MS = 190, 100
-# As many as 190/s at 100 ms keep busy, and some.
-LANES = 64
 MB = 1_000_000
 SETTLE_S = 2.0
 
@@ -54,7 +52,7 @@ def _delivering(results: Results, say: Say, rounds: int, seconds: float) -> None
             written.append(used.written_bytes / arrived)
             resident.append(used.resident_bytes / MB)
             url = f"http://127.0.0.1:{rig.sandbox_port}"
-            alone_ms.append(run_limit("transport_alone", url, PER_SECOND, seconds, LANES, on=mine)["cpu_ms"])
+            alone_ms.append(run_limit("transport_alone", url, PER_SECOND, seconds, on=mine)["cpu_ms"])
     results.add(
         NAME, f"CPU per delivered event, whole process, {PER_SECOND}/s, PX {LATENCY_MS} ms", whole_ms, "ms",
         limit=median(alone_ms), of="httpx.AsyncHTTPTransport alone, same pace, same sandbox", target=1.3, bound="most",

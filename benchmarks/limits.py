@@ -28,6 +28,7 @@ from sidecar.receive.intake import BATCH
 __all__ = ["bare_commits", "group_commit", "run_limit", "transport_alone"]
 
 ROOM_BYTES = 64 * 2**30
+WARM_UP_S = 1.0
 ANSWER = b'{"success":true,"stored":false}'
 
 
@@ -117,16 +118,13 @@ def serve_nothing(port: int, judge: bool) -> None:
 # The transport without anything around it ---------------------------------------------------------------------------
 
 
-def transport_alone(url: str, per_second: float, seconds: float, lanes: int) -> dict[str, float]:
+def transport_alone(url: str, per_second: float, seconds: float) -> dict[str, float]:
     """CPU per request of ``httpx.AsyncHTTPTransport`` alone, paced, over lanes of one connection, as the daemon's are."""
-    return trio.run(_transport_alone, url, per_second, seconds, lanes)
+    return trio.run(_transport_alone, url, per_second, seconds)
 
 
-async def _transport_alone(url: str, per_second: float, seconds: float, lanes: int) -> dict[str, float]:
-    idle = [
-        httpx.AsyncHTTPTransport(verify=False, limits=httpx.Limits(max_connections=1, max_keepalive_connections=1))
-        for _ in range(lanes)
-    ]
+async def _transport_alone(url: str, per_second: float, seconds: float) -> dict[str, float]:
+    idle: list[httpx.AsyncHTTPTransport] = []
     body = json.dumps(
         {
             "identifyId": "user-0001", "propertyKey": "AP-XXXXXXXXXX-2", "userType": "USER", "eventName": "Feature Used",
@@ -140,10 +138,12 @@ async def _transport_alone(url: str, per_second: float, seconds: float, lanes: i
         (b"Content-Length", b"%d" % len(body)),
     ]  # fmt: skip
     target = httpx.URL(url + "/v1/events/custom")
-    sent = 0
+    limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+    cpu_s = sent = 0.0
 
-    async def send(transport: httpx.AsyncHTTPTransport) -> None:
+    async def send() -> None:
         nonlocal sent
+        transport = idle.pop() if idle else httpx.AsyncHTTPTransport(verify=False, limits=limits)
         request = httpx.Request("POST", target, headers=headers, content=body)
         response = await transport.handle_async_request(request)
         assert isinstance(response.stream, httpx.AsyncByteStream)
@@ -155,12 +155,12 @@ async def _transport_alone(url: str, per_second: float, seconds: float, lanes: i
         idle.append(transport)
 
     async with trio.open_nursery() as nursery:
-        began_s, cpu_s = trio.current_time(), time.process_time()
-        number = 0
-        while trio.current_time() < began_s + seconds:
+        began_s = trio.current_time()
+        for number in range(int(per_second * (WARM_UP_S + seconds))):
             await trio.sleep_until(began_s + number / per_second)
-            nursery.start_soon(send, idle.pop())
-            number += 1
+            if number == int(per_second * WARM_UP_S):
+                cpu_s, sent = time.process_time(), 0
+            nursery.start_soon(send)
     cpu_s = time.process_time() - cpu_s
     for transport in idle:
         await transport.aclose()
