@@ -24,7 +24,7 @@ depth are measured on. Depth costs a walk only for texts with more brackets than
 import json
 import re
 import uuid
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -56,7 +56,7 @@ class BadJson(ValueError):
     """The body is not JSON, not even tolerantly read; the message says where it breaks."""
 
 
-class Sealed(NamedTuple):
+class Sealed(msgspec.Struct, frozen=True, gc=False):
     """An event ready to be stored.
 
     ``event`` is the decoded object (None if it is not an object), ``body`` its strict JSON text, ``bad`` one sentence
