@@ -6,10 +6,13 @@ from pathlib import Path
 
 from benchmarks.traffic import USERS, event_bytes, message_id
 from sidecar.outbox import NewEvent, Settlement, State, Store, open_outbox
+from sidecar.outbox.ids import MessageIds
 
 __all__ = ["fill", "new_events"]
 
 ROWS_PER_COMMIT = 20_000
+IDS_PER_BATCH = 1_000_000
+CACHE_KIB = 512 * 1024
 
 
 def new_events(start: int, stop: int, users: int = USERS) -> list[NewEvent]:
@@ -26,8 +29,15 @@ def _slices(total: int) -> Iterator[tuple[int, int]]:
 
 
 def fill(path: Path, *, pending: int = 0, delivered: int = 0, dead: int = 0, say: Callable[[str], None]) -> None:
-    """An outbox with so many events in each state. The fsync per commit is saved: nothing crashes while building."""
+    """An outbox with so many events in each state.
+
+    What is saved here changes nothing of the file: fsyncs, since nothing crashes while building, a larger cache, and
+    message ids that go to their table in larger sorted batches.
+    """
     store: Store = open_outbox(path, durability="process")
+    store.connection.execute("PRAGMA synchronous = OFF")
+    store.connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    store.ids = MessageIds(store.connection, newest=IDS_PER_BATCH)
     now_ms = time.time_ns() // 1_000_000
     total = pending + delivered + dead
     try:
