@@ -143,7 +143,9 @@ def _check_order(world: World, rows: list[Row]) -> None:
             first = px.first_seen[row.id]
             assert first >= done, f"event {row.id} of {turn} came to PX before {who} was there"
             if row.state == DELIVERED:
-                stored = px.first_seen[row.id] if event.kind in ("identify", "group") else px.first_stored[row.id]
+                # One that PX refused had its answer; that it was lost in a crash and PX then took it is another matter.
+                had_answer = event.kind in ("identify", "group") or px.answered[row.id].keys() & {"refused", "firewall"}
+                stored = px.first_seen[row.id] if had_answer else px.first_stored[row.id]
                 done, who = max(done, stored), row.id
 
 

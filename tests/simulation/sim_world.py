@@ -541,7 +541,10 @@ class World:
             everything.start_soon(self.supervise)
             async with trio.open_nursery() as script:
                 await self.play(script)
+                # Whoever still waits must be answered within a day: an error, and not a run without end.
+                script.cancel_scope.deadline = trio.current_time() + 24 * HOURS_S
                 self.px.healthy, self.disk.errors, self.disk.slow_until_s = True, [], 0.0
+            assert not script.cancel_scope.cancelled_caught, "a client or an operator waits for ever"
             await self.recover()
 
 
