@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-__all__ = ["PAGE_BYTES", "Pages", "Record", "last_commit_frame", "log_of"]
+__all__ = ["PAGE_BYTES", "Pages", "Record", "commit_frames", "log_of"]
 
 PAGE_BYTES: Final = 4096
 _LOG_HEADER: Final = 32
@@ -45,20 +45,20 @@ def log_of(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
-def last_commit_frame(log: Path) -> int:
-    """The number of the last frame that claims to end a transaction of the newest generation; 0 if there is none.
+def commit_frames(log: Path) -> list[int]:
+    """The numbers of the frames that claim to end a transaction of the newest generation, in ascending order.
 
-    Reads the head of each frame only and verifies nothing, so that it takes milliseconds. If SQLite sees fewer frames
-    than that, something is wrong with one of them.
+    Reads the head of each frame only and verifies nothing, so that it takes milliseconds. If SQLite does not see one of
+    them, something is wrong with it or a frame before it.
     """
-    last = 0
+    found = []
     with log.open("rb") as file:
         salts = _salts(file.fileno())
         for number in range(1, 1 + _frames(file.fileno())):
             head = os.pread(file.fileno(), _FRAME_HEADER, _LOG_HEADER + (number - 1) * _FRAME)
             if head[8:16] == salts and any(head[4:8]):
-                last = number
-    return last
+                found.append(number)
+    return found
 
 
 def _frames(log: int) -> int:

@@ -2,10 +2,11 @@
 
 How damage is noticed
 ---------------------
-At every start, without writing to anything: by the head of the file, by the end of the write-ahead log (which SQLite
-cuts off at the first bad frame without a word), by the account of the counters, and, while the file is small enough
-for it to take no time that anybody notices, by SQLite's own integrity check. In a larger file damage is met where it
-is read: then ``mark`` leaves a note for the next start, and the daemon ends. *Cannot open* is never damage.
+At every start, without writing to anything: by the head of the file, by the write-ahead log (which SQLite cuts off at
+the first bad frame without a word), by the account of the counters, and, while the file is small enough for it to take
+no time that anybody notices, by SQLite's own integrity check. In a larger file damage is met where it is read: then
+``mark`` leaves a note for the next start, and the daemon ends. *Cannot open* is never damage, and no more is a log whose
+very last transaction is torn: a crash while it was written leaves it so.
 
 What happens then
 -----------------
@@ -26,7 +27,7 @@ from typing import Final, Literal
 import msgspec
 
 from sidecar.errors import ConfigError, Failed
-from sidecar.outbox.pages import PAGE_BYTES, last_commit_frame, log_of
+from sidecar.outbox.pages import PAGE_BYTES, commit_frames, log_of
 from sidecar.outbox.salvage import DAMAGE, Salvaged, recognises, salvage
 from sidecar.outbox.schema import SCHEMA_VERSION
 from sidecar.outbox.store import Store
@@ -120,17 +121,17 @@ def damage_in(path: Path) -> str | None:
     log = log_of(path)
     try:
         size = path.stat().st_size if path.exists() else 0
-        frames = last_commit_frame(log) if log.exists() else 0
+        ends = commit_frames(log) if log.exists() else []
         with path.open("rb") if size else open(os.devnull, "rb") as file:
             head = file.read(100)
     except OSError:
         return None
     if not size:
-        return "it is empty, but its log is not" if frames else None
+        return "it is empty, but its log is not" if ends else None
     if why := _wrong_head(head):
         return why
     try:
-        return _ask_sqlite(path, frames)
+        return _ask_sqlite(path, ends)
     except sqlite3.Error as error:
         return str(error) if is_damage(error) else None
 
@@ -150,11 +151,15 @@ def _wrong_head(head: bytes) -> str | None:
     return None
 
 
-def _ask_sqlite(path: Path, frames: int) -> str | None:
-    """Look with a connection that cannot write: on its way out it would not even tidy up."""
+def _ask_sqlite(path: Path, ends: list[int]) -> str | None:
+    """Look with a connection that cannot write: on its way out it would not even tidy up.
+
+    ``ends`` are the frames of the log that claim to end a transaction. The last one may be unsound: it was being written
+    when the power failed or the process was killed, and nobody was told that it is on disk. All before it were synced.
+    """
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as connection:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
-        if frames > _frames_seen(path):
+        if ends[:-1] and ends[-2] > _frames_seen(path):
             return "its write-ahead log is damaged"
         if connection.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
             return None  # not made yet, or not ours to judge

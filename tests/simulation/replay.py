@@ -1,37 +1,32 @@
 """Runs the simulation from the command line.
 
-python tests/simulation/replay.py SEED            one seed again, with its log, and shrunk if it fails
-python tests/simulation/replay.py --seeds 100000  seeds from --first on, until one fails
+python tests/simulation/replay.py SEED                      one seed again, with its log, and shrunk if it fails
+python tests/simulation/replay.py --seeds 1000000 --jobs 2  seeds from --first on, until one fails
 """
 
 import argparse
-import logging
+import multiprocessing
 import sys
-import tempfile
 import time
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import msgspec
-from sim_account import check
-from sim_scenario import Scenario, draw
+from sim_run import run
+from sim_scenario import draw
 from sim_shrink import shrink
-from sim_world import simulate
 
-IN_MEMORY = Path("/dev/shm")
-
-
-def run(scenario: Scenario) -> tuple[list[str], BaseException | None]:
-    """Run a scenario in a folder of its own."""
-    logging.getLogger("sidecar").setLevel(logging.CRITICAL + 1)
-    with tempfile.TemporaryDirectory(dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder:
-        return simulate(scenario, Path(folder), check)
+BLOCK = 50  # seeds that a process gets at a time
+TELL_EVERY_S = 30.0
 
 
 def failure(seed: int) -> str | None:
     """Run a seed; None if all is well, else what was wrong and how to see it again."""
-    _, error = run(draw(seed))
+    error = run(draw(seed)).error
     if error is None:
         return None
     return f"seed {seed}: {error!r}\nto see it again: python tests/simulation/replay.py {seed}"
@@ -40,43 +35,68 @@ def failure(seed: int) -> str | None:
 def replay(seed: int) -> int:
     """Run a seed with its log; shrink it if it fails."""
     scenario = draw(seed)
-    lines, error = run(scenario)
-    if error is not None:
-        scenario = shrink(scenario, lambda smaller: run(smaller)[1])
-        lines, error = run(scenario)
+    done = run(scenario)
+    if done.error is not None:
+        scenario = shrink(scenario, lambda smaller: run(smaller).error)
+        done = run(scenario)
         print(msgspec.json.format(msgspec.json.encode(scenario)).decode())
-    print("\n".join(lines))
-    if error is None:
+    print("\n".join(done.lines))
+    if done.error is None:
         print(f"seed {seed}: all is well")
         return 0
-    import traceback
-
-    traceback.print_exception(error)
+    traceback.print_exception(done.error)
     return 1
+
+
+def _block(seeds: range) -> tuple[int, list[str]]:
+    return len(seeds), [wrong for seed in seeds if (wrong := failure(seed)) is not None]
+
+
+def search(first: int, seeds: int, jobs: int, *, keep_going: bool) -> int:
+    """Run many seeds, in ``jobs`` processes; 1 if one failed."""
+    began_s = told_s = time.monotonic()
+    count = failed = 0
+
+    def so_far() -> str:
+        rate = count / (time.monotonic() - began_s)
+        return f"{count} of {seeds} seeds from {first}, {failed} failed, {rate:.1f} seeds/s"
+
+    blocks = (range(at, min(at + BLOCK, first + seeds)) for at in range(first, first + seeds, BLOCK))
+    with _mapped(blocks, jobs) as done:
+        for size, wrong in done:
+            count, failed = count + size, failed + len(wrong)
+            for said in wrong:
+                print(said, flush=True)
+            if wrong and not keep_going:
+                break
+            if time.monotonic() - told_s > TELL_EVERY_S:
+                told_s = time.monotonic()
+                print(so_far(), flush=True)
+    print(so_far())
+    return 1 if failed else 0
+
+
+@contextmanager
+def _mapped(blocks: Iterable[range], jobs: int) -> Iterator[Iterable[tuple[int, list[str]]]]:
+    if jobs == 1:
+        yield map(_block, blocks)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        yield pool.imap_unordered(_block, blocks)
 
 
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("seed", type=int, nargs="?")
+    parser.add_argument("seed", type=int, nargs="?", help="one seed again")
     parser.add_argument("--seeds", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the seeds")
     parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
     asked = parser.parse_args()
     if asked.seed is not None:
         return replay(asked.seed)
-    began_s, failed = time.monotonic(), 0
-    for count, seed in enumerate(range(asked.first, asked.first + asked.seeds), 1):
-        wrong = failure(seed)
-        if wrong is not None:
-            failed += 1
-            print(wrong, flush=True)
-            if not asked.keep_going:
-                break
-        if count % 1000 == 0:
-            print(f"{count} seeds, {count / (time.monotonic() - began_s):.1f}/s", flush=True)
-    print(f"{count} seeds from {asked.first}, {failed} failed, {count / (time.monotonic() - began_s):.1f} seeds/s")
-    return 1 if failed else 0
+    return search(asked.first, asked.seeds, asked.jobs, keep_going=asked.keep_going)
 
 
 if __name__ == "__main__":

@@ -43,8 +43,7 @@ def check(world: World) -> None:
     _check_repeats(world, rows, counters)
     _check_pace(world)
     _check_day(world)
-    most = world.config.deliver.max_in_flight
-    assert world.most_in_flight <= most, f"{world.most_in_flight} in flight, {most} allowed"
+    assert world.most_in_flight <= world.most_allowed, f"{world.most_in_flight} in flight"
     _check_loaded(world)
 
 
@@ -223,7 +222,7 @@ def _check_memory(connection: sqlite3.Connection, world: World, rows: list[Row])
     doubtful = {
         world.sent[row.number].user
         for row in rows
-        if row.number in world.sent and (row.id in world.replayed or row.state == DEAD)
+        if row.number in world.sent and (row.id in world.replayed or row.state == DEAD or row.reason == "discarded")
     }
     for user, row in last.items():
         if user in world.forgotten or user in doubtful:

@@ -16,7 +16,10 @@ DAY_MS = 86_400_000
 KINDS = ("track", "track", "track", "track", "track", "high", "page", "identify", "group")
 ODD = ("alias", "no_user", "opted_out", "bad", "refused", "firewall")
 FAULTS = ("later", "lost", "reset", "too_fast", "busy", "wrong_key", "firewall", "wrong_region", "refused", "away")
-RARE_FAULTS = ("garbage", "hang", "late")
+RARE_FAULTS = ("garbage", "hang", "late", "drip")
+WAYS = ("routed", "http", "singles", "array", "lines", "direct")
+# Many small worlds find more than few large ones; some must be large enough for what is kept to be less than all.
+TOTALS = (2, 5, 8, 12, 20, 20, 40, 90)
 TROUBLES = (
     *(
         "px",
@@ -107,7 +110,7 @@ def draw(seed: int) -> Scenario:
 
 def _traffic(dice: Random, troubles: set[str], length_s: float) -> Iterator[Step]:
     users = [f"u{number}" for number in range(dice.choice((1, 2, 5, 20)))]
-    number, total = 0, dice.choice((5, 20, 40, 90))
+    number, total = 0, dice.choice(TOTALS)
     made: list[Event] = []
     while number < total:
         events = []
@@ -134,7 +137,7 @@ def _traffic(dice: Random, troubles: set[str], length_s: float) -> Iterator[Step
             dice.random() * length_s if dice.random() < 0.8 else 0.0,
             "send",
             {
-                "way": dice.choice(("http", "http", "ndjson", "direct")),
+                "way": dice.choice(WAYS),
                 "events": [msgspec.to_builtins(event) for event in events],
                 "patience_s": dice.random() * 0.2 if gives_up else None,
             },
@@ -162,7 +165,7 @@ def _px(dice: Random, length_s: float) -> Iterator[Step]:
                 "faults": sorted(set(kinds)),
                 "share": share,
                 "for_s": dice.random() * length_s,
-                "after_s": dice.choice((0, 0, 1, 30)),
+                "waits": dice.random() < 0.5,
             },
         )
 
@@ -173,7 +176,7 @@ def _crashes(dice: Random, length_s: float) -> Iterator[Step]:
             dice.random() * length_s * 1.2,
             "crash",
             {
-                "in_trip": dice.random() < 0.5,
+                "commits": dice.choice((None, None, 0, 0, 1, 3)),
                 "rounds": dice.choice((0, 1, 2, 5, 20)),
                 "down_s": dice.choice((0, 0.001, 0.5, 30)),
             },
@@ -181,14 +184,16 @@ def _crashes(dice: Random, length_s: float) -> Iterator[Step]:
 
 
 def _reboots(dice: Random, length_s: float) -> Iterator[Step]:
-    yield Step(
-        dice.random() * length_s, "crash", {"rounds": 1, "down_s": dice.choice((10, 3_600, 80_000)), "reboot": True}
-    )
+    yield Step(dice.random() * length_s, "reboot", {"down_s": dice.choice((10, 3_600, 80_000))})
 
 
 def _restarts(dice: Random, length_s: float) -> Iterator[Step]:
     for _ in _some(dice, 3):
-        yield Step(dice.random() * length_s * 1.2, "restart", {"down_s": dice.choice((0, 0, 0.3, 5, 3_600))})
+        yield Step(
+            dice.random() * length_s * 1.2,
+            "restart",
+            {"down_s": dice.choice((0, 0, 0.3, 5, 3_600)), "twice_s": dice.choice((None, None, None, 0.0, 0.1, 2.0))},
+        )
 
 
 def _slow_disk(dice: Random, length_s: float) -> Iterator[Step]:
@@ -203,8 +208,11 @@ def _disk_errors(dice: Random, length_s: float) -> Iterator[Step]:
     for _ in _some(dice, 3):
         error = dice.choice(("ioerr", "ioerr_after", "full", "busy"))
         count = dice.choice((1, 1, 2, 5, 12))
+        skip, anywhere = dice.choice((0, 1, 3)), dice.random() < 0.3
         yield Step(
-            dice.random() * length_s, "disk_error", {"error": error, "count": count, "skip": dice.choice((0, 1, 3))}
+            dice.random() * length_s,
+            "disk_error",
+            {"error": error, "count": count, "skip": skip + anywhere * dice.randrange(20), "anywhere": anywhere},
         )
 
 
@@ -220,7 +228,13 @@ def _reloads(dice: Random, length_s: float) -> Iterator[Step]:
         yield Step(
             dice.random() * length_s,
             "reload",
-            {"per_second": dice.choice((0.5, 3, 11, 47.5, 190)), "bad": dice.random() < 0.2},
+            {
+                "bad": dice.random() < 0.2,
+                "per_second": dice.choice((0.5, 3, 11, 47.5, 190)),
+                "max_in_flight": dice.choice((1, 2, 8, 128)),
+                "retry_initial": dice.choice((0.1, 1.0)),
+                "retry_max": dice.choice((2.0, 20.0, 300.0)),
+            },
         )
 
 

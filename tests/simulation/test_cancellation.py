@@ -3,18 +3,15 @@
 Whatever is cancelled between deciding and doing, the next process takes up: the account of ``sim_account`` is exact.
 """
 
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 import pytest
 import trio
-from replay import IN_MEMORY
-from sim_account import check
 from sim_px import NOT_PROCESSED
+from sim_run import run
 from sim_scenario import Event, Scenario, Step
-from sim_world import World, simulate
+from sim_world import World
 
 CONFIG = """
 [px]
@@ -49,13 +46,13 @@ STORY = Scenario(
     per_second=40,
     per_day=990_000,
     steps=(
-        Step(0.0, "px", {"faults": ["later"], "share": 0.2, "for_s": 0.5, "after_s": 0}),
-        Step(0.0, "send", {"way": "http", "events": msgspec.to_builtins(EVENTS[:8]), "patience_s": None}),
-        Step(0.05, "send", {"way": "ndjson", "events": msgspec.to_builtins(EVENTS[8:]), "patience_s": None}),
-        Step(1.0, "restart", {"down_s": 0.01}),
+        Step(0.0, "px", {"faults": ["later"], "share": 0.2, "for_s": 0.5, "waits": False}),
+        Step(0.0, "send", {"way": "routed", "events": msgspec.to_builtins(EVENTS[:8]), "patience_s": None}),
+        Step(0.05, "send", {"way": "array", "events": msgspec.to_builtins(EVENTS[8:]), "patience_s": None}),
+        Step(1.0, "restart", {"down_s": 0.01, "twice_s": None}),
     ),
 )
-FAULTS = (*NOT_PROCESSED, "away", "lost", "hang", "late")
+FAULTS = (*NOT_PROCESSED, "away", "lost", "hang", "late", "drip")
 
 
 class At(trio.abc.Instrument):
@@ -84,10 +81,9 @@ def end_life(world: World, how: str) -> None:
 
 
 def story(watch: Callable[[World], trio.abc.Instrument]) -> None:
-    with tempfile.TemporaryDirectory(dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder:
-        lines, error = simulate(STORY, Path(folder), check, watch)
-    if error is not None:
-        raise AssertionError("\n".join(lines)) from error
+    done = run(STORY, watch)
+    if done.error is not None:
+        raise AssertionError("\n".join(done.lines)) from done.error
 
 
 def length_of_the_story() -> tuple[int, int]:

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from replay import failure, run
+from replay import failure
+from sim_run import run
 from sim_scenario import Scenario, Step, draw
 from sim_shrink import shrink
 
@@ -36,7 +37,7 @@ def test_a_seed_always_tells_the_same_story():
     ]
     assert told[0].count("\n") > 50
     assert _without_folders(told[0]) == _without_folders(told[1])
-    assert _without_folders("\n".join(run(draw(4))[0])) in _without_folders(told[0])
+    assert _without_folders("\n".join(run(draw(4)).lines)) in _without_folders(told[0])
 
 
 def _without_folders(text: str) -> str:
