@@ -49,3 +49,44 @@ def test_a_step_of_the_wall_clock_does_not_make_a_day():
         record = record.after(now_ms, now_ms)
     assert record.count >= FAILING_COUNT
     assert not record.failing()
+
+
+def test_a_failure_counts_only_if_another_event_came_through_after_the_one_before():
+    first = Failures().after(1000, 1)
+    assert first == Failures(1, 0, 1000)  # of the first there is no before, and no time before it either
+    assert first.after(2000, None) == Failures(1, 0, 2000)
+    assert first.after(2000, 1000) == Failures(1, 0, 2000)
+    assert first.after(2000, 1001) == Failures(2, 1000, 2000)
+
+
+def test_a_gap_counts_two_hours_at_most_and_never_backwards():
+    first = Failures(1, 5, 100 * HOUR_MS)
+    assert first.after(102 * HOUR_MS, 101 * HOUR_MS).over_ms == 5 + 2 * HOUR_MS
+    assert first.after(102 * HOUR_MS + 1, 101 * HOUR_MS).over_ms == 5 + 2 * HOUR_MS
+    assert first.after(102 * HOUR_MS - 1, 101 * HOUR_MS).over_ms == 5 + 2 * HOUR_MS - 1
+    assert first.after(99 * HOUR_MS, 101 * HOUR_MS).over_ms == 5
+
+
+@pytest.mark.parametrize(
+    ("count", "over_ms", "failing"),
+    [
+        (20, 24 * HOUR_MS, True),
+        (19, 24 * HOUR_MS, False),
+        (20, 24 * HOUR_MS - 1, False),
+        (21, 25 * HOUR_MS, True),
+        (0, 0, False),
+    ],
+)
+def test_failing_begins_with_the_twentieth_failure_and_the_full_day(count, over_ms, failing):
+    assert Failures(count, over_ms, 0).failing() is failing
+
+
+def test_a_record_begins_empty_and_is_never_changed():
+    assert Failures() == Failures(0, 0, 0)
+    with pytest.raises(AttributeError):
+        Failures().count = 1
+
+
+def test_a_wait_without_retry_after_is_the_drawn_one_alone():
+    assert delay_s(1, 0.25, initial_s=0.5, max_s=10, retry_after_s=-5.0) == 0.125
+    assert delay_s(1, 0.25, initial_s=0.5, max_s=10, retry_after_s=3.0) == 3.0
