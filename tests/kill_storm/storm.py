@@ -1,0 +1,190 @@
+"""Real processes under real traffic, killed with ``kill -9`` at random moments, again and again.
+
+    python tests/kill_storm/storm.py                       20 rounds, half a minute
+    python tests/kill_storm/storm.py --rounds 1000         the long one
+    python tests/kill_storm/storm.py --rounds 50 --seed 7  the same moments again, as far as processes allow
+
+A round: traffic runs, the daemon is killed, in every fourth round the sandbox too, and what was killed starts again.
+Traffic is an app with the real Segment SDK over HTTP, and this package's own client over the Unix socket, which knows
+of every event whether it was answered.
+
+What is held against it (DESIGN 1)
+----------------------------------
+* Nothing is lost: every event that was answered, and every event that the SDK did not report as failed, is at PX.
+* The account of the daemon is exact, and agrees with what PX has.
+* What comes twice after a kill is no more than was in flight (``max_in_flight``), and what a killed PX left unanswered.
+* First arrivals of each user are in the order of the calls.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+
+from stage import Stage, get_json, wait_until  # noqa: E402
+
+from sidecar.client import Client, NotAccepted  # noqa: E402
+
+MAX_IN_FLIGHT = 128
+USERS = 40
+PAUSE_S = 0.012  # together with the SDK's about 100 events a second: below the ceiling, so that a storm can end
+LOG_PAGE = 10_000
+
+
+class Outcome(NamedTuple):
+    """What a storm came to."""
+
+    kills: int
+    answered: int
+    arrived: int
+    lost: list[str]
+    duplicates: list[int]
+    """By kill."""
+    disorder: int
+    account: dict[str, Any]
+    took_s: float
+
+    def complaints(self) -> list[str]:
+        """What must not be, in words; empty if all is well."""
+        counted = {name: self.account[name] for name in ("pending", "delivered", "dropped", "dead")}
+        wrong = []
+        if self.lost:
+            wrong.append(f"{len(self.lost)} events were lost: {self.lost[:10]}")
+        if self.account["accepted"] != sum(counted.values()):
+            wrong.append(f"the account is not exact: {self.account}")
+        if counted["delivered"] != self.arrived:
+            wrong.append(f"{counted['delivered']} count as delivered, {self.arrived} are at PX")
+        if max(self.duplicates, default=0) > MAX_IN_FLIGHT:
+            wrong.append(f"{max(self.duplicates)} came twice after one kill, {MAX_IN_FLIGHT} can be in flight")
+        if self.disorder:
+            wrong.append(f"{self.disorder} events overtook an earlier one of their user")
+        return wrong
+
+
+class Caller(threading.Thread):
+    """An app with our own client: ``answered`` are the numbers that were answered with success, in order."""
+
+    def __init__(self, unix: Path) -> None:
+        super().__init__(daemon=True)
+        self.answered: list[int] = []
+        self._client = Client(str(unix), timeout_s=1.0)
+        self._ending = threading.Event()
+
+    def run(self) -> None:
+        number = 0
+        while not self._ending.wait(PAUSE_S):
+            try:
+                self._client.track(f"c{number % USERS}", "Feature Used", {"n": number}, message_id=f"own-{number}")
+            except NotAccepted:
+                continue  # the same number again: nobody said that it is stored
+            self.answered.append(number)
+            number += 1
+
+    def end(self) -> None:
+        self._ending.set()
+        self.join()
+
+
+class Arrivals:
+    """The sandbox's log, read on from where the last look ended."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._read = 0
+        self.numbers: dict[str, list[int]] = defaultdict(list)
+        self.seen: set[str] = set()
+
+    def look(self) -> int:
+        """Take in what has arrived since the last look; how many of it had arrived before."""
+        twice = 0
+        while True:
+            url = f"{self._stage.sandbox_url}/sandbox/log?start={self._read}&limit={LOG_PAGE}"
+            entries = get_json(url)["entries"]
+            if not entries:
+                return twice
+            self._read += len(entries)
+            for entry in entries:
+                if entry["stored"]:
+                    twice += entry["messageId"] in self.seen
+                    self._first(entry["messageId"])
+
+    def _first(self, message_id: str) -> None:
+        if message_id not in self.seen:
+            self.seen.add(message_id)
+            kind, number = message_id.split("-")
+            self.numbers[f"{kind}{int(number) % USERS}"].append(int(number))
+
+    def disorder(self) -> int:
+        """How many arrived after a later one of their user."""
+        return sum(later < earlier for numbers in self.numbers.values() for earlier, later in pairwise(numbers))
+
+
+def storm(folder: Path, rounds: int, seed: int, say: Any = lambda _line: None) -> Outcome:
+    """So many rounds; what came of them. Raises AssertionError if a process does not come back."""
+    stage, dice, began_s = Stage(folder), random.Random(seed), time.monotonic()
+    state = ("--state", str(folder / "px.log"), "--latency", "100ms", "--jitter", "50ms")
+    try:
+        stage.write_config()
+        sandbox, daemon = stage.start_sandbox(*state), stage.start_daemon()
+        app = subprocess.Popen(
+            [sys.executable, str(HERE / "storm_app.py"), f"http://{stage.http}"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        stage.processes.append(app)
+        caller, arrivals, duplicates = Caller(stage.unix), Arrivals(stage), []
+        caller.start()
+        for number in range(rounds):
+            time.sleep(dice.uniform(0.1, 1.0))
+            both = number % 4 == 3
+            victims = [daemon, sandbox] if both else [daemon]
+            dice.shuffle(victims)
+            for victim in victims:
+                stage.kill(victim)
+            if both:
+                sandbox = stage.start_sandbox(*state)
+            duplicates.append(arrivals.look())
+            daemon = stage.start_daemon()
+            if number % 20 == 19:
+                say(f"{number + 1} of {rounds} kills, {len(arrivals.seen):,} events at PX, {sum(duplicates)} twice")
+        caller.end()
+        said = json.loads(app.communicate(timeout=120)[0])
+        wait_until(lambda: stage.status()["pending"] == 0, 60 + rounds, what="an empty backlog")
+        duplicates.append(arrivals.look())
+        owed = {f"own-{number}" for number in caller.answered}
+        owed |= {f"sdk-{number}" for number in range(said["made"])} - set(said["failed"])
+        status, took_s = stage.status(), time.monotonic() - began_s
+    finally:
+        stage.end()
+    lost = sorted(owed - arrivals.seen)
+    return Outcome(rounds, len(owed), len(arrivals.seen), lost, duplicates, arrivals.disorder(), status, took_s)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="px-sidecar-storm-") as folder:
+        outcome = storm(Path(folder), options.rounds, options.seed, lambda line: print(line, flush=True))
+    print(
+        f"seed {options.seed}: kills={outcome.kills} answered={outcome.answered} arrived={outcome.arrived}"
+        f" lost={len(outcome.lost)} duplicates={sum(outcome.duplicates)} most={max(outcome.duplicates)}"
+        f" disorder={outcome.disorder} in {outcome.took_s:.0f} s"
+    )
+    if complaints := outcome.complaints():
+        sys.exit("\n".join(complaints))
+
+
+if __name__ == "__main__":
+    main()

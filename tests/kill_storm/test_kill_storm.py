@@ -1,0 +1,30 @@
+"""Twenty kills in the middle of real traffic; ``storm.py`` does a thousand."""
+
+from pathlib import Path
+
+import pytest
+from storm import Outcome, storm
+
+ROUNDS = 20
+
+
+@pytest.mark.timeout(240)
+def test_a_storm_of_kills_loses_nothing_and_repeats_no_more_than_was_in_flight(tmp_path: Path):
+    outcome = storm(tmp_path, ROUNDS, seed=1)
+    assert outcome.complaints() == []
+    assert outcome.answered > 10 * ROUNDS
+    assert sum(outcome.duplicates) > 0, "no kill met an event in flight: the storm was no storm"
+
+
+def test_the_storm_can_see():
+    exact = {"accepted": 3, "pending": 0, "delivered": 3, "dropped": 0, "dead": 0}
+    well = Outcome(1, 3, 3, [], [1], 0, exact, 1.0)
+    assert well.complaints() == []
+    for broken, what in (
+        (well._replace(lost=["own-1"]), "lost"),
+        (well._replace(arrived=2), "at PX"),
+        (well._replace(duplicates=[129]), "twice"),
+        (well._replace(disorder=1), "overtook"),
+        (well._replace(account=exact | {"accepted": 4}), "not exact"),
+    ):
+        assert any(what in complaint for complaint in broken.complaints())
