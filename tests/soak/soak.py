@@ -196,9 +196,10 @@ class Soak:
                 self.dead[_number(letter["event"]["messageId"])] = 1
 
     def _drained(self) -> dict[str, Any]:
-        """The status once nothing is pending, or when patience has ended."""
+        """The status once nothing is pending, or when patience has ended. Dead letters go on being given up meanwhile."""
         deadline_s = time.monotonic() + DRAIN_S
         while (status := self.rig.status())["pending"] and time.monotonic() < deadline_s:
+            self._harvest()
             self._harvest()
             time.sleep(0.5)
         return status
