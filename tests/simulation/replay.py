@@ -2,13 +2,44 @@
 
 python tests/simulation/replay.py SEED                      one seed again, with its log, and shrunk if it fails
 python tests/simulation/replay.py --seeds 1000000 --jobs 2  seeds from --first on, until one fails
+
+What a seed gives, and where it is made
+---------------------------------------
+=========================  ============================================================================================
+the whole daemon           ``Life`` (``sim_life.py``): receive, outbox, mapping, deliver as they are, and how it starts
+in-memory network          ``FakeNetwork`` in ``Life``; connections of apps: ``sim_clients.py``, six ways
+virtual time, seeded       ``JumpingClock`` and ``_seeded`` (``sim_run.py``)
+store calls inline         ``Runner`` (``sim_life.py``)
+a model of PX              ``Px`` (``sim_px.py``)
+producers                  ``_traffic`` (``sim_scenario.py``); some lose patience, some send again what was sent
+restarts                   ``do_restart`` (``sim_world.py``), with a second signal; ``do_reboot``: another boot
+crashes                    ``do_crash``: between two steps of any task, or in a commit or checkpoint: what was committed and
+                           a random prefix of the rest (``Files.torn`` in ``sim_disk.py``)
+slow disks                 ``do_slow_disk``, ``Runner``
+commit errors              ``do_disk_error``, ``Disk``: full, busy, I/O error, I/O error after the commit; also elsewhere
+PX faults                  ``NOT_PROCESSED`` and ``Px.answer``: refused connection, hang, late, drip, reset before and after,
+                           garbage, 429, Retry-After of every form, 401, 403 with JSON and HTML, 3xx, 4xx, 404, 5xx
+clock steps                ``do_clock``: seconds, an hour, a day, both ways
+configuration reloads      ``do_reload``: rate, slots, retries; and configurations with a mistake
+replays                    ``do_retry_dead``; beside it discarding, forgetting a user, pausing
+four states                ``_check_counters``, ``_check_outcomes`` (``sim_account.py``); nothing answered is lost:
+                           ``_check_accepted``
+ceiling, quota             ``_check_pace``, ``_check_day``
+order per user             ``_check_order``
+few duplicates             ``_check_repeats``
+memory bounded             ``_check_loaded``; what is remembered of users: ``_check_memory``
+one command, shrunk        ``failure``, ``replay``, ``sim_shrink.py``
+each kind does occur       ``test_simulation.py``
+=========================  ============================================================================================
 """
 
 import argparse
+import gc
 import multiprocessing
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +53,17 @@ from sim_shrink import shrink
 
 BLOCK = 50  # seeds that a process gets at a time
 TELL_EVERY_S = 30.0
+GARBAGE_OBJECTS = 200_000  # what some runs leave behind
 
 
-def failure(seed: int) -> str | None:
-    """Run a seed; None if all is well, else what was wrong and how to see it again."""
-    error = run(draw(seed)).error
-    if error is None:
+def failure(seed: int, met: Counter[str] | None = None) -> str | None:
+    """Run a seed; None if all is well, else what was wrong and how to see it again. ``met`` grows by what it met."""
+    done = run(draw(seed))
+    if met is not None:
+        met.update(done.met)
+    if done.error is None:
         return None
-    return f"seed {seed}: {error!r}\nto see it again: python tests/simulation/replay.py {seed}"
+    return f"seed {seed}: {done.error!r}\nto see it again: python tests/simulation/replay.py {seed}"
 
 
 def replay(seed: int) -> int:
@@ -49,6 +83,9 @@ def replay(seed: int) -> int:
 
 
 def _block(seeds: range) -> tuple[int, list[str]]:
+    if gc.get_threshold()[0] != GARBAGE_OBJECTS:
+        gc.freeze()  # the modules are no garbage, and looking through them costs more than a short run
+        gc.set_threshold(GARBAGE_OBJECTS)
     return len(seeds), [wrong for seed in seeds if (wrong := failure(seed)) is not None]
 
 

@@ -45,6 +45,10 @@ def check(world: World) -> None:
     _check_day(world)
     assert world.most_in_flight <= world.most_allowed, f"{world.most_in_flight} in flight"
     _check_loaded(world)
+    world.met.update({name: value for name, value in counters.items() if name.startswith(("dead:", "dropped:"))})
+    world.met["duplicates"] += sum(times - 1 for times in world.px.stored.values())
+    world.met["ambiguous"] += counters["ambiguous"]
+    world.met["quota spent"] += len(world.px.sent_s) > world.scenario.per_day
 
 
 def _rows(connection: sqlite3.Connection) -> list[Row]:
@@ -219,10 +223,12 @@ def _check_memory(connection: sqlite3.Connection, world: World, rows: list[Row])
         event = world.sent.get(row.number) if row.number is not None else None
         if event is not None and event.user and event.kind == "group":
             last[event.user] = row
+    # A call that was refused was never remembered, or later than in its turn; a discarded row was refused before.
     doubtful = {
         world.sent[row.number].user
         for row in rows
         if row.number in world.sent and (row.id in world.replayed or row.state == DEAD or row.reason == "discarded")
+        if world.sent[row.number].kind == "group"
     }
     for user, row in last.items():
         if user in world.forgotten or user in doubtful:

@@ -18,7 +18,6 @@ from sidecar.deliver.steps import Send
 from sidecar.errors import SidecarError
 from sidecar.http import Stopping
 from sidecar.outbox import Store, StoreFailed
-from sidecar.outbox.recovery import damage_in
 from sidecar.outbox.writer import FAILURES_MAX
 from sidecar.px.fake import FakeNetwork
 from sidecar.receive import Front, Routes
@@ -83,8 +82,6 @@ class Life:
         self.scope = trio.CancelScope()
         self.killed = False
         self.failed_before = world.disk.failed
-        if number > 1:
-            assert (why := damage_in(path)) is None, f"what a crash has left is called damaged: {why}"
         store = Store(path, durability=world.config.outbox.durability, factory=world.disk.connection())
         try:
             self.daemon = Daemon(

@@ -11,7 +11,7 @@ import trio
 
 from sidecar.px import Answer, NotSent, Reply, Request, Unknown
 
-__all__ = ["Arrival", "Px"]
+__all__ = ["NOT_PROCESSED", "RETRY_AFTER", "Arrival", "Px"]
 
 JSON, HTML = "application/json", "text/html; charset=utf-8"
 CREATED = Answer(201, b"{}", content_type=JSON)

@@ -73,7 +73,7 @@ def _patched(scenario: Scenario):
     small_log = lambda _folder: pages * 4096  # noqa: E731 - a value, not a function
     wanted: list[tuple[Any, str, Any]] = [
         (sidecar.daemon, "PROOF_EVERY_S", 1e6),
-        (sidecar.outbox.writer, "KEEP_INTERVAL_S", 900.0),
+        (sidecar.outbox.writer, "KEEP_INTERVAL_S", 900.0 if scenario.per_day > 1000 else 3600.0),
         (sidecar.control.limits, "ROUND_EVERY_S", 1e6),
         (sidecar.outbox.database, "wal_bytes", small_log),
         (sidecar.outbox.room, "wal_bytes", small_log),

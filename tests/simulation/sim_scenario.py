@@ -10,16 +10,18 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Event", "Scenario", "Step", "draw"]
+__all__ = ["FAULTS", "KINDS", "ODD", "WAYS", "Event", "Scenario", "Step", "draw"]
 
 DAY_MS = 86_400_000
 KINDS = ("track", "track", "track", "track", "track", "high", "page", "identify", "group")
 ODD = ("alias", "no_user", "opted_out", "bad", "refused", "firewall")
-FAULTS = ("later", "lost", "reset", "too_fast", "busy", "wrong_key", "firewall", "wrong_region", "refused", "away")
-RARE_FAULTS = ("garbage", "hang", "late", "drip")
+FAULTS = (
+    *("later", "lost", "reset", "too_fast", "busy", "wrong_key", "firewall", "wrong_region", "refused", "away"),
+    *("garbage", "hang", "late", "drip"),
+)
 WAYS = ("routed", "http", "singles", "array", "lines", "direct")
 # Many small worlds find more than few large ones; some must be large enough for what is kept to be less than all.
-TOTALS = (2, 5, 8, 12, 20, 20, 40, 90)
+TOTALS = (1, 2, 3, 5, 8, 8, 12, 12, 20, 20, 30, 90)
 TROUBLES = (
     *(
         "px",
@@ -37,6 +39,8 @@ TROUBLES = (
     ),
     *("odd", "people", "quota", "small", "no_order", "reboot", "aged", "clients_give_up"),
 )
+
+SHARES = {"small": 0.6, "quota": 0.2, "px": 0.4}
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -96,7 +100,7 @@ class Scenario(msgspec.Struct, frozen=True):
 def draw(seed: int) -> Scenario:
     """The scenario of a seed."""
     dice = Random(seed)
-    troubles = {one for one in TROUBLES if dice.random() < 0.3}
+    troubles = {one for one in TROUBLES if dice.random() < SHARES.get(one, 0.3)}
     length_s = dice.choice((2.0, 10.0, 60.0, 600.0))
     per_second = dice.choice((0.5, 2.5, 7, 19, 190)) if dice.random() < 0.6 else 190
     per_day = dice.choice((12, 25, 60)) if "quota" in troubles else 990_000
@@ -154,18 +158,15 @@ def _some(dice: Random, most: int) -> range:
 
 def _px(dice: Random, length_s: float) -> Iterator[Step]:
     for _ in _some(dice, 3):
-        kinds = dice.sample(FAULTS, dice.choice((1, 1, 2, 4))) + (
-            [dice.choice(RARE_FAULTS)] if dice.random() < 0.3 else []
-        )
-        share = dice.choice((0.02, 0.2, 0.5, 1.0))
+        faults = dice.sample(FAULTS, dice.choice((1, 1, 2, 4)))
         yield Step(
-            dice.random() * length_s,
+            dice.random() * length_s if dice.random() < 0.6 else 0.0,
             "px",
             {
-                "faults": sorted(set(kinds)),
-                "share": share,
+                "faults": sorted(faults),
+                "share": dice.choice((0.05, 0.3, 0.6, 1.0)),
                 "for_s": dice.random() * length_s,
-                "waits": dice.random() < 0.5,
+                "waits": dice.random() < 0.7,
             },
         )
 

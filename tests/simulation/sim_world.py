@@ -20,12 +20,13 @@ from sidecar.clock import VirtualClock
 from sidecar.config import load_text
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.outbox.dead import Which
+from sidecar.outbox.recovery import damage_in
 
 __all__ = ["World"]
 
 START_MS = 1_700_000_000_000
 HOURS_S = 3_600.0
-CLIENT_BREATH_S = 20.0
+CLIENT_BREATH_S = 120.0
 
 _load = lru_cache(maxsize=64)(load_text)
 
@@ -106,6 +107,7 @@ class World:
                 await trio.sleep(self.down_s)
             if self.ending:
                 return
+            assert (why := damage_in(self.last_path)) is None, f"what a crash has left is called damaged: {why}"
 
     async def alive(self) -> Life:
         """The life there is, once there is one."""

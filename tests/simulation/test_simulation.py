@@ -7,22 +7,67 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
 from replay import failure
+from sim_px import NOT_PROCESSED, RETRY_AFTER
 from sim_run import run
-from sim_scenario import Scenario, Step, draw
+from sim_scenario import FAULTS, KINDS, ODD, WAYS, Scenario, Step, draw
 from sim_shrink import shrink
 
-SEEDS = int(os.environ.get("PX_SIDECAR_SEEDS", "600"))
+from sidecar.px import Answer
+
+SEEDS = int(os.environ.get("PX_SIDECAR_SEEDS", "2000"))
 BLOCK = 100
+COVERING = 1000  # among so many seeds each kind of trouble occurs
+EVERY = (
+    *("crash", "crash with requests out", "reboot", "restart", "second signal", "gave up", "did not begin"),
+    *("disk torn log", "disk torn database", "disk full", "disk busy", "disk ioerr", "disk ioerr_after"),
+    *(
+        "disk not in a commit",
+        "slow disk",
+        "clock back",
+        "clock ahead",
+        "reloaded",
+        "reload refused",
+        "pause",
+        "resume",
+    ),
+    *("replayed", "discarded", "forget", "client gave up", "asked again", "quota spent", "duplicates", "ambiguous"),
+    *(f"way {way}" for way in WAYS),
+    *(f"event {kind}" for kind in {*KINDS, *ODD}),
+    *(f"px {fault}" for fault in FAULTS),
+    *(f"px status {one.status}" for kind in NOT_PROCESSED.values() for one in kind if isinstance(one, Answer)),
+    *(f"px retry-after {after}" for after in RETRY_AFTER),
+    *(f"dead:{reason}" for reason in ("bad_event", "refused", "firewall", "too_old")),
+    *(
+        f"dropped:{reason}"
+        for reason in ("no_user", "remembered", "not_supported", "opted_out", "discarded", "forgotten")
+    ),
+)
+
+
+@cache
+def block(first: int) -> tuple[list[str], Counter[str]]:
+    """What was wrong with the seeds of a block, and what they met."""
+    met: Counter[str] = Counter()
+    seeds = range(first, min(first + BLOCK, SEEDS))
+    return [said for seed in seeds if (said := failure(seed, met)) is not None], met
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
 def test_whatever_a_seed_brings_the_account_is_exact(first: int):
-    wrong = [said for seed in range(first, min(first + BLOCK, SEEDS)) if (said := failure(seed)) is not None]
+    wrong, _ = block(first)
     assert not wrong, "\n".join(wrong)
+
+
+def test_each_kind_of_trouble_occurs():
+    met = sum((block(first)[1] for first in range(0, min(COVERING, SEEDS), BLOCK)), Counter())
+    rare = {kind: met[kind] for kind in EVERY if met[kind] < (1 if kind.startswith(("px status", "px retry")) else 3)}
+    assert not rare or SEEDS < COVERING, f"too rare: {rare}"
 
 
 def test_a_seed_always_tells_the_same_story():
