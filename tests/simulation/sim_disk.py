@@ -49,8 +49,7 @@ class Files(NamedTuple):
             for at in range(0, len(pages), PAGE_BYTES):
                 if dice.random() < 0.5:
                     pages[at : at + PAGE_BYTES] = self.database[at : at + PAGE_BYTES].ljust(PAGE_BYTES, b"\0")
-            emptied = len(after.log) < len(self.log)
-            return Files(bytes(pages), self.log if emptied else after.log)
+            return Files(bytes(pages), after.log or self.log)  # it is emptied, if at all, at the end
         cut = dice.choice(_cuts(self.log, after.log))
         return Files(after.database, after.log[:cut] + self.log[cut:])
 
