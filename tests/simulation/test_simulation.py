@@ -64,6 +64,7 @@ def test_whatever_a_seed_brings_the_account_is_exact(first: int):
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.timeout(600)  # alone it has to run the blocks itself
 def test_each_kind_of_trouble_occurs():
     met = sum((block(first)[1] for first in range(0, min(COVERING, SEEDS), BLOCK)), Counter())
     rare = {kind: met[kind] for kind in EVERY if met[kind] < (1 if kind.startswith(("px status", "px retry")) else 3)}
