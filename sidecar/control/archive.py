@@ -108,13 +108,16 @@ class Archive:
     async def retry(self, which: Which, *, after: int = 0) -> dict[str, Any]:
         """Make a page of dead letters pending again, to be mapped anew: ``{"moved", "next"}``."""
         high = self._mapper_for_store().is_high
-        moved = await self.house.outbox.write(
-            lambda store, now_ms: dead.retry(store, which, now_ms, high=high, after_id=after)
-        )
-        delivery = self.house.delivery
-        if moved.ids and delivery is not None:
-            delivery.dispatcher.rewind(min(moved.ids))
-            delivery.wake()
+        first_id = after + 1  # a commit that failed may have happened all the same, and nobody else would tell
+        try:
+            moved = await self.house.outbox.write(
+                lambda store, now_ms: dead.retry(store, which, now_ms, high=high, after_id=after)
+            )
+            first_id = min(moved.ids, default=0)
+        finally:
+            if first_id and self.house.delivery is not None:
+                self.house.delivery.dispatcher.rewind(first_id)
+                self.house.delivery.wake()
         return {"moved": len(moved.ids), "next": moved.next_after}
 
     async def discard(self, which: Which, *, after: int = 0) -> dict[str, Any]:

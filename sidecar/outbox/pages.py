@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-__all__ = ["PAGE_BYTES", "Pages", "Record", "commit_frames", "log_of"]
+__all__ = ["PAGE_BYTES", "Pages", "Record", "commit_frames", "is_sound", "log_of"]
 
 PAGE_BYTES: Final = 4096
 _LOG_HEADER: Final = 32
@@ -59,6 +59,20 @@ def commit_frames(log: Path) -> list[int]:
             if head[8:16] == salts and any(head[4:8]):
                 found.append(number)
     return found
+
+
+def is_sound(log: Path, number: int) -> bool:
+    """Whether a frame's checksum is right, if that of the frame before is what this one says."""
+    offset = _LOG_HEADER + (number - 1) * _FRAME
+    with log.open("rb") as file:
+        header = os.pread(file.fileno(), _LOG_HEADER, 0)
+        before = os.pread(file.fileno(), _FRAME_HEADER, offset - _FRAME)[16:24] if number > 1 else header[24:32]
+        frame = os.pread(file.fileno(), _FRAME, offset)
+    if len(before) < 8 or len(frame) < _FRAME:
+        return False
+    little = _u32(header, 0) != _MAGIC[1]
+    data = frame[:8] + frame[_FRAME_HEADER:]
+    return _checksum(data, _u32(before, 0), _u32(before, 4), little=little) == (_u32(frame, 16), _u32(frame, 20))
 
 
 def _frames(log: int) -> int:

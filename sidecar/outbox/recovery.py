@@ -27,7 +27,7 @@ from typing import Final, Literal
 import msgspec
 
 from sidecar.errors import ConfigError, Failed
-from sidecar.outbox.pages import PAGE_BYTES, commit_frames, log_of
+from sidecar.outbox.pages import PAGE_BYTES, commit_frames, is_sound, log_of
 from sidecar.outbox.salvage import DAMAGE, Salvaged, recognises, salvage
 from sidecar.outbox.schema import SCHEMA_VERSION
 from sidecar.outbox.store import Store
@@ -154,12 +154,15 @@ def _wrong_head(head: bytes) -> str | None:
 def _ask_sqlite(path: Path, ends: list[int]) -> str | None:
     """Look with a connection that cannot write: on its way out it would not even tidy up.
 
-    ``ends`` are the frames of the log that claim to end a transaction. The last one may be unsound: it was being written
-    when the power failed or the process was killed, and nobody was told that it is on disk. All before it were synced.
+    ``ends`` are the frames of the log that claim to end a transaction. The first that SQLite does not see was being
+    written when the power failed or the process was killed: nobody was told that it is on disk. What stands behind it may
+    be left from an earlier crash in the same place. Only where one transaction was begun upon the end of another had that
+    been synced, and is damaged.
     """
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as connection:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
-        if ends[:-1] and ends[-2] > _frames_seen(path):
+        unseen = [one for one in ends if one > _frames_seen(path)]
+        if any(is_sound(log_of(path), one + 1) for one in unseen[:-1]):
             return "its write-ahead log is damaged"
         if connection.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
             return None  # not made yet, or not ours to judge

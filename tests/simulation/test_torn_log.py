@@ -5,9 +5,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from sim_disk import FRAME_BYTES, Files, _cuts
+from sim_disk import FRAME_BYTES, LOG_HEAD_BYTES, Files, _cuts
 
 from sidecar.outbox import NewEvent, Store
+from sidecar.outbox.pages import commit_frames, log_of
 from sidecar.outbox.recovery import damage_in
 
 NOW_MS = 1_700_000_000_000
@@ -53,6 +54,24 @@ def test_wherever_a_commit_is_broken_off_what_was_committed_before_is_there(tmp_
     assert len(found) > 8
     assert found[-1] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert found[:-1] == [[1, 2, 3, 4, 5, 6]] * (len(found) - 1)
+
+
+def test_two_crashes_in_one_place_are_no_damage(tmp_path: Path):
+    """What the first has left behind the second is of the same generation, and ends a transaction too."""
+    _, after = around(tmp_path / "x.db", lambda store: accept(store, *range(7, 300)))
+    after.write(tmp_path / "y.db")
+    cut = LOG_HEAD_BYTES + FRAME_BYTES * commit_frames(log_of(tmp_path / "y.db"))[-1] - FRAME_BYTES // 2
+    Files(after.database, after.log[:cut] + bytes(len(after.log) - cut)).write(tmp_path / "y.db")
+    store = Store(tmp_path / "y.db")
+    old = Files.of(tmp_path / "y.db")
+    accept(store, 7)
+    new = Files.of(tmp_path / "y.db")
+    *_, ours, left = commit_frames(log_of(tmp_path / "y.db"))
+    store.connection.close()
+    assert left > ours + 1
+    for number, cut in enumerate(_cuts(old.log, new.log)):
+        torn = Files(new.database, new.log[:cut] + old.log[cut:])
+        assert open_again(torn, tmp_path / f"{number}.db")[:6] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("truncate", [False, True])
