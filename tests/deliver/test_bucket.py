@@ -1,5 +1,6 @@
 """The bucket's promise holds for every pattern of calls, and its pace is used up."""
 
+import pickle
 import random
 from fractions import Fraction
 
@@ -125,3 +126,34 @@ def test_a_pace_that_rises_again_does_not_wait_for_the_old_interval():
 def test_a_send_that_is_not_allowed_is_a_mistake_of_the_caller():
     with pytest.raises(AssertionError):
         Bucket(10, 0.0).take(0.0)
+
+
+def test_a_stall_is_followed_by_four_sends_at_once_at_most():
+    bucket = Bucket(190, 0.0)
+    run(bucket, 0.0, 3.0, lambda: 0.0)
+    at_once = 0
+    while bucket.ready_at_s(10.0) == 10.0:
+        bucket.take(10.0)
+        at_once += 1
+    assert at_once == 4
+
+
+def test_a_pace_raised_at_the_start_still_waits_for_its_first_interval():
+    bucket = Bucket(10, 0.0)
+    bucket.set_rate(20, 0.0)
+    assert bucket.ready_at_s(0.0) == pytest.approx(1 / 20)
+
+
+def test_the_pace_in_force_is_told():
+    bucket = Bucket(190, 0.0)
+    assert bucket.per_second == 190
+    bucket.set_rate(95, 1.0)
+    assert bucket.per_second == 95
+
+
+def test_a_bucket_does_not_grow_with_what_it_has_let_through():
+    bucket = Bucket(10, 0.0)
+    run(bucket, 0.0, 10.0, lambda: 0.0)
+    size = len(pickle.dumps(bucket))
+    run(bucket, 10.0, 100.0, lambda: 0.0)
+    assert len(pickle.dumps(bucket)) <= size + 10

@@ -167,9 +167,14 @@ def _instead(statement: ast.stmt) -> ast.stmt | None:
             return None
         case ast.Expr() | ast.AugAssign() | ast.Delete() | ast.Raise():
             return ast.Pass()
-        case ast.Assign(targets=targets) if not any(isinstance(one, ast.Name) for one in targets):
+        case ast.Assign(targets=targets) if not any(_names(one) for one in targets):
             return ast.Pass()
     return None
+
+
+def _names(target: ast.expr) -> bool:
+    """Whether the assignment makes a plain variable."""
+    return any(isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store) for one in ast.walk(target))
 
 
 def _told(node: ast.AST, change: Change) -> str:

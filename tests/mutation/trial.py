@@ -175,14 +175,8 @@ class _Loop:
         return True
 
     def _try(self, session: pytest.Session, mutant: Mutant, there: dict[CodeType, list[FunctionType]], to: int) -> int:
-        changed = _functions(_compiled(mutant.path, mutant.tree()))
-        for place, code in changed.items():
-            before = self._before[mutant.path].get(place)
-            if before is not None and before != code:
-                for function in there.get(before, ()):
-                    if function.__code__.co_freevars != code.co_freevars:
-                        return PASSED  # not to be had this way
-                    function.__code__ = code
+        if not self._plant(mutant, there):
+            return PASSED
         order = sorted(range(len(session.items)), key=lambda at: -self._kills[at])
         for at, following in zip(order, [*order[1:], None], strict=True):
             item, after = session.items[at], None if following is None else session.items[following]
@@ -191,6 +185,19 @@ class _Loop:
                 os.write(to, _ITEM.pack(at))
                 return FAILED[0]
         return PASSED
+
+    def _plant(self, mutant: Mutant, there: dict[CodeType, list[FunctionType]]) -> bool:
+        """Whether the changed code could be put into functions that are there; each may have several, or none."""
+        planted = False
+        for place, code in _functions(_compiled(mutant.path, mutant.tree())).items():
+            before = self._before[mutant.path].get(place)
+            if before is not None and before != code:
+                for function in there.get(before, ()):
+                    if before.co_freevars != code.co_freevars:
+                        return False
+                    function.__code__ = code
+                    planted = True
+        return planted
 
 
 def _compiled(path: str, tree: ast.Module) -> CodeType:

@@ -29,6 +29,11 @@ ROWS = [
     (NotSent("connect error"), Kind.AWAY),
     (Unknown("read timeout"), Kind.AMBIGUOUS),
     (Answer(101), Kind.AMBIGUOUS),
+    (Answer(199), Kind.AMBIGUOUS),
+    (Answer(299), Kind.DELIVERED),
+    (Answer(300), Kind.WRONG_REGION),
+    (Answer(399), Kind.WRONG_REGION),
+    (Answer(499), Kind.REFUSED),
     (Answer(600), Kind.AMBIGUOUS),
     (Answer(999), Kind.AMBIGUOUS),
     (Answer(301), Kind.WRONG_REGION),
@@ -208,3 +213,47 @@ def test_no_answer_is_too_odd_to_be_judged(status, body, content_type, call):
 )
 def test_people_read_what_to_do(answer, words):
     assert words in classify(answer, wall_ms=NOW_MS).message
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Answer(201, b"odd"), "PX answered 201: delivered."),
+        (Answer(500), "PX answered 500: PX has a problem of its own; the event is tried again."),
+        (Answer(500, b"oops."), "PX answered 500 (oops): PX has a problem of its own; the event is tried again."),
+        (
+            Answer(500, b"x" * 200),
+            f"PX answered 500 ({'x' * 120}): PX has a problem of its own; the event is tried again.",
+        ),
+    ],
+)
+def test_people_read_the_status_and_what_px_said_unless_all_is_well(answer, message):
+    assert classify(answer, wall_ms=NOW_MS).message == message
+
+
+@pytest.mark.parametrize(("status", "word"), [(402, "plan"), (407, "proxy wants credentials"), (405, "base_url")])
+def test_not_every_wrong_door_is_a_wrong_region(status, word):
+    assert word in classify(Answer(status), wall_ms=NOW_MS).message
+
+
+def test_an_answer_is_whole_unless_it_says_otherwise():
+    assert not Answer(200).cut
+
+
+def test_of_a_long_body_the_first_16_kib_are_read():
+    def excerpt(body: bytes) -> str:
+        return classify(Answer(400, body), wall_ms=NOW_MS).excerpt
+
+    assert excerpt(b" " * 16_383 + b"xy") == "x"
+    assert excerpt(b"x" * 500) == "x" * 500
+    assert excerpt(b"x" * 501) == "x" * 499 + "…"
+
+
+def test_a_field_is_found_in_the_first_16_kib_and_kept_to_100_characters():
+    def field(body: bytes) -> str | None:
+        return classify(Answer(400, body), wall_ms=NOW_MS).field
+
+    said = json.dumps({"message": "bad", "field": "plan"}).encode()
+    assert field(b" " * (16_384 - len(said)) + said) == "plan"
+    assert field(b" " * (16_385 - len(said)) + said) is None
+    assert field(json.dumps({"message": "bad", "field": "p" * 150}).encode()) == "p" * 100
