@@ -93,7 +93,9 @@ class Caller(threading.Thread):
 
     def end(self) -> None:
         self._ending.set()
-        self.join()
+        if self.is_alive():
+            self.join()
+        self._client.close()
 
 
 class Arrivals:
@@ -134,6 +136,7 @@ def storm(folder: Path, rounds: int, seed: int, say: Any = lambda _line: None) -
     """So many rounds; what came of them. Raises AssertionError if a process does not come back."""
     stage, dice, began_s = Stage(folder), random.Random(seed), time.monotonic()
     state = ("--state", str(folder / "px.log"), "--latency", "100ms", "--jitter", "50ms")
+    caller = Caller(stage.unix)
     try:
         stage.write_config()
         sandbox, daemon = stage.start_sandbox(*state), stage.start_daemon()
@@ -142,7 +145,7 @@ def storm(folder: Path, rounds: int, seed: int, say: Any = lambda _line: None) -
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         stage.processes.append(app)
-        caller, arrivals, duplicates = Caller(stage.unix), Arrivals(stage), []
+        arrivals, duplicates = Arrivals(stage), []
         caller.start()
         for number in range(rounds):
             time.sleep(dice.uniform(0.1, 1.0))
@@ -165,6 +168,7 @@ def storm(folder: Path, rounds: int, seed: int, say: Any = lambda _line: None) -
         owed |= {f"sdk-{number}" for number in range(said["made"])} - set(said["failed"])
         status, took_s = stage.status(), time.monotonic() - began_s
     finally:
+        caller.end()
         stage.end()
     lost = sorted(owed - arrivals.seen)
     return Outcome(rounds, len(owed), len(arrivals.seen), lost, duplicates, arrivals.disorder(), status, took_s)
