@@ -16,6 +16,7 @@ What it says, a line each; the numbers are events (``event_of``):
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -46,7 +47,7 @@ from sidecar.outbox import dead as dead_letters
 NOTE = "powerloss"
 WAY = {State.DELIVERED: "delivered", State.DROPPED: "dropped", State.DEAD: "dead"}
 CLIENTS = 6
-LIFE_S = 3_600
+LIFE_S = 120  # from the start of one life to that of the next, by the wall clock; ids are kept for longer
 
 
 def say(*words: object) -> None:
@@ -96,8 +97,8 @@ class Player:
         many = dice.choice((1, 1, 1, 2, 5, 20))
         numbers, self.again = self.again[:many], self.again[many:]
         while len(numbers) < many:
-            if self.next > 1 and dice.random() < 0.05:
-                numbers.append(dice.randrange(max(1, self.next - 20), self.next))
+            if self.next > self.life.first and dice.random() < 0.05:
+                numbers.append(dice.randrange(max(self.life.first, self.next - 20), self.next))
             else:
                 numbers.append(self.next)
                 self.next += 1
@@ -111,30 +112,31 @@ class Player:
         await self.outbox.write(lambda store, _now_ms: store.bring_back())
         while self.clients:
             for high in (True, False):
-                page = await self.outbox.read(
-                    lambda store, high=high: store.page(high=high, after_id=after[high], limit=40)
-                )
-                for row in page.rows:
+                rows, more = await self.outbox.read(partial(self._idle, high=high, after_id=after[high], limit=40))
+                for row in rows:
                     self._try(row)
-                after[high] = page.rows[-1].id if page.more else 0
+                after[high] = rows[-1].id if rows and more else 0
             await trio.sleep(self.dice.choice((0.01, 0.1, 0.3)))
         if self.life.drain:
             await self._drain()
+
+    def _idle(self, store: Store, *, high: bool, after_id: int, limit: int) -> tuple[list[Row], bool]:
+        """The rows of a page that are not being settled as it is read: a moment later, some of those may be settled."""
+        page = store.page(high=high, after_id=after_id, limit=limit)
+        return [row for row in page.rows if row.id not in self.under_way], page.more
 
     async def _drain(self) -> None:
         """Settle everything, so that housekeeping has free pages to give back, and give it the time."""
         while self.store.pending():
             for high in (True, False):
-                for row in (await self.outbox.read(lambda store, high=high: store.page(high=high, after_id=0))).rows:
-                    if row.id not in self.under_way:
-                        self._settle(row, State.DELIVERED)
+                rows, _ = await self.outbox.read(partial(self._idle, high=high, after_id=0, limit=250))
+                for row in rows:
+                    self._settle(row, State.DELIVERED)
             await self.outbox.write(lambda store, _now_ms: store.bring_back())
             await trio.sleep(0.1)
         await trio.sleep(45)
 
     def _try(self, row: Row) -> None:
-        if row.id in self.under_way:
-            return
         luck = self.dice.random()
         if luck < 0.45:
             self._settle(row, self.dice.choice((State.DELIVERED, State.DELIVERED, State.DROPPED, State.DEAD)))
@@ -217,7 +219,7 @@ async def live(life: Life, path: Path) -> None:
     if store.notice:
         raise AssertionError(f"an outbox that only lost its power is said to be damaged: {store.notice}")
     outbox = Outbox(store, clock, Room(path, 2**30), InlineRunner())
-    keeper = Keeper(delivered_ms=8_000, ids_ms=40_000, dead_ms=60_000, max_users=20)
+    keeper = Keeper(delivered_ms=8_000, ids_ms=300_000, dead_ms=60_000, max_users=20)
     outbox.keep = keeper.step
     async with trio.open_nursery() as nursery:
         nursery.start_soon(outbox.run)

@@ -99,9 +99,6 @@ def test_a_commit_that_was_cut_off_in_its_last_frame_is_no_damage(tmp_path, arri
         assert opened.counters["accepted"] == 2
 
 
-@pytest.mark.xfail(
-    reason="recovery counts the ends of transactions; it should see whether one was begun upon another", strict=True
-)
 def test_a_torn_commit_is_no_damage_where_an_earlier_torn_one_has_left_its_end_behind_it(tmp_path):
     store = Store(tmp_path / "outbox.db")
     with closing(store.connection):
@@ -122,6 +119,22 @@ def test_a_torn_commit_is_no_damage_where_an_earlier_torn_one_has_left_its_end_b
     with closing(opened.connection):
         assert opened.notice == ""
         assert opened.counters["accepted"] == 2
+
+
+@pytest.mark.xfail(
+    reason="recovery looks at the first bytes before SQLite could roll the first write back", strict=True
+)
+def test_a_first_start_that_was_cut_off_in_its_first_write_is_begun_again(tmp_path):
+    path = tmp_path / "outbox.db"
+    # A journal as SQLite has synced it before: no page to restore, the file had none, sectors and pages of this size.
+    numbers = (0, 1, 0, 512, 4096)
+    journal = bytes.fromhex("d9d505f920a163d7") + b"".join(number.to_bytes(4, "big") for number in numbers)
+    path.with_name("outbox.db-journal").write_bytes(journal.ljust(512, b"\0"))
+    path.write_bytes(bytes(4096))  # as long as it is to be, and nothing of it has arrived
+    opened = open_outbox(path, durability="disk")
+    with closing(opened.connection):
+        assert opened.notice == ""
+        assert opened.counters["accepted"] == 0
 
 
 def test_an_answered_transaction_that_is_damaged_in_the_log_is_damage(tmp_path):
