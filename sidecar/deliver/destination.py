@@ -341,9 +341,9 @@ class Destination:
 
     def tick_at_s(self) -> float:
         """When ``tick`` has something to do, infinity for never."""
-        if not self._held or self._base is not State.OPEN or self._operator_since_s is not None:
-            return math.inf
-        return self._answered_s + max(QUIET_S, 3 / (self._per_second * self._pace))
+        if not self._held or self._base is State.PAUSED or self._operator_since_s is not None:
+            return math.inf  # else behind a wait: a probe goes out there, if there is anything but the held
+        return max(self._answered_s, self._until_s) + max(QUIET_S, 3 / (self._per_second * self._pace))
 
     def tick(self, now_s: float, under_way: int) -> tuple[int, ...]:
         """Held events to be settled dead as ``refused``, since with no request ``under_way`` no answer will come."""

@@ -426,9 +426,18 @@ def test_nothing_is_settled_by_silence_while_the_destination_does_not_send():
     px = Px()
     px.answers(BAD)
     px.answers(AWAY)
-    assert px.it.tick(px.now_s + 1000, 0) == ()
-    px.later(1000).probe(BAD)
+    again_s = px.leave().until_s
+    assert px.it.tick(again_s + 0.9, 0) == ()
+    px.now_s = again_s
+    px.probe(BAD)
     assert px.it.tick_at_s() == px.now_s + 1
+
+
+def test_a_refusal_does_not_wait_for_ever_behind_an_outage_in_which_it_is_the_only_event():
+    px = Px()
+    px.answers(BAD, event=7)
+    px.answers(AWAY)
+    assert px.it.tick(px.leave().until_s + 1, 0) == (7,)
 
 
 def test_events_without_a_user_are_users_of_their_own():
