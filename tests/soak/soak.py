@@ -6,7 +6,7 @@
 
 A real sandbox and a real daemon in processes of their own; this process is the apps. It writes ``FOLDER/run.ndjson``
 line by line (what the run is, a sample every few seconds, at the end the account), ``FOLDER/soak.png`` and, of the
-daemon and the sandbox, ``FOLDER/processes.log``.
+daemon and the sandbox, ``FOLDER/processes.log``. SIGTERM or SIGINT ends a run early, with its account.
 
 Load: bursts of 1.5 times the ceiling, then half of it until the backlog has drained, so that the daemon delivers at the
 ceiling nearly all the time and a backlog forms and drains again and again.
@@ -20,7 +20,9 @@ its steady state.
 
 import argparse
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,7 +80,7 @@ def faults_at(t_s: float, cycle_s: float) -> dict[str, Any]:
 class Soak:
     """One run in a rig; ``out`` is where its lines go."""
 
-    def __init__(self, rig: Rig, out: Path, duration_s: float, seed: int) -> None:
+    def __init__(self, rig: Rig, out: Path, duration_s: float, seed: int, ending: threading.Event) -> None:
         self.rig = rig
         self.duration_s = duration_s
         self.cycle_s = max(SHORTEST_CYCLE_S, min(CYCLE_S, duration_s / CYCLES_AT_LEAST))
@@ -92,6 +94,7 @@ class Soak:
             repeat_within_s=self.keep_s / 3,
         )
         self.dead = bytearray()
+        self._ending = ending
         self._dead_since_ms = 0
         self._burst_until_s: float | None = 0.0
         self._faults: dict[str, Any] = {}
@@ -113,7 +116,7 @@ class Soak:
         self._begun_s = time.monotonic()
         self.traffic.start()
         next_s, harvest_s = self.sample_s, self.cycle_s / 10
-        while (now_s := self._now_s()) < self.duration_s and not self.traffic.errors:
+        while (now_s := self._now_s()) < self.duration_s and not (self._ending.is_set() or self.traffic.errors):
             self._set_faults(faults_at(now_s, self.cycle_s))
             if now_s >= next_s:
                 next_s += self.sample_s
@@ -194,7 +197,7 @@ class Soak:
             page = asked.get("/v1/dead", {"since_ms": since_ms, "after": after})
             after = page["next"]
             for letter in page["letters"]:
-                number = _number(letter["event"]["messageId"])
+                number = number_of(letter["event"]["messageId"])
                 self._dead_room(number + 1)  # it may be younger than this look
                 self.dead[number] = 1
 
@@ -213,7 +216,7 @@ class Soak:
         arrived = bytearray(len(self.traffic.ledger.fates))
         with _event_lines(self.rig) as lines:
             for line in lines:
-                number = _number(json.loads(line)["eventId"])
+                number = number_of(json.loads(line)["eventId"])
                 arrived[number] = min(255, arrived[number] + 1)
         account = {
             "status": {
@@ -270,7 +273,7 @@ def _event_lines(rig: Rig) -> Iterator[Iterator[bytes]]:
         yield iter(answer)
 
 
-def _number(message_id: str) -> int:
+def number_of(message_id: str) -> int:
     return int(message_id.removeprefix("soak-"))
 
 
@@ -297,13 +300,13 @@ def _process(pid: int) -> dict[str, float]:
     }
 
 
-def soak(out: Path, duration_s: float, seed: int) -> None:
-    """Run, and leave everything in ``out``."""
+def soak(out: Path, duration_s: float, seed: int, ending: threading.Event) -> None:
+    """Run until the time is over or ``ending`` is set, and leave everything in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "run.ndjson").unlink(missing_ok=True)
     with open_rig() as rig:
         try:
-            Soak(rig, out / "run.ndjson", duration_s, seed).run()
+            Soak(rig, out / "run.ndjson", duration_s, seed, ending).run()
         finally:
             (out / "processes.log").write_text(rig.log())
 
@@ -336,7 +339,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.judge is None:
         duration_s = (options.hours * 60 + options.minutes or 1) * 60
-        soak(options.out, duration_s, options.seed)
+        ending = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ending.set())
+        soak(options.out, duration_s, options.seed, ending)
     sys.exit(0 if conclude(options.judge or options.out) else 1)
 
 

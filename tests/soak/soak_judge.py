@@ -16,7 +16,7 @@ means anything.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -91,13 +91,15 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(median(x for x, _ in group), median(y for _, y in group)) for group in groups]
 
 
-def trends(samples: Sequence[dict[str, Any]], *, slack: float = 1.0) -> list[Trend]:
+def trends(
+    samples: Sequence[dict[str, Any]], *, bounds: Mapping[str, Bound] = BOUNDS, slack: float = 1.0
+) -> list[Trend]:
     """Judge every series of the samples. Raises ValueError if there are too few."""
     if len(samples) < FEWEST_SAMPLES:
         raise ValueError(f"{len(samples)} samples are too few to judge; {FEWEST_SAMPLES} are needed")
     return [
         trend(name, points, bound, slack=slack)
-        for name, bound in BOUNDS.items()
+        for name, bound in bounds.items()
         if len(points := [(one["t_s"], one[name]) for one in samples if one[name] is not None]) >= FEWEST_SAMPLES
     ]
 

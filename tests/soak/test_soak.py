@@ -1,18 +1,22 @@
 """The soak for a third of a minute, and its judge: what creeps up, and what is missing, is seen."""
 
+import logging
 import random
+import threading
 from pathlib import Path
 
 import pytest
-from soak import conclude, soak
-from soak_judge import BOUNDS, account_faults, judge, read_run, theil_sen, trend
+import virtual
+from soak import conclude, reckon, soak
+from soak_judge import BOUNDS, account_faults, judge, read_run, theil_sen, trend, trends
+from soak_load import Fate, Ledger
 
 SHORT_S = 20.0
 
 
 @pytest.mark.timeout(240)
 def test_a_short_soak_ends_with_an_exact_account(tmp_path: Path, capsys):
-    soak(tmp_path, SHORT_S, seed=1)
+    soak(tmp_path, SHORT_S, seed=1, ending=threading.Event())
     conclude(tmp_path, plot=False)
     run, samples, account = read_run(tmp_path / "run.ndjson")
     assert run["seconds"] == SHORT_S
@@ -21,6 +25,27 @@ def test_a_short_soak_ends_with_an_exact_account(tmp_path: Path, capsys):
     assert account_faults(account) == []
     assert account["status"]["ambiguous"] > 0, "no fault was met: that was no soak"
     assert "account: exact" in capsys.readouterr().out
+
+
+def test_a_short_soak_in_virtual_time_stays_flat_and_ends_with_an_exact_account():
+    level = logging.getLogger("sidecar").level
+    try:
+        samples, account = virtual.soak(hours=0.2, per_second=5, seed=1)
+    finally:
+        logging.getLogger("sidecar").setLevel(level)
+    assert account_faults(account) == []
+    assert account["status"]["ambiguous"] > 0, "no fault was met: that was no soak"
+    assert [str(one) for one in trends(samples, bounds=virtual.BOUNDS, slack=3) if not one.flat] == []
+
+
+def test_an_event_that_is_nowhere_is_lost_and_one_that_came_twice_is_a_duplicate():
+    ledger = Ledger()
+    for fate in (Fate.SENT, Fate.SENT, Fate.BAD, Fate.DROPPED, Fate.SENT):
+        ledger.answered([(ledger.number(), fate)], 0, 0.0)
+    well = reckon(ledger, bytearray([0, 1, 1, 0, 0]), bytearray([1, 0, 0, 0, 3]))
+    assert (well["lost"], well["unexpected"], well["duplicates"], well["distinct"]) == (0, 0, 2, 2)
+    broken = reckon(ledger, bytearray([0, 0, 0, 0, 0]), bytearray([0, 0, 0, 1, 1]))
+    assert (broken["lost_ids"], broken["unexpected_ids"]) == ([0, 1, 2], [3])
 
 
 def series(change_per_hour: float, noise: float = 0.0) -> list[tuple[float, float]]:
