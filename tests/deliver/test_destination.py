@@ -53,11 +53,11 @@ class Px:
         self.now_s += seconds
         return self
 
-    def probe(self, reply, user="user") -> Outcome:
+    def probe(self, reply, user="user", *, event=None) -> Outcome:
         assert self.leave() == Probe()
         self.it.probe_begun(self.now_s)
         assert not isinstance(self.leave(), Probe), "one probe at a time"
-        return self.answers(reply, user, probe=True)
+        return self.answers(reply, user, event=event, probe=True)
 
     def status(self):
         return self.it.describe(self.now_s)

@@ -81,3 +81,13 @@ def test_there_is_a_walk_only_where_there_is_something_to_send():
 )
 def test_a_dead_letter_keeps_what_px_said_once(message, excerpt, words):
     assert words_of(Verdict(Kind.REFUSED, 400, excerpt, message=message)) == words
+
+
+def test_what_is_under_way_lies_over_what_is_settled():
+    memory = Memory(OLD)
+    first = prepared(memory, Known("acct-2", "old"))
+    second = prepared(memory, Known("acct-3", "old"))
+    assert memory.settle(second) == Known("acct-3", "old")
+    assert memory.known == Known("acct-2", "old")
+    first.take_back()
+    assert memory.known == Known("acct-3", "old")

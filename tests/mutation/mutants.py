@@ -10,7 +10,7 @@ Operators
   is left out; ``continue`` ↔ ``break``; what is returned becomes None.
 * A keyword argument of a call is left out.
 
-Not mutated: annotations, decorators, docstrings, ``assert`` (a check already), ``__all__``, ``__repr__`` and texts
+Not mutated: annotations and names of types, decorators, docstrings, ``assert`` (a check already), ``__all__``, ``__repr__`` and texts
 (the words that people read are judged by people).
 
 A mutant is named by its function and by the text of the expression before and after, never by a line, so that the name
@@ -103,7 +103,7 @@ def _mutable(node: ast.AST, place: str) -> Iterator[tuple[str, ast.AST]]:
     elif isinstance(node, ast.Assign | ast.AnnAssign) and not place[:1].isidentifier():
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         place = ast.unparse(target)
-        if place == "__all__":
+        if place == "__all__" or _is_type(node.value):
             return
     yield place or "module", node
     for field, child in ast.iter_fields(node):
@@ -126,8 +126,9 @@ def _changes(node: ast.AST) -> Iterator[Change]:
         case ast.Constant(value=bool()):
             yield Change("value", not node.value, node)
         case ast.Constant(value=int() | float()):
-            yield Change("value", node.value + 1, node)
-            yield Change("value", node.value - 1, node)
+            for other in (node.value + 1, node.value - 1):
+                if other != node.value:  # 1e300 + 1 is
+                    yield Change("value", other, node)
         case ast.Return() if node.value is not None and getattr(node.value, "value", node) is not None:
             yield Change("value", None, node)
         case ast.Call():
@@ -170,6 +171,11 @@ def _instead(statement: ast.stmt) -> ast.stmt | None:
         case ast.Assign(targets=targets) if not any(_names(one) for one in targets):
             return ast.Pass()
     return None
+
+
+def _is_type(value: ast.expr | None) -> bool:
+    """Whether a module names a type by it, as in ``A | B``."""
+    return isinstance(value, ast.BinOp) and isinstance(value.op, ast.BitOr)
 
 
 def _names(target: ast.expr) -> bool:

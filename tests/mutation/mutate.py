@@ -50,10 +50,13 @@ ROOMS = {
     "bucket": Room(("sidecar/deliver/bucket.py",), ("tests/deliver/test_bucket.py",)),
     "quota": Room(("sidecar/deliver/quota.py",), ("tests/deliver/test_quota.py",)),
     "retry": Room(("sidecar/deliver/retry.py",), ("tests/deliver/test_retry.py",)),
-    "breaker": Room(("sidecar/deliver/destination.py",), ("tests/deliver/test_destination.py",)),
+    "breaker": Room(
+        ("sidecar/deliver/destination.py",),
+        ("tests/deliver/test_destination.py", "tests/deliver/test_destination_edges.py"),
+    ),
     "ordering": Room(
         ("sidecar/deliver/order.py", "sidecar/deliver/prepared.py"),
-        ("tests/deliver/test_order.py", "tests/deliver/test_prepared.py"),
+        ("tests/deliver/test_order_edges.py", "tests/deliver/test_prepared.py", "tests/deliver/test_order.py"),
     ),
     "mapping": Room(
         tuple(sorted(str(path.relative_to(ROOT)) for path in (ROOT / "sidecar/mapping").glob("*.py"))),
