@@ -7,13 +7,14 @@ One file system goes through all rounds, so that each begins with what the last 
 
 It models lost caches; torn and reordered sectors are the recorded machine's part.
 
-Everything is mounted in a mount namespace of its own, and ``mount -o loop`` makes loop devices that end with their mount:
-however this ends, nothing is left behind.
+All of it runs in namespaces of its own for mounts and processes. If this is killed so are the daemon and the sandbox,
+with them the mount is gone, and a device made by ``mount -o loop`` with that: however this ends, none is left behind.
 """
 
 import fcntl
 import os
 import shutil
+import signal
 import sqlite3
 import struct
 import subprocess
@@ -40,7 +41,7 @@ IMAGE_BYTES = 256 * 2**20
 CLIENTS = 6
 MAX_IN_FLIGHT = 32
 PER_SECOND = 400
-APART = "PX_POWERLOSS_APART"  # set in the namespace of its own
+APART = "PX_POWERLOSS_APART"  # the folder to work in, set in the namespaces of its own
 
 
 class Round(NamedTuple):
@@ -55,34 +56,48 @@ def cannot() -> str | None:
     """Why no real power can be cut here, or None."""
     if os.geteuid() != 0:
         return "cutting the power of a real file system needs root"
-    missing = [tool for tool in ("unshare", "mount", "umount", "mkfs.ext4") if shutil.which(tool) is None]
+    missing = [tool for tool in ("setpriv", "unshare", "mount", "umount", "mkfs.ext4") if shutil.which(tool) is None]
     if missing:
         return f"cutting the power of a real file system needs {', '.join(missing)}"
     script = 'dir=$(mktemp -d) && truncate -s 8M "$dir.img" && mkfs.ext4 -q "$dir.img" && mount -o loop "$dir.img" "$dir"; rc=$?'
     script += '; umount "$dir"; rmdir "$dir"; rm -f "$dir.img"; exit $rc'
-    tried = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=30)
+    tried = subprocess.run(
+        ["unshare", "--mount", "--pid", "--mount-proc", "--kill-child", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     return f"no ext4 can be mounted from a loop device here: {tried.stderr.strip()}" if tried.returncode else None
-
-
-def apart() -> None:
-    """Go on in a mount namespace of its own: this program begins anew there."""
-    if os.environ.get(APART) != "1":
-        os.environ[APART] = "1"
-        os.execvp("unshare", ["unshare", "--mount", "--propagation", "private", sys.executable, *sys.argv])
 
 
 def real_rounds(rounds: int, seed: int, durability: str) -> tuple[list[Round], str]:
     """So many cuts of one file system, at moments of the seed's dice; prints a line for each.
 
-    Then everything is delivered; the text says what is wrong with that, or is empty.
+    Then everything is delivered; the text says what is wrong with that, or is empty. Does not return where it was called
+    first: this program begins anew in namespaces of its own, and ends as it does there.
     """
-    apart()
+    if APART not in os.environ:
+        sys.exit(_apart())
+    bench = _Bench(Path(os.environ[APART]), seed, durability)
+    try:
+        return [bench.round(number) for number in range(rounds)], bench.deliver()
+    finally:
+        bench.end()
+
+
+def _apart() -> int:
+    """Run this program anew in namespaces of its own for mounts and processes; how it ended."""
+    # Whichever of these is killed, what it has started is killed with it.
+    command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"]
+    command += ["--pid", "--mount-proc", "--kill-child", sys.executable, *sys.argv]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     with tempfile.TemporaryDirectory(prefix="pxs-") as folder:
-        bench = _Bench(Path(folder), seed, durability)
+        child = subprocess.Popen(command, env={**os.environ, APART: folder})
         try:
-            return [bench.round(number) for number in range(rounds)], bench.deliver()
+            return child.wait()
         finally:
-            bench.end()
+            child.kill()
+            child.wait()
 
 
 class _Bench:
