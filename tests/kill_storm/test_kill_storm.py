@@ -18,12 +18,14 @@ def test_a_storm_of_kills_loses_nothing_and_repeats_no_more_than_was_in_flight(t
 
 def test_the_storm_can_see():
     exact = {"accepted": 3, "pending": 0, "delivered": 3, "dropped": 0, "dead": 0}
-    well = Outcome(1, 3, 3, [], [1], 0, exact, 1.0)
+    well = Outcome(1, 3, 3, [], [1], [1], 0, 0, exact, 1.0)
     assert well.complaints() == []
     for broken, what in (
         (well._replace(lost=["own-1"]), "lost"),
         (well._replace(arrived=2), "at PX"),
-        (well._replace(duplicates=[129]), "twice"),
+        (well._replace(duplicates=[2]), "1 were in flight"),
+        (well._replace(in_flight=[1_000]), "may be"),
+        (well._replace(repeats=1), "without a kill"),
         (well._replace(disorder=1), "overtook"),
         (well._replace(account=exact | {"accepted": 4}), "not exact"),
     ):
