@@ -316,7 +316,7 @@ def conclude(out: Path, *, plot: bool = True) -> bool:
     run, samples, account = read_run(out / "run.ndjson")
     short = run["seconds"] < SHORT_S
     lines, well = judge(samples, account, slack=SHORT_SLACK if short else 1.0)
-    if plot:
+    if plot and samples:
         from soak_plot import draw  # matplotlib is only needed for this
 
         draw(samples, out / "soak.png")

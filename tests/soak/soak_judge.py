@@ -94,9 +94,7 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def trends(
     samples: Sequence[dict[str, Any]], *, bounds: Mapping[str, Bound] = BOUNDS, slack: float = 1.0
 ) -> list[Trend]:
-    """Judge every series of the samples. Raises ValueError if there are too few."""
-    if len(samples) < FEWEST_SAMPLES:
-        raise ValueError(f"{len(samples)} samples are too few to judge; {FEWEST_SAMPLES} are needed")
+    """Judge every series of which there are enough samples."""
     return [
         trend(name, points, bound, slack=slack)
         for name, bound in bounds.items()
@@ -150,6 +148,8 @@ def judge(
     samples: Sequence[dict[str, Any]], account: dict[str, Any] | None, *, slack: float = 1.0
 ) -> tuple[list[str], bool]:
     """The judgement in lines for people, and whether all is well. A run that was cut off is judged without account."""
+    if len(samples) < FEWEST_SAMPLES:
+        return [f"{len(samples)} samples are too few to judge; {FEWEST_SAMPLES} are needed"], False
     found = trends(samples, slack=slack)
     lines = [str(one) for one in found]
     if account is None:
