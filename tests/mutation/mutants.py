@@ -174,8 +174,8 @@ def _instead(statement: ast.stmt) -> ast.stmt | None:
 
 
 def _is_type(value: ast.expr | None) -> bool:
-    """Whether a module names a type by it, as in ``A | B``."""
-    return isinstance(value, ast.BinOp) and isinstance(value.op, ast.BitOr)
+    """Whether a module names a type by it, as in ``A | B`` or ``tuple[A, B]``."""
+    return isinstance(value, ast.Subscript) or (isinstance(value, ast.BinOp) and isinstance(value.op, ast.BitOr))
 
 
 def _names(target: ast.expr) -> bool:
