@@ -296,3 +296,116 @@ def test_the_pace_of_a_calendar_day_never_stops():
     assert send(quota, file, 100) == 100
     clock.at_s += MINUTE_S
     assert quota.pace_per_s() == pytest.approx(1 / (43_200 - 60), rel=0.01)
+
+
+# --- the reserve ---
+
+
+def reserved(clock: Clock, *sent: tuple[int, int]) -> Quota:
+    """A day of 1,000, a tenth of it for high events; ``sent`` are minutes ago and requests."""
+    return Quota(1000, clock=clock, reserve_for_high=0.1, rows=[row(clock, *one) for one in sent])
+
+
+def in_s(minutes_ago: int) -> float:
+    """When what was sent in a minute so long ago has left; the clock is at the begin of a minute."""
+    return 60.0 * (1440 - minutes_ago + 1)
+
+
+def test_normal_events_wait_until_as_many_have_left_as_are_above_their_limit():
+    clock = Clock(boot_s=120_000.0)
+    assert reserved(clock, (1000, 5), (500, 899)).ready_at_s(0.0, high=False) == in_s(1000)
+    assert reserved(clock, (1000, 5), (500, 900)).ready_at_s(0.0, high=False) == in_s(500)
+    assert reserved(clock, (1000, 5), (500, 900)).describe().free_in_s == in_s(500)
+
+
+def test_what_high_events_lease_meanwhile_makes_normal_ones_wait_longer():
+    clock, file = Clock(boot_s=120_000.0), File()
+    quota = reserved(clock, (1000, 20), (500, 880))
+    assert quota.ready_at_s(0.0, high=False) == in_s(1000)
+    assert send(quota, file, 50, high=True) == 50
+    assert quota.ready_at_s(0.0, high=False) == in_s(500)
+
+
+def test_what_high_events_take_of_a_lease_makes_normal_ones_wait_longer():
+    clock, file = Clock(boot_s=120_000.0), File()
+    quota = reserved(clock, (1000, 5), (500, 895))
+    grant(quota, file)
+    assert quota.ready_at_s(0.0, high=False) == in_s(1000)
+    use(quota, 10)
+    clock.at_s += in_s(1000)
+    assert quota.ready_at_s(0.0, high=False) == in_s(500) - in_s(1000)
+
+
+def test_with_nothing_used_up_normal_events_wait_for_nothing():
+    assert Quota(1000, clock=Clock()).describe().free_in_s == 0.0
+
+
+# --- how a bucket is dated ---
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 5, 10**6])
+def test_a_bucket_of_another_boot_from_now_or_later_counts_from_the_next_minute(ahead):
+    clock = Clock(boot_s=120_000.0)
+    wall = clock.wall_ms() // 60_000
+    quota = Quota(1000, clock=clock, rows=[QuotaRow(wall + ahead, "another", 7, 1000)])
+    assert quota.ready_at_s(0.0, high=True) == DAY_S + 120.0
+    quota = Quota(1000, clock=clock, rows=[QuotaRow(wall + ahead, "another", 7, 3)])
+    assert grant(quota, File()).rows[0].minute == wall + min(ahead, 1)
+
+
+def test_a_minute_that_is_over_is_not_told_again():
+    clock, file = Clock(), File()
+    quota = Quota(1000, clock=clock)
+    use(quota, grant(quota, file).sends)
+    clock.at_s += MINUTE_S
+    assert [one.boot_minute for one in grant(quota, file).rows] == [START_MINUTE + 2]
+
+
+@pytest.mark.parametrize(("back_ms", "told"), [(60_000, False), (120_000, True), (86_400_000, True)])
+def test_a_bucket_that_a_step_back_left_in_the_future_is_dated_anew(back_ms, told):
+    clock, file = Clock(), File()
+    quota = Quota(1000, clock=clock)
+    use(quota, grant(quota, file).sends)
+    clock.step_ms = -back_ms
+    clock.at_s += MINUTE_S
+    wall = clock.wall_ms() // 60_000
+    rows = {one.boot_minute: one.minute for one in grant(quota, file).rows}
+    assert rows == ({START_MINUTE + 1: wall} if told else {}) | {START_MINUTE + 2: wall + 1}
+
+
+def test_a_lease_that_is_abandoned_after_a_day_takes_nothing_out_of_the_new_one():
+    clock = Clock()
+    quota = Quota(100, clock=clock)
+    quota.ready_at_s(0.0, high=True)
+    lease = quota.wants_lease()
+    assert lease is not None
+    assert lease.sends == 1
+    clock.at_s += 2 * DAY_S
+    quota.abandoned(lease)
+    assert quota.used() == 0
+    assert [one.sent for one in grant(quota, File()).rows] == [1]
+
+
+def test_a_lease_that_is_abandoned_after_midnight_takes_nothing_out_of_the_new_day():
+    clock = Clock()
+    quota = Quota(1000, clock=clock, day="utc")
+    quota.ready_at_s(0.0, high=True)
+    lease = quota.wants_lease()
+    assert lease is not None
+    clock.at_s += 43_200
+    quota.ready_at_s(0.0, high=True)  # it learns of midnight
+    quota.abandoned(lease)
+    assert quota.used() == 0
+
+
+def test_a_large_lease_is_halved_once_it_lasts():
+    clock, file = Clock(), File()
+    quota = Quota(25_100, clock=clock)  # 251 at most
+    unused = grant(quota, file).sends
+    for size in (200, 251):
+        use(quota, unused // 2 + 1)
+        unused += grant(quota, file).sends - unused // 2 - 1
+        assert unused == size
+    use(quota, 200)
+    clock.at_s += 3.0
+    assert grant(quota, file).sends == 125 - 51

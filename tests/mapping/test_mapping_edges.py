@@ -434,6 +434,7 @@ def test_an_outcome_in_the_reference_is_shown_as_it_is():
         ("Keep all names as they are", '"search_term": "export"'),
         ("Keep personal data here", '"phone": "'),
         ("One event with rules of its own", '"plan": "Pro"'),
+        ("The RudderStack way", '"sessionId": "1679967592314"'),
     ],
 )
 def test_the_recipes_show_what_becomes_of_properties(title, part):

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import mutate
-import pytest
 from mutants import mutants_of
 from trial import in_child
 
@@ -100,7 +99,6 @@ def test_every_mutant_that_is_called_equivalent_is_one_and_has_a_reason():
     assert all(len(why) > 20 for names in mutate.equivalents().values() for why in names.values())
 
 
-@pytest.mark.slow  # mapping, order and destination are below nine in ten as yet: see tests/README.md
 def test_of_a_sample_nine_in_ten_are_killed():
     """In a process of its own, which has none of our rooms imported, and that coverage does not follow."""
     command = [sys.executable, mutate.__file__, "--sample", "20", "--seed", "1"]
