@@ -66,13 +66,9 @@ def is_sound(log: Path, number: int) -> bool:
     offset = _LOG_HEADER + (number - 1) * _FRAME
     with log.open("rb") as file:
         header = os.pread(file.fileno(), _LOG_HEADER, 0)
-        before = os.pread(file.fileno(), _FRAME_HEADER, offset - _FRAME)[16:24] if number > 1 else header[24:32]
+        before = os.pread(file.fileno(), _FRAME_HEADER, offset - _FRAME) if number > 1 else header[8:]
         frame = os.pread(file.fileno(), _FRAME, offset)
-    if len(before) < 8 or len(frame) < _FRAME:
-        return False
-    little = _u32(header, 0) != _MAGIC[1]
-    data = frame[:8] + frame[_FRAME_HEADER:]
-    return _checksum(data, _u32(before, 0), _u32(before, 4), little=little) == (_u32(frame, 16), _u32(frame, 20))
+    return len(frame) == _FRAME and _follows(frame, _said(before), little=_u32(header, 0) != _MAGIC[1])
 
 
 def _frames(log: int) -> int:
@@ -96,6 +92,16 @@ def _salts(log: int) -> bytes:
 
 def _u32(data: bytes, at: int) -> int:
     return int.from_bytes(data[at : at + 4], "big")
+
+
+def _said(header: bytes) -> tuple[int, int]:
+    """The checksum that the header of a frame says it has."""
+    return _u32(header, 16), _u32(header, 20)
+
+
+def _follows(frame: bytes, seed: tuple[int, int], *, little: bool) -> bool:
+    """Whether a frame is sound behind one with the checksum ``seed``."""
+    return _checksum(frame[:8] + frame[_FRAME_HEADER:], *seed, little=little) == _said(frame)
 
 
 def _checksum(data: bytes, first: int, second: int, *, little: bool) -> tuple[int, int]:
@@ -148,12 +154,11 @@ class Pages:
         for offset in range(_LOG_HEADER, _LOG_HEADER + _frames(log) * _FRAME, _FRAME):
             frame = os.pread(log, _FRAME, offset)
             ours = frame[8:16] == salts
-            said = (_u32(frame, 16), _u32(frame, 20))
-            if ours and _checksum(frame[:8] + frame[_FRAME_HEADER:], *seed, little=little) == said:
+            if ours and _follows(frame, seed, little=little):
                 transaction[_u32(frame, 0)] = offset + _FRAME_HEADER
             else:
                 damaged = True
-            seed = said
+            seed = _said(frame)
             if ours and _u32(frame, 4):
                 self._commit(transaction, damaged=damaged)
                 transaction, damaged = {}, False

@@ -161,7 +161,8 @@ def _ask_sqlite(path: Path, ends: list[int]) -> str | None:
     """
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as connection:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
-        unseen = [one for one in ends if one > _frames_seen(path)]
+        seen = _frames_seen(path)
+        unseen = [one for one in ends if one > seen]
         if any(is_sound(log_of(path), one + 1) for one in unseen[:-1]):
             return "its write-ahead log is damaged"
         if connection.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
