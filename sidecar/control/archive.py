@@ -108,16 +108,12 @@ class Archive:
     async def retry(self, which: Which, *, after: int = 0) -> dict[str, Any]:
         """Make a page of dead letters pending again, to be mapped anew: ``{"moved", "next"}``."""
         high = self._mapper_for_store().is_high
-        first_id = after + 1  # a commit that failed may have happened all the same, and nobody else would tell
         try:
             moved = await self.house.outbox.write(
                 lambda store, now_ms: dead.retry(store, which, now_ms, high=high, after_id=after)
             )
-            first_id = min(moved.ids, default=0)
         finally:
-            if first_id and self.house.delivery is not None:
-                self.house.delivery.dispatcher.rewind(first_id)
-                self.house.delivery.wake()
+            self._read_again(after + 1)  # a commit that failed may have happened all the same
         return {"moved": len(moved.ids), "next": moved.next_after}
 
     async def discard(self, which: Which, *, after: int = 0) -> dict[str, Any]:
@@ -152,9 +148,7 @@ class Archive:
             )
         finally:
             self._withdraw(user)  # a page that was read before that transaction may have come after it
-            if delivery is not None:  # what is pending all the same, as the disk failed or it is new, was let go of too
-                delivery.dispatcher.rewind(1)
-                delivery.wake()
+            self._read_again(1)  # what is pending all the same, as the disk failed or it is new, was let go of too
         if done.next_after is None:
             await self.house.outbox.read(lambda store: store.checkpoint(truncate=True))
         return {
@@ -165,6 +159,12 @@ class Archive:
             "left": len(done.left),
             "next": done.next_after,
         }
+
+    def _read_again(self, first_id: int) -> None:
+        """Have delivery look again for what is pending from ``first_id`` on; what it holds already it keeps."""
+        if self.house.delivery is not None:
+            self.house.delivery.dispatcher.rewind(first_id)
+            self.house.delivery.wake()
 
     def _withdraw(self, user: str) -> None:
         """Have delivery let go of what it has loaded of the user and is not sending."""
