@@ -334,6 +334,7 @@ def test_a_probe_that_came_to_nothing_can_be_repeated():
     px.later(1)
     px.it.probe_begun(px.now_s)
     px.it.probe_lost(px.now_s)
+    assert px.leave() == Wait(px.now_s + 1)
     assert px.later(1).leave() == Probe()
 
 

@@ -93,16 +93,6 @@ def test_the_answer_to_another_request_does_not_end_a_probe():
     assert px.leave() == Wait(float("inf"))
 
 
-def test_a_probe_that_came_to_nothing_is_repeated_after_the_first_back_off():
-    px = Px()
-    px.answers(AWAY)
-    px.later(1)
-    px.it.probe_begun(px.now_s)
-    px.it.probe_lost(px.now_s)
-    assert px.leave() == Wait(px.now_s + 1)
-    assert px.later(1).leave() == Probe()
-
-
 @pytest.mark.parametrize(("reply", "reason"), [(BAD, "refused"), (BLOCKED, "firewall")])
 def test_a_pause_goes_on_for_five_minutes_if_its_probe_meets_the_same_again(reply, reason):
     px = Px()
@@ -200,6 +190,14 @@ def test_a_saved_pace_is_kept_within_its_bounds(saved, pace):
     assert Px({"pace": saved}).it.saved()["pace"] == pace
 
 
+def test_the_pace_climbs_every_ten_seconds():
+    px = Px()
+    px.answers(SLOW_DOWN)
+    px.later(1).leave()
+    assert px.later(9.9).leave() == Open(0.5)
+    assert px.later(0.1).leave() == Open(pytest.approx(0.55))
+
+
 def test_while_it_waits_the_pace_stays_as_it_is():
     px = Px()
     px.answers(Answer(429, b"", "60"))
@@ -235,12 +233,12 @@ def test_a_429_without_a_retry_after_waits_for_nothing_but_the_back_off():
 def test_the_day_is_spent_after_ten_minutes_at_the_lowest_pace_and_no_sooner():
     it = Destination(now_s=0.0, per_second=190, initial_s=1, max_s=300, random=lambda: 0.0)
     spent, paces = [], []
-    for at_s in [0.0] * 3 + [5.0 * step for step in range(121)]:
+    for at_s in [0.0] * 3 + [5.0 * step for step in range(120)] + [599.9, 600.0]:
         outcome = it.on(classify(SLOW_DOWN, wall_ms=0), event=1, user="user", now_s=at_s)
         spent.append(outcome.day_spent)
         paces.append(it.may_send(at_s).pace)
-    assert paces == [1 / 2, 1 / 4, 1 / 8] + [1 / 16] * 121
-    assert spent == [False] * 123 + [True]
+    assert paces == [1 / 2, 1 / 4, 1 / 8] + [1 / 16] * 122
+    assert spent == [False] * 124 + [True]
 
 
 def test_the_operators_pause_hides_no_other():
