@@ -161,7 +161,7 @@ def storm(folder: Path, rounds: int, seed: int, say: Any = lambda _line: None) -
         stage.write_config()
         sandbox, daemon = stage.start_sandbox(*state), stage.start_daemon()
         app = subprocess.Popen(
-            [sys.executable, str(HERE / "storm_app.py"), f"http://{stage.http}"],
+            [sys.executable, str(HERE / "storm_app.py"), f"http://{stage.http}", str(USERS)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         stage.processes.append(app)

@@ -1,4 +1,4 @@
-"""An app with the real Segment SDK that tracks events until its standard input ends: ``storm_app.py URL``.
+"""An app with the real Segment SDK that tracks events until its standard input ends: ``storm_app.py URL USERS``.
 
 At the end it prints, as JSON, how many it made (message ids ``sdk-0``, ``sdk-1`` …) and which it was told to have failed.
 """
@@ -10,10 +10,9 @@ import threading
 from segment.analytics.client import Client
 
 PAUSE_S = 0.02
-USERS = 40
 
 
-def main(url: str) -> None:
+def main(url: str, users: int) -> None:
     failed: list[str] = []
     client = Client(
         "any",
@@ -27,7 +26,7 @@ def main(url: str) -> None:
     threading.Thread(target=lambda: (sys.stdin.read(), ending.set()), daemon=True).start()
     made = 0
     while not ending.wait(PAUSE_S):
-        client.track(f"s{made % USERS}", "Feature Used", {"n": made}, message_id=f"sdk-{made}")
+        client.track(f"s{made % users}", "Feature Used", {"n": made}, message_id=f"sdk-{made}")
         made += 1
     client.flush()
     client.join()
@@ -35,4 +34,4 @@ def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

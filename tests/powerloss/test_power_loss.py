@@ -83,6 +83,13 @@ def commit(store, *numbers):
     return len(log), log
 
 
+def assert_no_damage(path, *, accepted):
+    opened = open_outbox(path, durability="disk")
+    with closing(opened.connection):
+        assert opened.notice == ""
+        assert opened.counters["accepted"] == accepted
+
+
 @pytest.mark.parametrize("arrived", [FRAME_HEADER, 512, 4000])
 def test_a_commit_that_was_cut_off_in_its_last_frame_is_no_damage(tmp_path, arrived):
     store = Store(tmp_path / "outbox.db")
@@ -93,10 +100,7 @@ def test_a_commit_that_was_cut_off_in_its_last_frame_is_no_damage(tmp_path, arri
         # The log has been as long before: what has not arrived is what stood there, here zeros.
         torn = log[: end - FRAME + arrived] + bytes(FRAME - arrived)
         left = copied(store.path, tmp_path / "left", torn)
-    opened = open_outbox(left, durability="disk")
-    with closing(opened.connection):
-        assert opened.notice == ""
-        assert opened.counters["accepted"] == 2
+    assert_no_damage(left, accepted=2)
 
 
 def test_a_torn_commit_is_no_damage_where_an_earlier_torn_one_has_left_its_end_behind_it(tmp_path):
@@ -115,10 +119,7 @@ def test_a_torn_commit_is_no_damage_where_an_earlier_torn_one_has_left_its_end_b
         missing = changed[0] + FRAME_HEADER  # the page of its first frame has not arrived
         torn = log[:missing] + intact[missing : changed[0] + FRAME] + log[changed[0] + FRAME :]
         second = copied(again.path, tmp_path / "second", torn)
-    opened = open_outbox(second, durability="disk")
-    with closing(opened.connection):
-        assert opened.notice == ""
-        assert opened.counters["accepted"] == 2
+    assert_no_damage(second, accepted=2)
 
 
 @pytest.mark.xfail(
@@ -131,10 +132,7 @@ def test_a_first_start_that_was_cut_off_in_its_first_write_is_begun_again(tmp_pa
     journal = bytes.fromhex("d9d505f920a163d7") + b"".join(number.to_bytes(4, "big") for number in numbers)
     path.with_name("outbox.db-journal").write_bytes(journal.ljust(512, b"\0"))
     path.write_bytes(bytes(4096))  # as long as it is to be, and nothing of it has arrived
-    opened = open_outbox(path, durability="disk")
-    with closing(opened.connection):
-        assert opened.notice == ""
-        assert opened.counters["accepted"] == 0
+    assert_no_damage(path, accepted=0)
 
 
 def test_an_answered_transaction_that_is_damaged_in_the_log_is_damage(tmp_path):

@@ -3,7 +3,7 @@
 ``test_any_bytes.py`` runs ``check`` over examples of hypothesis and, where atheris is installed (the ``fuzz`` extra),
 a short search. A long one, with inputs found so far kept in a folder:
 
-    python tests/receive/fuzz.py CORPUS_FOLDER -runs=10000000
+    python tests/receive/fuzz.py CORPUS_FOLDER -runs=10000000 -max_len=600
 """
 
 import json

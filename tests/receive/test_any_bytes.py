@@ -71,3 +71,4 @@ def test_a_short_coverage_guided_search_finds_nothing(tmp_path: Path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"Done {RUNS} runs" in done.stderr
+    assert {(tmp_path / f"seed-{number}").read_bytes() for number in range(len(fuzz.SEEDS))} == set(fuzz.SEEDS)

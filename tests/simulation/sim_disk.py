@@ -50,11 +50,11 @@ class Files(NamedTuple):
                 if dice.random() < 0.5:
                     pages[at : at + PAGE_BYTES] = self.database[at : at + PAGE_BYTES].ljust(PAGE_BYTES, b"\0")
             return Files(bytes(pages), after.log or self.log)  # it is emptied, if at all, at the end
-        cut = dice.choice(_cuts(self.log, after.log))
+        cut = dice.choice(cuts(self.log, after.log))
         return Files(after.database, after.log[:cut] + self.log[cut:])
 
 
-def _cuts(before: bytes, after: bytes) -> list[int]:
+def cuts(before: bytes, after: bytes) -> list[int]:
     """Where writing may have ended: at a sector (the power fails), or between two of SQLite's writes (``kill -9``)."""
     old = before.ljust(len(after), b"\0")
     sectors = [

@@ -5,7 +5,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from sim_disk import FRAME_BYTES, LOG_HEAD_BYTES, Files, _cuts
+from sim_disk import FRAME_BYTES, LOG_HEAD_BYTES, Files, cuts
 
 from sidecar.outbox import NewEvent, Store
 from sidecar.outbox.pages import commit_frames, log_of
@@ -48,7 +48,7 @@ def test_wherever_a_commit_is_broken_off_what_was_committed_before_is_there(tmp_
     before, after = around(tmp_path / "x.db", lambda store: accept(store, 7, 8))
     assert before.database == after.database
     found = []
-    for number, cut in enumerate(_cuts(before.log, after.log)):
+    for number, cut in enumerate(cuts(before.log, after.log)):
         torn = Files(after.database, after.log[:cut] + before.log[cut:])
         found.append(open_again(torn, tmp_path / f"{number}.db"))
     assert len(found) > 8
@@ -69,7 +69,7 @@ def test_two_crashes_in_one_place_are_no_damage(tmp_path: Path):
     *_, ours, left = commit_frames(log_of(tmp_path / "y.db"))
     store.connection.close()
     assert left > ours + 1
-    for number, cut in enumerate(_cuts(old.log, new.log)):
+    for number, cut in enumerate(cuts(old.log, new.log)):
         torn = Files(new.database, new.log[:cut] + old.log[cut:])
         assert open_again(torn, tmp_path / f"{number}.db")[:6] == [1, 2, 3, 4, 5, 6]
 
