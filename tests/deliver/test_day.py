@@ -1,6 +1,6 @@
 """The day's quota in the whole daemon, over days of virtual time: never more, across restarts and steps of the clock.
 
-The day of full size, 990,000 requests a day and 3,000,000 events, is ``-m slow`` and takes about an hour.
+The day of full size, 990,000 requests a day and 3,000,000 events, is ``-m slow`` and takes about half an hour.
 """
 
 import json
