@@ -29,8 +29,9 @@ refused         held, see below
 **Refusals are held on probation**, because it takes more than one answer to tell a bad event from a wrong property key.
 They are settled dead by the next delivery, which in a healthy stream is milliseconds away and proves that key and
 mapping are right, or once nothing more comes (``tick``: no request under way and no answer for a second). When 50 in a
-row from 10 users or more were refused, delivery pauses and those 50 go back to pending. Of a longer run from fewer
-users the newest 50 are held: the older ones are dead, as no rule protects them.
+row from 10 users or more were refused, delivery pauses. Each pause, for whatever reason, sends the held back to pending,
+and refusals that arrive in it too: nothing is judged by a PX that is in doubt. Of a longer run from fewer users the
+newest 50 are held: the older ones are dead, as no rule protects them.
 
 **Pace**: each episode of 429 halves it, down to a sixteenth, which is about what the day's quota allows all day long;
 every ten seconds that the destination stays open give a twentieth back. After ten minutes of 429 at the lowest pace
@@ -208,8 +209,7 @@ class Destination:
             case Kind.FIREWALL:
                 outcome = self._met_firewall(event, who, verdict, now_s, probe=probe)
             case Kind.WRONG_KEY | Kind.WRONG_REGION:
-                self._pause(verdict.kind, verdict.message, now_s, probe=probe)
-                outcome = Outcome(What.AGAIN)
+                outcome = self._pause(verdict.kind, verdict.message, now_s, probe=probe)
             case Kind.TOO_FAST:
                 outcome = self._too_fast(verdict, now_s, probe=probe)
             case Kind.AWAY:
@@ -246,32 +246,26 @@ class Destination:
         return Outcome(What.DELIVERED, dead=held)
 
     def _was_refused(self, event: int, who: str, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
-        if self._base is State.PAUSED and self._reason == Kind.REFUSED:
-            self._pause(Kind.REFUSED, self._message, now_s, probe=probe)
-            return Outcome(What.AGAIN)
+        if self._base is State.PAUSED and (self._reason == Kind.REFUSED or not probe):
+            return self._stay_paused(now_s, probe=probe)
         self.went_on(now_s, probe=probe)
         self._refused += 1
         _add(self._refused_users, who, REFUSED_USERS)
         if self._refused >= REFUSED_COUNT and len(self._refused_users) >= REFUSED_USERS:
-            pending = tuple(self._held)
-            self._held.clear()
-            self._pause(Kind.REFUSED, _refused_message(self._refused, verdict), now_s, probe=probe)
-            return Outcome(What.AGAIN, pending=pending)
+            return self._pause(Kind.REFUSED, _refused_message(self._refused, verdict), now_s, probe=probe)
         self._held.append(event)
         oldest = (self._held.popleft(),) if len(self._held) > REFUSED_COUNT else ()
         return Outcome(What.HELD, dead=oldest)
 
     def _met_firewall(self, event: int, who: str, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
         if self._base is State.PAUSED and self._reason == Kind.FIREWALL:
-            self._pause(Kind.FIREWALL, self._message, now_s, probe=probe)
-            return Outcome(What.AGAIN)
+            return self._stay_paused(now_s, probe=probe)
         self.went_on(now_s, probe=probe)
         _add(self._firewall_users, who, FIREWALL_USERS)
         tries = self._firewall_tries.pop(event, 0) + 1
         if len(self._firewall_users) >= FIREWALL_USERS:
             self._firewall_tries.clear()
-            self._pause(Kind.FIREWALL, _firewall_message(verdict), now_s, probe=probe)
-            return Outcome(What.AGAIN)
+            return self._pause(Kind.FIREWALL, _firewall_message(verdict), now_s, probe=probe)
         if tries >= FIREWALL_TRIES:
             return Outcome(What.DEAD, "firewall")
         self._firewall_tries[event] = tries
@@ -289,8 +283,7 @@ class Destination:
 
     def _too_fast(self, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
         if self._base is State.PAUSED:
-            self._pause(self._reason, self._message, now_s, probe=probe)
-            return Outcome(What.AGAIN)
+            return self._stay_paused(now_s, probe=probe)
         until_s = now_s + (verdict.retry_after_s or 0.0)
         if self._base is State.WAITING and not probe:  # one of those that were under way: the same episode
             self._until_s = max(self._until_s, until_s)
@@ -312,7 +305,7 @@ class Destination:
 
     def _out(self, verdict: Verdict, now_s: float, *, probe: bool) -> None:
         if self._base is State.PAUSED:
-            self._pause(self._reason, self._message, now_s, probe=probe)
+            self._stay_paused(now_s, probe=probe)
         elif self._base is State.OPEN or probe:
             self._wait(verdict.kind, verdict.message, now_s, now_s + self._back_off_s())
 
@@ -328,20 +321,26 @@ class Destination:
             self._base, self._since_s = State.WAITING, now_s
         self._until_s, self._reason, self._message = until_s, reason, message
 
-    def _pause(self, reason: str, message: str, now_s: float, *, probe: bool) -> None:
+    def _pause(self, reason: str, message: str, now_s: float, *, probe: bool) -> Outcome:
         if self._base is State.PAUSED and self._reason == reason:
-            self._until_s = now_s + PROBE_EVERY_S if probe else self._until_s
-            return
+            return self._stay_paused(now_s, probe=probe)
         self._pace = self.pace(now_s)
         if self._base is not State.PAUSED:
             self._base, self._since_s = State.PAUSED, now_s
         self._until_s, self._reason, self._message = now_s + PROBE_EVERY_S, reason, message
+        pending = tuple(self._held)  # each of them may be the only one that is left for a probe
+        self._held.clear()
+        return Outcome(What.AGAIN, pending=pending)
+
+    def _stay_paused(self, now_s: float, *, probe: bool) -> Outcome:
+        self._until_s = now_s + PROBE_EVERY_S if probe else self._until_s
+        return Outcome(What.AGAIN)
 
     # --- the held, the operator, and what people see ---
 
     def tick_at_s(self) -> float:
         """When ``tick`` has something to do, infinity for never."""
-        if not self._held or self._base is State.PAUSED or self._operator_since_s is not None:
+        if not self._held or self._operator_since_s is not None:
             return math.inf  # else behind a wait: a probe goes out there, if there is anything but the held
         return max(self._answered_s, self._until_s) + max(QUIET_S, 3 / (self._per_second * self._pace))
 

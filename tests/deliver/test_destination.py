@@ -441,6 +441,31 @@ def test_a_refusal_does_not_wait_for_ever_behind_an_outage_in_which_it_is_the_on
     assert px.it.tick(px.leave().until_s + 1, 0) == (7,)
 
 
+@pytest.mark.parametrize("replies", [[NO_KEY], [READ_ONLY], [ELSEWHERE], [BLOCKED] * 3])
+def test_a_held_refusal_does_not_wait_for_ever_in_a_pause_in_which_it_is_the_only_event(replies):
+    px = Px()
+    px.answers(BAD, event=7)
+    px.answers(BAD, event=8)
+    outcomes = [px.answers(reply, f"user-{number}") for number, reply in enumerate(replies)]
+    assert isinstance(px.leave(), Paused)
+    assert outcomes[-1] == Outcome(What.AGAIN, pending=(7, 8))
+    assert px.status().held == 0
+
+
+def test_a_refusal_that_arrives_in_a_pause_for_another_reason_keeps_its_place_too():
+    px = Px()
+    px.answers(NO_KEY)
+    until_s = px.leave().probe_at_s
+    assert px.later(1).answers(BAD) == Outcome(What.AGAIN)
+    assert (px.leave().reason, px.leave().probe_at_s) == ("wrong_key", until_s)
+
+
+def test_the_refused_probe_of_a_pause_is_held_as_pauses_for_another_reason_end_with_it():
+    px = Px()
+    px.answers(NO_KEY)
+    assert px.later(PROBE_EVERY_S).probe(BAD) == Outcome(What.HELD)
+
+
 def test_events_without_a_user_are_users_of_their_own():
     px = Px()
     for number in range(50):
