@@ -119,6 +119,8 @@ def damage_in(path: Path) -> str | None:
     Where something cannot be read this is not the place to complain: None.
     """
     log = log_of(path)
+    if path.with_name(path.name + "-journal").exists():
+        return None  # only a first start has one, until the log is in use: SQLite rolls its first write back
     try:
         size = path.stat().st_size if path.exists() else 0
         ends = commit_frames(log) if log.exists() else []

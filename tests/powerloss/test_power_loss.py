@@ -122,9 +122,6 @@ def test_a_torn_commit_is_no_damage_where_an_earlier_torn_one_has_left_its_end_b
     assert_no_damage(second, accepted=2)
 
 
-@pytest.mark.xfail(
-    reason="recovery looks at the first bytes before SQLite could roll the first write back", strict=True
-)
 def test_a_first_start_that_was_cut_off_in_its_first_write_is_begun_again(tmp_path):
     path = tmp_path / "outbox.db"
     # A journal as SQLite has synced it before: no page to restore, the file had none, sectors and pages of this size.
