@@ -4,7 +4,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
-__all__ = ["Handler", "Hangup", "Limits", "Raw", "Refuse", "Request", "Response", "plain_refusal"]
+__all__ = [
+    "Handler",
+    "Hangup",
+    "Limits",
+    "Raw",
+    "Refuse",
+    "Refused",
+    "Request",
+    "Response",
+    "body_too_large",
+    "plain_refusal",
+]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +40,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct):
-    """One complete request. The body is whole, de-chunked and inflated, and within the limits."""
+    """One complete request. A handler's is whole, de-chunked and inflated, and within the limits."""
 
     method: str
     path: str
@@ -43,6 +54,8 @@ class Request(msgspec.Struct):
     """``"1.1"`` or ``"1.0"``."""
     keep_alive: bool
     """Whether the client is ready for another request on this connection."""
+    coding: bytes = b""
+    """The Content-Encoding that is still to be undone, in lower case; empty once the handler has it."""
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of the header ``name`` (in lower case), or None."""
@@ -76,6 +89,19 @@ class Raw(msgspec.Struct, frozen=True):
     """In place of an answer: exactly these bytes, at the pace the iterator gives them, then the end. For faults."""
 
     parts: AsyncIterator[bytes]
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """Why nothing more is read from a connection: the arguments of ``Refuse``."""
+
+    code: str
+    message: str
+    status: int
+
+
+def body_too_large(max_body_bytes: int) -> Refused:
+    """Of a body as received, and as inflated."""
+    return Refused("too_large", f"The body is larger than {max_body_bytes} bytes; send it in smaller parts.", 413)
 
 
 Handler = Callable[[Request], Awaitable[Response | Hangup | Raw]]

@@ -12,25 +12,21 @@ bytes were cut makes no difference. httptools (llhttp) does the syntax; the rule
 * A request without Host is let through, whatever RFC 9112 3.2 says: whoever types one into nc leaves it out, and whether
   the host matters is for the handler to say.
 * Memory is bounded: bodies by their limit, checked before they are kept; headers and trailers by what was fed since the
-  message began, since httptools holds an unfinished header itself.
+  message began, since httptools holds an unfinished header itself. Bodies are left as they came: ``coding.py``.
 * ``Upgrade`` is ignored, as RFC 9110 7.8 allows (Java's client offers h2c with every first request). httptools would
   take the body of such a request for the other protocol, so it is given the head again without that header.
 """
 
-import zlib
 from collections import deque
 from enum import Enum
 from functools import lru_cache
 from typing import NoReturn
 
 import httptools
-import msgspec
 
-from sidecar.http.message import Limits, Request
+from sidecar.http.message import Limits, Refused, Request, body_too_large
 
-__all__ = ["Phase", "Reader", "Refused"]
-
-_MAX_GZIP_MEMBERS = 64
+__all__ = ["Phase", "Reader"]
 
 _WATCHED = frozenset({b"content-length", b"transfer-encoding", b"content-encoding", b"expect", b"host"})
 
@@ -41,14 +37,6 @@ class Phase(Enum):
     IDLE = "between requests"
     HEAD = "in a request line or header"
     BODY = "in a body or trailer"
-
-
-class Refused(msgspec.Struct, frozen=True):
-    """Why nothing more is read from a connection: the arguments of ``Refuse``."""
-
-    code: str
-    message: str
-    status: int
 
 
 class _Stop(Exception):
@@ -113,6 +101,11 @@ class Reader:
             return
         if self._unfinished_bytes > self._limits.max_header_bytes and self.phase is not Phase.IDLE:
             self.refused = self._headers_too_large()
+
+    @property
+    def body_bytes(self) -> int:
+        """How much there is of a body that is not whole yet."""
+        return len(self._body if self._buffer is None else self._buffer)
 
     def take_continue(self) -> bool:
         """Whether the client waits for ``100 Continue`` before it sends its body; true once per request."""
@@ -220,8 +213,8 @@ class Reader:
             self._continue = False  # such a client does not know what 100 means (RFC 9110 10.1.1)
 
     def _body_too_large(self) -> NoReturn:
-        limit = self._limits.max_body_bytes
-        self._stop("too_large", f"The body is larger than {limit} bytes; send it in smaller parts.", 413)
+        self.refused = body_too_large(self._limits.max_body_bytes)
+        raise _Stop
 
     def on_body(self, piece: bytes) -> None:
         """A piece of the body, de-chunked."""
@@ -248,8 +241,7 @@ class Reader:
             self.refused = self._headers_too_large()
             raise _Stop
         body = self._body if self._buffer is None else bytes(self._buffer)
-        if self._encoding is not None:
-            body = self._decoded(body, self._encoding)
+        coding = b"" if self._encoding is None else self._encoding.strip().lower()
         path, query, host = _split_target(self._target)
         if host is not None:
             # The target's authority outranks the Host header (RFC 9112 3.2.2), so who checks Host must see it there.
@@ -257,23 +249,10 @@ class Reader:
             self._headers.append((b"host", host))
         parser = self._parser
         method = _METHODS.get(parser.get_method()) or parser.get_method().decode("ascii")
-        self.ready.append(Request(method, path, query, self._headers, body, self._version, parser.should_keep_alive()))
+        keep_alive = parser.should_keep_alive()
+        self.ready.append(Request(method, path, query, self._headers, body, self._version, keep_alive, coding))
         self._reset()
         self.phase = Phase.IDLE
-
-    def _decoded(self, body: bytes, encoding: bytes) -> bytes:
-        coding = encoding.strip().lower()
-        if coding in (b"", b"identity"):
-            return body
-        if coding not in (b"gzip", b"x-gzip"):
-            self._stop("bad_encoding", "The Content-Encoding is not known here; send gzip, or none.", 415)
-        try:
-            inflated = _gunzip(body, self._limits.max_body_bytes)
-        except (zlib.error, EOFError):
-            self._stop("bad_encoding", "The body is said to be gzip and cannot be inflated.", 400)
-        if inflated is None:
-            self._body_too_large()
-        return inflated
 
 
 _METHODS = {method.encode(): method for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
@@ -288,25 +267,3 @@ def _split_target(target: bytes) -> tuple[str, str, bytes | None]:
         host, target = authority.rpartition(b"@")[2], slash + rest or b"/"
     path, _, query = target.decode("latin-1").partition("?")
     return path, query, host
-
-
-def _gunzip(data: bytes, limit: int) -> bytes | None:
-    """The inflated bytes of one or more gzip members; None if they are more than ``limit``.
-
-    Raises zlib.error for what is not gzip and EOFError for what ends too early. Never holds more than ``limit`` bytes.
-    Each member costs a copy of what follows it, so a body of a hundred thousand empty ones must not be worked through.
-    """
-    out = bytearray()
-    members = 0
-    while data:
-        members += 1
-        if members > _MAX_GZIP_MEMBERS:
-            raise zlib.error("too many members")
-        member = zlib.decompressobj(wbits=31)
-        out += member.decompress(data, limit + 1 - len(out))
-        if len(out) > limit:
-            return None
-        if not member.eof:
-            raise EOFError
-        data = member.unused_data.lstrip(b"\0")  # gzip(1) allows zero padding behind a member
-    return bytes(out)

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 # Beyond these, clients wait in the kernel's queue. Descriptors are kept for lanes, files and the control socket.
 CONNECTIONS: Final = 10_000
 SPARE_DESCRIPTORS: Final = 400
+# Of each way in: with 4 MiB each (outbox.max_request_bytes) 128 MiB, and more than one commit takes.
+LARGE_BODIES: Final = 32
 GOODBYE_S: Final = 1.0
 _BLANK: Final = b" \t\r\n"
 
@@ -41,6 +43,8 @@ class Front:
         self._max_request_bytes = max_request_bytes
         self._limits = Limits(max_body_bytes=max_request_bytes)
         self._stopping = stopping
+        self._large_over_tcp = trio.CapacityLimiter(LARGE_BODIES)
+        self._large_over_unix = trio.CapacityLimiter(LARGE_BODIES)
 
     async def serve(
         self, opened: Opened, *, descriptors: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -63,7 +67,7 @@ class Front:
 
     async def tcp(self, stream: trio.abc.Stream) -> None:
         """Serve one TCP or TLS connection: HTTP."""
-        await self._http(stream, self._routes.over_tcp, b"")
+        await self._http(stream, self._routes.over_tcp, b"", self._large_over_tcp)
 
     async def unix(self, stream: trio.abc.Stream) -> None:
         """Serve one connection on the Unix socket: HTTP or NDJSON."""
@@ -78,7 +82,7 @@ class Front:
                 stopping=self._stopping,
             )
         elif first[:1].isalpha():
-            await self._http(stream, self._routes.over_unix, first)
+            await self._http(stream, self._routes.over_unix, first, self._large_over_unix)
         elif first:
             self._intake.count("bad_json")
             said = refusal("bad_json", "This is neither JSON lines nor HTTP; begin with { or [, or speak HTTP.")
@@ -108,7 +112,9 @@ class Front:
                 unsubscribe()
         return b""
 
-    async def _http(self, stream: trio.abc.Stream, handler: Handler, first: bytes) -> None:
+    async def _http(
+        self, stream: trio.abc.Stream, handler: Handler, first: bytes, large_bodies: trio.CapacityLimiter
+    ) -> None:
         await serve_connection(
             stream,
             handler,
@@ -117,6 +123,7 @@ class Front:
             stopping=self._stopping,
             refuse=self._routes.refuse,
             on_error=_tell_request,
+            large_bodies=large_bodies,
         )
 
 

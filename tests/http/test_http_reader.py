@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sidecar.http.coding import decode_body
 from sidecar.http.message import Limits
 from sidecar.http.reader import Phase, Reader
 
@@ -63,6 +64,7 @@ def test_every_wire_form_gives_the_body(form):
     reader = read(WIRE_FORMS[form])
     assert reader.refused is None
     (request,) = reader.ready
+    assert decode_body(request, SMALL.max_body_bytes) is None
     assert (request.method, request.path, request.query, request.body) == ("POST", "/v1/track", "", BODY)
     assert reader.phase is Phase.IDLE
 
@@ -99,13 +101,6 @@ BAD = {
         post(b"Transfer-Encoding: chunked", body=b"1000\r\n" + b"x" * 4096 + b"\r\n1000\r\n" + b"x" * 4096 + b"\r\n"),
         "too_large",
     ),
-    "a gzip bomb": (sized(gzip.compress(b"x" * 5_000_000), b"Content-Encoding: gzip"), "too_large"),
-    "gzip that is none": (sized(b"plain", b"Content-Encoding: gzip"), "bad_encoding"),
-    "gzip cut short": (sized(GZIPPED[:-5], b"Content-Encoding: gzip"), "bad_encoding"),
-    "gzip with rubbish behind": (sized(GZIPPED + b"rubbish", b"Content-Encoding: gzip"), "bad_encoding"),
-    "gzip of very many members": (sized(gzip.compress(b"") * 100, b"Content-Encoding: gzip"), "bad_encoding"),
-    "gzip twice": (sized(gzip.compress(GZIPPED), b"Content-Encoding: gzip, gzip"), "bad_encoding"),
-    "brotli": (sized(b"x", b"Content-Encoding: br"), "bad_encoding"),
     "too many headers": (post(*[b"X: y"] * 20), "headers_too_large"),
     "too long headers": (post(b"X: " + b"y" * 1100), "headers_too_large"),
     "too long a target": (post(target=b"/" + b"y" * 1100), "headers_too_large"),
@@ -135,6 +130,51 @@ def test_what_is_wrong_is_refused_in_the_same_way_byte_by_byte(case):
     assert reader.refused is not None
     assert reader.refused.code == code
     assert not reader.ready
+
+
+BAD_CODINGS = {
+    "a gzip bomb": (sized(gzip.compress(b"x" * 5_000_000), b"Content-Encoding: gzip"), "too_large"),
+    "gzip that is none": (sized(b"plain", b"Content-Encoding: gzip"), "bad_encoding"),
+    "gzip cut short": (sized(GZIPPED[:-5], b"Content-Encoding: gzip"), "bad_encoding"),
+    "gzip with rubbish behind": (sized(GZIPPED + b"rubbish", b"Content-Encoding: gzip"), "bad_encoding"),
+    "gzip of very many members": (sized(gzip.compress(b"") * 100, b"Content-Encoding: gzip"), "bad_encoding"),
+    "gzip twice": (sized(gzip.compress(GZIPPED), b"Content-Encoding: gzip, gzip"), "bad_encoding"),
+    "gzip in two headers": (
+        sized(GZIPPED, b"Content-Encoding: gzip", b"Content-Encoding: gzip"),
+        "bad_encoding",
+    ),
+    "brotli": (sized(b"x", b"Content-Encoding: br"), "bad_encoding"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CODINGS)
+def test_a_body_that_cannot_be_decoded_is_refused_once_its_turn_comes(case):
+    data, code = BAD_CODINGS[case]
+    reader = read(sized(b"before") + data + sized(b"behind"))
+    before, request, behind = reader.ready
+    assert (before.body, behind.body, reader.refused) == (b"before", b"behind", None)
+    as_received = request.body
+    refused = decode_body(request, SMALL.max_body_bytes)
+    assert refused is not None
+    assert refused.code == code
+    assert refused.message.endswith(".")
+    assert request.coding
+    assert request.body == as_received
+
+
+def test_a_body_is_decoded_once():
+    (request,) = read(sized(gzip.compress(GZIPPED), b"Content-Encoding: gzip")).ready
+    assert decode_body(request, 5000) is None
+    assert decode_body(request, 5000) is None
+    assert request.body == GZIPPED
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+def test_an_unfinished_body_says_how_much_there_is(pieces):
+    reader = read(post(b"Content-Length: 9"))
+    for _ in range(pieces):
+        reader.feed(b"x")
+    assert reader.body_bytes == pieces
 
 
 @pytest.mark.parametrize(
@@ -188,7 +228,7 @@ def test_expect_is_told_once_and_only_while_the_body_is_awaited():
     assert not read(post(b"Content-Length: 9999", b"Expect: 100-continue")).take_continue()
 
 
-ALL = [*WIRE_FORMS.values(), *(data for data, _ in BAD.values())]
+ALL = [*WIRE_FORMS.values(), *(data for data, _ in (*BAD.values(), *BAD_CODINGS.values()))]
 
 
 @given(st.lists(st.sampled_from(ALL), min_size=1, max_size=3), st.lists(st.integers(0, 3000), max_size=8))
@@ -216,3 +256,5 @@ def test_damage_never_raises_and_never_gives_too_much(data, at, damage, lost):
     for request in reader.ready:
         assert len(request.body) <= SMALL.max_body_bytes
         assert len(request.headers) <= SMALL.max_headers
+        decode_body(request, SMALL.max_body_bytes)
+        assert len(request.body) <= SMALL.max_body_bytes

@@ -21,6 +21,7 @@ except ImportError:
 
 if atheris is not None and __name__ == "__main__":
     with atheris.instrument_imports(include=["sidecar"]):
+        import sidecar.http.coding
         import sidecar.http.reader
         import sidecar.receive.ndjson  # noqa: F401 - with all that it imports, before anybody else does
 
@@ -28,6 +29,7 @@ from sidecar.config import People
 from sidecar.config.schema import Mapping
 from sidecar.events import MAX_DEPTH, decode, encode, seal
 from sidecar.http import Limits
+from sidecar.http.coding import decode_body
 from sidecar.http.reader import Reader
 from sidecar.mapping import compile_mapping
 from sidecar.outbox import NewEvent
@@ -135,6 +137,8 @@ def check_http(data: bytes, choice: int) -> None:
         assert len(request.body) <= LIMITS.max_body_bytes
         assert sum(len(name) + len(value) for name, value in request.headers) <= LIMITS.max_header_bytes
         encode(request.path)
+        assert decode_body(request, LIMITS.max_body_bytes) is None or request.coding
+        assert len(request.body) <= LIMITS.max_body_bytes
     if whole.refused is not None:
         assert whole.refused.status in (400, 413, 415, 431)
 

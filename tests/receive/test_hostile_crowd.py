@@ -1,4 +1,4 @@
-"""2,000 idle connections, 200 slow writers and a flood of headers: a well-behaved client hardly notices."""
+"""A crowd of idle, slow, flooding and greedy clients: a well-behaved one hardly notices, and memory stays within bounds."""
 
 import json
 import resource
@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
 import pytest
 from stage import Stage
+
+from sidecar.receive.front import LARGE_BODIES
 
 CROWD = Path(__file__).with_name("crowd.py")
 IDLE = 2_000
@@ -22,6 +24,15 @@ REQUESTS = 150
 SPARE = 500
 ALLOWED = 2.0
 ALLOWED_CPU_SHARE = 0.5
+GREEDY = 100
+GREEDY_BYTES = 4_000_000
+BOUND_BYTES = 1.3 * LARGE_BODIES * GREEDY_BYTES  # a buffer that grows takes an eighth more than it holds
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the daemons here, time and memory are measured: no coverage in them."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
 def answer_s(connection: socket.socket, number: int) -> float:
@@ -75,6 +86,40 @@ def test_a_crowd_keeps_nobody_out_and_costs_little(stage: Stage):
                 answer_s(known, 2 * number)
                 answer_s(late, 2 * number + 1)
     assert share <= ALLOWED_CPU_SHARE
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def push(clients: list[socket.socket], each_bytes: int) -> None:
+    """Send so much on each of them, as far as somebody takes it: until for half a second nobody has."""
+    left = dict.fromkeys(clients, each_bytes)
+    taken_s = time.monotonic()
+    while time.monotonic() < taken_s + 0.5:
+        for client in [client for client, bytes_left in left.items() if bytes_left]:
+            try:
+                left[client] -= client.send(bytes(min(left[client], 65_536)))
+                taken_s = time.monotonic()
+            except BlockingIOError:
+                continue  # it waits for its place
+        time.sleep(0.005)
+
+
+def test_what_greedy_clients_never_finish_is_held_within_bounds_and_keeps_no_small_event_out(stage: Stage):
+    stage.write_config()
+    pid = stage.start_daemon().pid
+    with connected(stage) as small, ExitStack() as stack:
+        answer_s(small, 0)
+        quiet_bytes = resident_bytes(pid)
+        greedy = [stack.enter_context(connected(stage)) for _ in range(GREEDY)]
+        for client in greedy:
+            client.sendall(b"POST /v1/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % GREEDY_BYTES)
+            client.setblocking(False)
+        push(greedy, GREEDY_BYTES - 1)
+        answer_s(small, 1)
+        held_bytes = resident_bytes(pid) - quiet_bytes
+    assert LARGE_BODIES * GREEDY_BYTES / 2 < held_bytes < BOUND_BYTES < GREEDY * GREEDY_BYTES / 2
 
 
 @pytest.mark.slow
