@@ -116,7 +116,9 @@ def plant(bug: Bug, source: Path) -> None:
 def ask(machine: str, source: Path) -> Found | None:
     """Run a machine on a copy of the source; what it found."""
     began_s = time.monotonic()
-    environment = os.environ | {"PYTHONPATH": str(source), "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    # A source with a bug in it is not what coverage is to measure.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    environment |= {"PYTHONPATH": str(source), "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, *MACHINES[machine]],
         cwd=source,
