@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.results import Figure, Results, machine
+from benchmarks.results import Figure, Results, machine, rounded
 
 NAMES = ("ceiling", "ingest", "cost", "scale", "recovery", "alternatives")
 
@@ -71,16 +71,12 @@ def _row(figure: Figure) -> tuple[str, ...]:
     target = "" if figure.target is None else f"{'≥' if figure.bound == 'least' else '≤'} {figure.target:g}"
     return (
         what,
-        f"{_number(figure.measured)} {figure.unit}",
-        "" if figure.limit is None else _number(figure.limit),
+        f"{rounded(figure.measured)} {figure.unit}",
+        "" if figure.limit is None else rounded(figure.limit),
         "" if figure.ratio is None else f"{figure.ratio:.3f}",
         target,
         met,
     )
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["Figure", "Results", "machine", "percentile", "spread"]
+__all__ = ["Figure", "Results", "machine", "percentile", "rounded", "spread"]
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -85,6 +85,11 @@ def spread(values: Sequence[float], points: int = 200) -> list[float]:
     """The distribution in so many evenly spaced percentiles, for a picture."""
     ordered = sorted(values)
     return [ordered[min(len(ordered) - 1, round(at / points * (len(ordered) - 1)))] for at in range(points + 1)]
+
+
+def rounded(value: float) -> str:
+    """A number for people: four digits, or whole from a thousand on."""
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
 
 
 def machine() -> dict[str, Any]:
