@@ -34,6 +34,8 @@ LANE_IDLE_S: Final = 30.0
 BREATH_S: Final = 0.02
 DISK_BREATH_S: Final = 0.5
 STEPS_PER_TURN: Final = 32
+# Before the next event may go so soon nobody asks again: what a reply has changed can wait for it.
+SOON_S: Final = 0.05
 
 T = TypeVar("T")
 
@@ -59,6 +61,7 @@ class Delivery:
         self._feed_again = trio.Event()
         self._stopping = False
         self._owed = 0  # settlements that are not committed
+        self._goes_on_soon = False  # by itself
         outbox.on_settled = self._settled
         outbox.on_accepted = self._accepted
 
@@ -70,7 +73,12 @@ class Delivery:
     def _settled(self, settlements: Sequence[Settlement]) -> None:
         self._owed -= len(settlements)
         self.dispatcher.settled(settlements)
-        self.wake()
+        self._feed_again.set()
+        self._look_again()
+
+    def _look_again(self) -> None:
+        if self._stopping or not self._goes_on_soon:
+            self._decide_again.set()
 
     def _accepted(self) -> None:
         self.dispatcher.accepted()
@@ -99,7 +107,8 @@ class Delivery:
     async def _decide(self, nursery: trio.Nursery) -> None:
         steps = 0
         while not self._stopping:
-            step = self.dispatcher.decide(self._clock.monotonic_s())
+            now_s = self._clock.monotonic_s()
+            step = self.dispatcher.decide(now_s)
             self.on_step()
             steps += 1
             match step:
@@ -109,10 +118,13 @@ class Delivery:
                     self._settle(settlement, more_expected=True)
                 case Rest(until_s):
                     steps = 0
-                    self._feed_again.set()
+                    self._goes_on_soon = until_s < now_s + SOON_S
+                    if not self._goes_on_soon:
+                        self._feed_again.set()
                     with trio.move_on_at(until_s):
                         await self._decide_again.wait()
                     self._decide_again = trio.Event()
+                    self._goes_on_soon = False
             if steps == STEPS_PER_TURN:
                 steps = 0
                 self._feed_again.set()
@@ -150,7 +162,7 @@ class Delivery:
                         self.on_retry(item, written)
                 self.on_reply(reply, self._clock.monotonic_s() - sent_s)
                 self._idle.append(lane)
-                self._decide_again.set()
+                self._look_again()
         finally:
             self.lanes_open -= 1
             await lane.lane.aclose()

@@ -107,8 +107,9 @@ class Kind(enum.StrEnum):
 class Verdict(msgspec.Struct, frozen=True):
     """What a reply means.
 
-    ``excerpt`` is what PX said, as plain text of at most 500 characters; ``field`` the PX field it complains about, if
-    it names one; ``retry_after_s`` seconds to wait, at most an hour; ``message`` one sentence for people.
+    ``excerpt`` is what PX said, as plain text of at most 500 characters, and empty for a delivery, where nobody asks;
+    ``field`` the PX field it complains about, if it names one; ``retry_after_s`` seconds to wait, at most an hour;
+    ``message`` one sentence for people.
     """
 
     kind: Kind
@@ -126,7 +127,7 @@ def classify(reply: Reply, *, call: Call = Call.EVENT, wall_ms: int) -> Verdict:
     if isinstance(reply, Unknown):
         message = f"The answer of PX was lost ({reply.why}); the event is sent again and may then be there twice."
         return Verdict(Kind.AMBIGUOUS, message=message)
-    said = _excerpt(reply)
+    said = "" if 200 <= reply.status < 300 else _excerpt(reply)
     kind = _kind(reply, call, said)
     return Verdict(
         kind,
@@ -168,7 +169,9 @@ def _is_web_page(answer: Answer) -> bool:
 
 def retry_after_s(header: str | None, wall_ms: int) -> float | None:
     """Seconds of a Retry-After, from 0 to an hour: a number or an HTTP date; None if there is none or it is garbage."""
-    text = (header or "").strip()
+    if header is None:
+        return None
+    text = header.strip()
     if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?", text):
         seconds = float(text)
     else:

@@ -257,3 +257,8 @@ def test_a_field_is_found_in_the_first_16_kib_and_kept_to_100_characters():
     assert field(b" " * (16_384 - len(said)) + said) == "plan"
     assert field(b" " * (16_385 - len(said)) + said) is None
     assert field(json.dumps({"message": "bad", "field": "p" * 150}).encode()) == "p" * 100
+
+
+@pytest.mark.parametrize(("status", "excerpt"), [(199, "it said"), (200, ""), (201, ""), (299, ""), (300, "it said")])
+def test_what_px_said_is_kept_of_all_but_deliveries(status, excerpt):
+    assert classify(Answer(status, b"it said"), wall_ms=0).excerpt == excerpt

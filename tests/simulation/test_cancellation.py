@@ -29,7 +29,7 @@ stop_timeout = "1s"
 EVENTS = [
     *(Event(0, "identify", "a"), Event(1, "track", "a"), Event(2, "track", "b"), Event(3, "group", "b")),
     *(Event(4, "no_user", None), Event(5, "high", "a"), Event(6, "bad", "a"), Event(7, "track", "b")),
-    *(Event(number, "track", "c") for number in range(8, 15)),
+    *(Event(number, "track", "c") for number in range(8, 17)),
 ]
 STORY = Scenario(
     seed=1,
