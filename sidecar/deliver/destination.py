@@ -3,7 +3,7 @@
 States, and what leads from one to the next (DESIGN 4)::
 
     open     ──cannot be reached; 10 of later or unknown in a row from 3 users──► waiting (back-off)
-    open     ──429, or any Retry-After──► waiting (back-off or Retry-After) ──time──► open, at half the pace
+    open     ──429, or any Retry-After──► waiting (back-off or Retry-After) ──time──► open, at a lower pace
     open     ──wrong key, wrong region, firewall x 3 users, refused x 50 from 10 users──► paused (with a reason)
     waiting  ──time──► one probe may go: probing
     paused   ──5 minutes, a restart or `resume`──► one probe may go: probing
@@ -28,13 +28,13 @@ refused         held, see below
 
 **Refusals are held on probation**, because it takes more than one answer to tell a bad event from a wrong property key.
 They are settled dead by the next delivery, which in a healthy stream is milliseconds away and proves that key and
-mapping are right, or once nothing more comes (``tick``: no request under way and no answer for a second). When 50 in a
-row from 10 users or more were refused, delivery pauses. Each pause, for whatever reason, sends the held back to pending,
-and refusals that arrive in it too: nothing is judged by a PX that is in doubt. Of a longer run from fewer users the
-newest 50 are held: the older ones are dead, as no rule protects them.
+mapping are right, or once nothing more comes (``tick``: no request under way, no answer for a second). When 50 in a row
+from 10 users or more were refused, delivery pauses. Each pause, whatever its reason, sends the held back to pending, and
+refusals that arrive in it: a PX in doubt judges nobody. Of a longer run from fewer users only the newest 50 are held.
 
-**Pace**: each episode of 429 halves it, down to a sixteenth, which is about what the day's quota allows all day long;
-every ten seconds that the destination stays open give a twentieth back. After ten minutes of 429 at the lowest pace
+**Pace**: a 429 at full pace takes a tenth of it: requests that the network bunched by 50 ms are enough for one. An episode
+of 429 before the pace is back halves it, down to a sixteenth, which is about what the day's quota allows all day long.
+Every ten seconds that the destination stays open give a twentieth back. After ten minutes of 429 at the lowest pace
 without a delivery the day counts as spent.
 """
 
@@ -56,7 +56,7 @@ TROUBLE_COUNT, TROUBLE_USERS = 10, 3
 FIREWALL_TRIES, FIREWALL_USERS = 3, 3
 REFUSED_COUNT, REFUSED_USERS = 50, 10
 QUIET_S = 1.0  # and at least three intervals of the pace
-LOWEST_PACE = 1 / 16
+LOWEST_PACE, ONCE_TOO_FAST, TOO_FAST_AGAIN = 1 / 16, 0.9, 0.5
 CLIMB, CLIMB_EVERY_S = 0.05, 10.0
 LOWEST_PACE_FOR_S = 600.0
 REMEMBERED_TRIES = 10_000  # events that a firewall blocked once or twice and that wait to be tried again
@@ -288,7 +288,8 @@ class Destination:
         if self._base is State.WAITING and not probe:  # one of those that were under way: the same episode
             self._until_s = max(self._until_s, until_s)
             return Outcome(What.AGAIN)
-        pace = max(LOWEST_PACE, self.pace(now_s) / 2)
+        pace = self.pace(now_s)
+        pace = max(LOWEST_PACE, pace * (ONCE_TOO_FAST if pace == 1.0 else TOO_FAST_AGAIN))
         self._wait(Kind.TOO_FAST, verdict.message, now_s, max(until_s, now_s + self._back_off_s()))
         self._pace = pace
         if pace > LOWEST_PACE or verdict.status != 429:

@@ -171,20 +171,30 @@ def test_fewer_users_or_an_answer_between_are_no_outage(users, between):
 # --- pace ---
 
 
-def test_a_429_waits_and_then_goes_on_at_half_the_pace_which_climbs_back():
+def test_a_429_waits_and_then_goes_on_a_little_slower_until_the_pace_has_climbed_back():
     px = Px()
     assert px.answers(SLOW_DOWN) == Outcome(What.AGAIN)
     assert px.leave() == Wait(px.now_s + 1)
-    assert px.later(1).leave() == Open(0.5)
-    assert px.later(10).leave() == Open(0.55)
-    assert px.later(1000).leave() == Open(1.0)
+    assert px.later(1).leave() == Open(0.9)
+    assert px.later(10).leave() == Open(pytest.approx(0.95))
+    assert px.later(10).leave() == Open(1.0)
+    px.answers(SLOW_DOWN)
+    assert px.later(2).leave() == Open(0.9)
 
 
-def test_many_429s_of_one_episode_halve_the_pace_once():
+def test_a_429_before_the_pace_is_back_halves_it():
+    px = Px()
+    px.answers(SLOW_DOWN)
+    px.later(1).leave()
+    px.later(19.9).answers(SLOW_DOWN)
+    assert px.later(2).leave() == Open(pytest.approx(0.475))
+
+
+def test_many_429s_of_one_episode_lower_the_pace_once():
     px = Px()
     for _ in range(50):
         px.answers(SLOW_DOWN)
-    assert px.later(1).leave() == Open(0.5)
+    assert px.later(1).leave() == Open(0.9)
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -325,7 +335,7 @@ def test_the_operators_pause_survives_restarts_and_deliveries_and_ends_only_by_r
 def test_a_lowered_pace_survives_a_restart():
     px = Px()
     px.answers(SLOW_DOWN)
-    assert Px(px.it.saved()).leave() == Open(0.5)
+    assert Px(px.it.saved()).leave() == Open(0.9)
 
 
 def test_a_probe_that_came_to_nothing_can_be_repeated():

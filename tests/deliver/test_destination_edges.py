@@ -191,17 +191,17 @@ def test_a_saved_pace_is_kept_within_its_bounds(saved, pace):
 
 
 def test_the_pace_climbs_every_ten_seconds():
-    px = Px()
+    px = Px({"pace": 0.6})
     px.answers(SLOW_DOWN)
     px.later(1).leave()
-    assert px.later(9.9).leave() == Open(0.5)
-    assert px.later(0.1).leave() == Open(pytest.approx(0.55))
+    assert px.later(9.9).leave() == Open(0.3)
+    assert px.later(0.1).leave() == Open(pytest.approx(0.35))
 
 
 def test_while_it_waits_the_pace_stays_as_it_is():
     px = Px()
     px.answers(Answer(429, b"", "60"))
-    assert px.later(30).status().pace == 0.5
+    assert px.later(30).status().pace == 0.9
 
 
 def test_the_pace_is_never_below_what_it_was():
@@ -211,12 +211,12 @@ def test_the_pace_is_never_below_what_it_was():
 
 @pytest.mark.parametrize("reply", [AWAY, NO_KEY])
 def test_the_pace_that_was_climbed_to_is_kept_through_an_outage_and_a_pause(reply):
-    px = Px()
+    px = Px({"pace": 0.6})
     px.answers(SLOW_DOWN)
     px.later(1).leave()
     px.later(20).answers(reply)
     px.later(300).probe(CREATED)
-    assert px.leave() == Open(pytest.approx(0.6))
+    assert px.leave() == Open(pytest.approx(0.4))
 
 
 def test_every_429_of_an_episode_leaves_its_event_in_its_place():
@@ -227,18 +227,18 @@ def test_every_429_of_an_episode_leaves_its_event_in_its_place():
 def test_a_429_without_a_retry_after_waits_for_nothing_but_the_back_off():
     it = Destination(now_s=5.0, per_second=190, initial_s=1, max_s=300, random=lambda: 0.0)
     it.on(classify(SLOW_DOWN, wall_ms=0), event=1, user="user", now_s=5.0)
-    assert it.may_send(5.0) == Open(0.5)
+    assert it.may_send(5.0) == Open(0.9)
 
 
 def test_the_day_is_spent_after_ten_minutes_at_the_lowest_pace_and_no_sooner():
     it = Destination(now_s=0.0, per_second=190, initial_s=1, max_s=300, random=lambda: 0.0)
     spent, paces = [], []
-    for at_s in [0.0] * 3 + [5.0 * step for step in range(120)] + [599.9, 600.0]:
+    for at_s in [0.0] * 4 + [5.0 * step for step in range(120)] + [599.9, 600.0]:
         outcome = it.on(classify(SLOW_DOWN, wall_ms=0), event=1, user="user", now_s=at_s)
         spent.append(outcome.day_spent)
         paces.append(it.may_send(at_s).pace)
-    assert paces == [1 / 2, 1 / 4, 1 / 8] + [1 / 16] * 122
-    assert spent == [False] * 124 + [True]
+    assert paces == [0.9, 0.9 / 2, 0.9 / 4, 0.9 / 8] + [1 / 16] * 122
+    assert spent == [False] * 125 + [True]
 
 
 def test_the_operators_pause_hides_no_other():
