@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,9 +84,16 @@ def _fields(path: Path) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """So many different ports on which nobody listens."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def wait_until(true: Callable[[], object], timeout_s: float, what: str) -> float:
@@ -117,7 +124,7 @@ class Rig:
         self.folder = folder
         self.unix = folder / "events.sock"
         self.outbox = folder / "outbox.db"
-        self.http_port, self.sandbox_port = free_port(), free_port()
+        self.http_port, self.sandbox_port = free_ports(2)
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def configure(

@@ -1,16 +1,26 @@
-"""What a run says to the targets, as the table of README.md: ``python -m benchmarks.targets RESULTS.json``."""
+"""What a full run says, as the two tables of README.md: ``python -m benchmarks.targets RESULTS.json``."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.results import rounded
 
-__all__ = ["as_markdown"]
+__all__ = ["alternatives_as_markdown", "targets_as_markdown"]
+
+# The figures of each alternative that tell most, and what README calls them.
+COMPARED: Final = {
+    "lost in an outage of 60 s": "lost, PX away for 60 s",
+    "lost in a crash": "lost, `kill -9`",
+    "arrived twice, crash": "twice, `kill -9`",
+    "the app's exit during the outage waits": "the app's exit waits",
+    "a call of the app, median": "a call of the app",
+    "reached PX while the app made 50 calls/s": "of 50 calls/s reached PX",
+}
 
 
-def as_markdown(results: dict[str, Any]) -> str:
+def targets_as_markdown(results: dict[str, Any]) -> str:
     """One row for each figure that has a target, of what ``python -m benchmarks --json`` has written."""
     rows = [
         "| | measured | beside it, in the same run | ratio | target | met |",
@@ -34,5 +44,18 @@ def as_markdown(results: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def alternatives_as_markdown(results: dict[str, Any]) -> str:
+    """One row for each thing that one could use."""
+    rows: dict[str, dict[str, str]] = {}
+    for figure in results["figures"]:
+        way, _, name = figure["name"].partition(": ")
+        if figure["benchmark"] == "alternatives" and name in COMPARED:
+            rows.setdefault(way, {})[name] = f"{rounded(figure['measured'])} {figure['unit']}"
+    lines = [f"| | {' | '.join(COMPARED.values())} |", "| --- |" + " --: |" * len(COMPARED)]
+    lines += [f"| {way} | {' | '.join(found[name] for name in COMPARED)} |" for way, found in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
-    print(as_markdown(json.loads(Path(sys.argv[1]).read_text())), end="")
+    found = json.loads(Path(sys.argv[1]).read_text())
+    print(targets_as_markdown(found), alternatives_as_markdown(found), sep="\n", end="")

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ STARTED_S = 20.0
 KEY = "sandbox-key"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """So many different ports on which nobody listens."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def wait_until(true: Callable[[], object], timeout_s: float = STARTED_S, *, what: str = "it") -> None:
@@ -60,8 +64,8 @@ class Stage:
         self.unix = folder / "events.sock"
         self.control = folder / "control.sock"
         self.outbox = folder / "outbox.db"
-        self.http = f"127.0.0.1:{free_port()}"
-        self.sandbox_port = free_port()
+        http_port, self.sandbox_port = free_ports(2)
+        self.http = f"127.0.0.1:{http_port}"
         self.sandbox_url = f"http://127.0.0.1:{self.sandbox_port}"
         self.processes: list[subprocess.Popen[bytes]] = []
 
