@@ -144,8 +144,8 @@ class Stage:
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.socket = folder / "events.sock"
-        self.http_address = f"127.0.0.1:{_free_port()}"
-        self._sandbox_port = _free_port()
+        http_port, self._sandbox_port = _free_ports(2)
+        self.http_address = f"127.0.0.1:{http_port}"
         self._folder = folder
         self._stack = stack
 
@@ -229,10 +229,13 @@ eventId = "messageId"
         return data
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """So many different ports on which nobody listens."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
