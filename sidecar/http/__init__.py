@@ -6,13 +6,14 @@ stream of any kind, ``serve`` accepts connections for it, ``Stopping`` ends both
 
 from sidecar.http.accept import serve
 from sidecar.http.connection import serve_connection
-from sidecar.http.message import Handler, Hangup, Limits, Raw, Refuse, Request, Response, plain_refusal
+from sidecar.http.message import Handler, Hangup, Limits, Places, Raw, Refuse, Request, Response, plain_refusal
 from sidecar.http.stopping import Stopping
 
 __all__ = [
     "Handler",
     "Hangup",
     "Limits",
+    "Places",
     "Raw",
     "Refuse",
     "Request",

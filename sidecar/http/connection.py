@@ -10,9 +10,8 @@ Rules
 * Requests that are already there are handled before reading again, and their answers go out in one piece.
 * A stop ends idle connections at once, but not one that has said nothing yet: its request is on its way, from a client
   that was not refused and so should be answered. It has ``_FRESH_S`` for its first byte.
-* Large bodies are read and handled by so many connections at a time as ``large_bodies`` has places; the others are not
-  read meanwhile, so that what a crowd can make us hold is bounded. A body is large from ``LARGE_BYTES`` on, and where it
-  has to be inflated, whatever its size. Waiting for a place counts against the body's deadline.
+* Large and packed bodies need a place (``Places``), so that what a crowd can make us hold is bounded: without one a
+  large body is not read on, and a packed one not inflated. Waiting for it counts against the body's deadline.
 * Any end that we choose lingers: answer, half-close, throw away what still comes for a bounded time, close. The client
   then reads the answer instead of a reset.
 """
@@ -26,7 +25,7 @@ from typing import Final
 import trio
 
 from sidecar.http.coding import decode_body
-from sidecar.http.message import Handler, Hangup, Limits, Raw, Refuse, Refused, Request, Response, plain_refusal
+from sidecar.http.message import Handler, Hangup, Limits, Places, Raw, Refuse, Refused, Request, Response, plain_refusal
 from sidecar.http.reader import Phase, Reader
 from sidecar.http.stopping import Stopping
 from sidecar.http.transport import short_way
@@ -37,7 +36,6 @@ __all__ = ["serve_connection"]
 _READ_BYTES = 64 * 1024
 _FLUSH_BYTES = 64 * 1024
 _FRESH_S = 1.0
-LARGE_BYTES: Final = 64 * 1024
 _NOT_IN_TIME: Final = Refused("timeout", "The rest of the request did not come in time.", 408)
 
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
@@ -54,7 +52,7 @@ async def serve_connection(
     stopping: Stopping | None = None,
     refuse: Refuse = plain_refusal,
     on_error: OnError | None = None,
-    large_bodies: trio.CapacityLimiter | None = None,
+    places: Places | None = None,
 ) -> None:
     """Serve requests on ``stream`` until either side ends it; then the stream is closed.
 
@@ -62,12 +60,10 @@ async def serve_connection(
     an idle connection is closed at once, one that has said nothing yet after a second, and a request of which any byte
     was read is finished and answered with ``Connection: close``. ``on_error`` is told what the handler raised (any
     Exception); the client gets ``refuse("internal", …, 500)``. Nothing a client sends or fails to send raises here.
-    ``large_bodies`` is shared by all connections whose large bodies are bounded together; without it they are not.
+    ``places`` is shared by all connections whose memory is bounded together; without it, it is not.
     Cancellation closes the stream and may interrupt the handler.
     """
-    connection = _Connection(
-        stream, handler, limits or Limits(), stopping or Stopping(), refuse, on_error, large_bodies
-    )
+    connection = _Connection(stream, handler, limits or Limits(), stopping or Stopping(), refuse, on_error, places)
     try:
         await connection.run(first)
     except _GONE:
@@ -83,17 +79,17 @@ class _Connection:
     __slots__ = (
         "_fresh",
         "_handler",
-        "_has_place",
         "_interruptible",
-        "_large_bodies",
         "_last_words",
         "_lingers",
         "_on_error",
+        "_places",
         "_receive_some",
         "_refuse",
         "_scope",
         "_send_all",
         "_stopping",
+        "_taken",
         "limits",
         "reader",
         "stream",
@@ -107,7 +103,7 @@ class _Connection:
         stopping: Stopping,
         refuse: Refuse,
         on_error: OnError | None,
-        large_bodies: trio.CapacityLimiter | None,
+        places: Places | None,
     ) -> None:
         self.stream = stream
         self._receive_some, self._send_all = short_way(stream)
@@ -117,8 +113,8 @@ class _Connection:
         self._stopping = stopping
         self._refuse = refuse
         self._on_error = on_error
-        self._large_bodies = large_bodies
-        self._has_place = False
+        self._places = places
+        self._taken: list[trio.CapacityLimiter] = []
         self._scope = trio.CancelScope()
         self._interruptible = False
         self._fresh = True
@@ -138,12 +134,12 @@ class _Connection:
             if self._scope.cancelled_caught and self._interruptible and self.reader.phase is not Phase.IDLE:
                 self._refusal(_NOT_IN_TIME)
             if self._lingers:
-                self.reader = Reader(self.limits)  # the body that will not be whole is let go, and so is its place
-                self._leave_place()
+                self.reader = Reader(self.limits)  # the body that will not be whole is let go, and so are its places
+                self._leave_places()
                 await self._linger()
         finally:
             unsubscribe()
-            self._leave_place()
+            self._leave_places()
 
     def _stop(self) -> None:
         if not self._interruptible or self.reader.phase is not Phase.IDLE:
@@ -177,8 +173,9 @@ class _Connection:
                     return False
                 scope.deadline = trio.current_time() + _FRESH_S
             self._interruptible = True
-            if phase is Phase.BODY and reader.body_bytes >= LARGE_BYTES:
-                await self._take_place()
+            if self._places and phase is Phase.BODY and reader.body_bytes >= Places.LARGE_BYTES and not self._taken:
+                await self._take(self._places.large)
+                scope.deadline = min(scope.deadline, trio.current_time() + self.limits.large_s)
             data = await receive_some(_READ_BYTES)
             self._interruptible = self._fresh = False
             if not data:
@@ -193,20 +190,19 @@ class _Connection:
             return self.limits.idle_s
         return self.limits.header_s if phase is Phase.HEAD else self.limits.body_s
 
-    async def _take_place(self) -> None:
-        if self._large_bodies is not None and not self._has_place:
-            await self._large_bodies.acquire_on_behalf_of(self)
-            self._has_place = True
+    async def _take(self, places: trio.CapacityLimiter) -> None:
+        await places.acquire_on_behalf_of(self)
+        self._taken.append(places)
 
-    def _leave_place(self) -> None:
-        if self._large_bodies is not None and self._has_place:
-            self._large_bodies.release_on_behalf_of(self)
-            self._has_place = False
+    def _leave_places(self) -> None:
+        while self._taken:
+            self._taken.pop().release_on_behalf_of(self)
 
     async def _decoded(self, request: Request) -> Refused | None:
         """Undo the body's coding once there is a place for it; or what it is refused with."""
         with trio.move_on_after(self.limits.body_s):
-            await self._take_place()
+            if self._places:
+                await self._take(self._places.packed)
             return decode_body(request, self.limits.max_body_bytes)
         return _NOT_IN_TIME
 
@@ -230,9 +226,9 @@ class _Connection:
                 response = self._failed(error, request)
                 keep_alive, answer = self._encoded(request, response)
             out += answer
-            if self._has_place:
+            if self._taken:
                 request.body = b""  # the answer may wait long for a client that does not read
-                self._leave_place()
+                self._leave_places()
             if type(response) is not Response or type(response.body) is not bytes:
                 await self._send(out)
                 await self._answer_specially(request, response)

@@ -1,13 +1,16 @@
 """What passes between the server and a handler: requests, responses, and the limits of both."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final
 
 import msgspec
+import trio
 
 __all__ = [
     "Handler",
     "Hangup",
     "Limits",
+    "Places",
     "Raw",
     "Refuse",
     "Refused",
@@ -31,12 +34,28 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """From the first byte of a request to its blank line: one packet for every honest client."""
     body_s: float = 30.0
     """From the blank line to the end of the body: 4 MiB at 140 kB/s."""
+    large_s: float = 5.0
+    """The same from where a large body gets its place (``Places``): who is slow must not keep others from it."""
     idle_s: float = 120.0
     """Between two requests, and for taking an answer. Longer than the 60 to 75 s after which SDKs' own pools let an
     idle connection go, so that closing it is theirs and no request meets a closing socket."""
     linger_s: float = 2.0
     """For a client to read our last answer while what it still sends is thrown away. Closing at once would send a
     reset, and the reset can destroy the answer before it is read."""
+
+
+class Places:
+    """What bounds the memory of all connections that share it: each of both kinds has ``count`` places.
+
+    ``large`` are bodies of ``LARGE_BYTES`` and more, from there to their answer; ``packed`` those that have to be
+    inflated, whatever their size, from that to the answer: who has such a place is served, and cannot be slow.
+    """
+
+    LARGE_BYTES: Final = 64 * 1024
+
+    def __init__(self, count: int) -> None:
+        self.large = trio.CapacityLimiter(count)
+        self.packed = trio.CapacityLimiter(count)
 
 
 class Request(msgspec.Struct):

@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from sidecar.http import Handler, Limits, Request, Stopping, serve, serve_connection
+from sidecar.http import Handler, Limits, Places, Request, Stopping, serve, serve_connection
 from sidecar.outbox import Outbox
 from sidecar.receive.intake import Intake, refusal
 from sidecar.receive.listeners import Opened
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # Beyond these, clients wait in the kernel's queue. Descriptors are kept for lanes, files and the control socket.
 CONNECTIONS: Final = 10_000
 SPARE_DESCRIPTORS: Final = 400
-# Of each way in: with 4 MiB each (outbox.max_request_bytes) 128 MiB, and more than one commit takes.
+# Of each way in, large and packed ones: with 4 MiB each (outbox.max_request_bytes) 256 MiB, and more than a commit takes.
 LARGE_BODIES: Final = 32
 GOODBYE_S: Final = 1.0
 _BLANK: Final = b" \t\r\n"
@@ -43,8 +43,7 @@ class Front:
         self._max_request_bytes = max_request_bytes
         self._limits = Limits(max_body_bytes=max_request_bytes)
         self._stopping = stopping
-        self._large_over_tcp = trio.CapacityLimiter(LARGE_BODIES)
-        self._large_over_unix = trio.CapacityLimiter(LARGE_BODIES)
+        self._places_over_tcp, self._places_over_unix = Places(LARGE_BODIES), Places(LARGE_BODIES)
 
     async def serve(
         self, opened: Opened, *, descriptors: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -67,7 +66,7 @@ class Front:
 
     async def tcp(self, stream: trio.abc.Stream) -> None:
         """Serve one TCP or TLS connection: HTTP."""
-        await self._http(stream, self._routes.over_tcp, b"", self._large_over_tcp)
+        await self._http(stream, self._routes.over_tcp, b"", self._places_over_tcp)
 
     async def unix(self, stream: trio.abc.Stream) -> None:
         """Serve one connection on the Unix socket: HTTP or NDJSON."""
@@ -82,7 +81,7 @@ class Front:
                 stopping=self._stopping,
             )
         elif first[:1].isalpha():
-            await self._http(stream, self._routes.over_unix, first, self._large_over_unix)
+            await self._http(stream, self._routes.over_unix, first, self._places_over_unix)
         elif first:
             self._intake.count("bad_json")
             said = refusal("bad_json", "This is neither JSON lines nor HTTP; begin with { or [, or speak HTTP.")
@@ -112,9 +111,7 @@ class Front:
                 unsubscribe()
         return b""
 
-    async def _http(
-        self, stream: trio.abc.Stream, handler: Handler, first: bytes, large_bodies: trio.CapacityLimiter
-    ) -> None:
+    async def _http(self, stream: trio.abc.Stream, handler: Handler, first: bytes, places: Places) -> None:
         await serve_connection(
             stream,
             handler,
@@ -123,7 +120,7 @@ class Front:
             stopping=self._stopping,
             refuse=self._routes.refuse,
             on_error=_tell_request,
-            large_bodies=large_bodies,
+            places=places,
         )
 
 

@@ -74,7 +74,7 @@ async def echo(request: Request) -> Response:
 
 
 @asynccontextmanager
-async def served(handler=echo, *, limits=None, first=b"", refuse=None, large_bodies=None) -> AsyncIterator[Served]:
+async def served(handler=echo, *, limits=None, first=b"", refuse=None, places=None) -> AsyncIterator[Served]:
     client_end, server_end = trio.testing.memory_stream_pair()
     client = Served(client_end, server_end)
 
@@ -91,7 +91,7 @@ async def served(handler=echo, *, limits=None, first=b"", refuse=None, large_bod
             first=first,
             stopping=client.stopping,
             on_error=lambda error, request: client.errors.append(error),
-            large_bodies=large_bodies,
+            places=places,
             **options,
         )
         client.ended.set()

@@ -1,6 +1,7 @@
 """What a crowd can make us hold: large bodies, and those that are to be inflated, have a bounded number of places."""
 
 import gzip
+import random
 from contextlib import AsyncExitStack
 
 import pytest
@@ -8,12 +9,16 @@ import trio
 import trio.testing
 from http_wire import answers, echo, post, served
 
-from sidecar.http import Limits, Response
-from sidecar.http.connection import LARGE_BYTES
+from sidecar.http import Limits, Places, Response
 
+LARGE_BYTES = Places.LARGE_BYTES
 LARGE = post(b"x" * (3 * LARGE_BYTES))
 PACKED = post(gzip.compress(b"small"), b"Content-Encoding: gzip")
 BEGUN = LARGE[: 2 * LARGE_BYTES]
+
+
+def taken(places: Places) -> tuple[int, int]:
+    return places.large.borrowed_tokens, places.packed.borrowed_tokens
 
 
 def bodies(data: bytes) -> list[bytes]:
@@ -21,8 +26,8 @@ def bodies(data: bytes) -> list[bytes]:
 
 
 async def test_a_large_body_waits_for_the_one_before_it_and_small_ones_pass_both():
-    places = trio.CapacityLimiter(1)
-    async with served(large_bodies=places) as first, served(large_bodies=places) as second, served() as third:
+    places = Places(1)
+    async with served(places=places) as first, served(places=places) as second, served() as third:
         await first.send(BEGUN)
         await first.until_quiet()
         await second.send(LARGE)
@@ -32,18 +37,18 @@ async def test_a_large_body_waits_for_the_one_before_it_and_small_ones_pass_both
         await first.send(LARGE[2 * LARGE_BYTES :])
         assert len(bodies(await first.until_quiet())[0]) == 3 * LARGE_BYTES
         assert len(bodies(await second.until_quiet())[0]) == 3 * LARGE_BYTES
-    assert places.borrowed_tokens == 0
+    assert taken(places) == (0, 0)
 
 
 async def test_a_packed_body_is_not_inflated_before_it_has_a_place():
-    places = trio.CapacityLimiter(1)
+    places = Places(1)
     go_on = trio.Event()
 
     async def slow(request):
         await go_on.wait()
         return Response(200, request.body)
 
-    async with served(slow, large_bodies=places) as first, served(slow, large_bodies=places) as second:
+    async with served(slow, places=places) as first, served(slow, places=places) as second:
         await first.send(PACKED * 3)
         await first.until_quiet()
         await second.send(PACKED)
@@ -52,19 +57,43 @@ async def test_a_packed_body_is_not_inflated_before_it_has_a_place():
         go_on.set()
         assert bodies(await first.until_quiet()) == [b"small"] * 3
         assert bodies(await second.until_quiet()) == [b"small"]
-    assert places.borrowed_tokens == 0
+    assert taken(places) == (0, 0)
 
 
 @pytest.mark.parametrize("data", [LARGE, PACKED], ids=["large", "packed"])
 async def test_who_waits_for_a_place_in_vain_is_refused_at_the_deadline_of_the_body(autojump_clock, data):
-    places = trio.CapacityLimiter(1)
-    await places.acquire_on_behalf_of("somebody who keeps it")
-    async with served(large_bodies=places, limits=Limits(body_s=30)) as client:
+    places = Places(1)
+    for kind in (places.large, places.packed):
+        await kind.acquire_on_behalf_of("somebody who keeps it")
+    async with served(places=places, limits=Limits(body_s=30)) as client:
         await client.send(post(b"before") + data)
         before, refused = answers(await client.rest())
         assert (before[2], refused[0]) == (b"before", 408)
         assert trio.current_time() == pytest.approx(30, abs=3)
         assert [request.body for request in client.requests] == [b"before"]
+
+
+async def test_who_is_slow_with_a_large_body_loses_its_place_soon_and_keeps_no_packed_one_out(autojump_clock):
+    places = Places(1)
+    async with served(places=places) as slow, served(places=places) as second, served(places=places) as packed:
+        await slow.send(BEGUN)
+        await slow.until_quiet()
+        await second.send(LARGE)
+        await packed.send(PACKED)
+        assert bodies(await packed.until_quiet()) == [b"small"]
+        assert answers(await slow.rest())[0][0] == 408
+        assert trio.current_time() == pytest.approx(Limits().large_s, abs=3)
+        assert len(bodies(await second.until_quiet())[0]) == 3 * LARGE_BYTES
+
+
+async def test_a_body_that_is_large_and_packed_takes_both_places_and_gives_both_back():
+    places = Places(1)
+    large_and_packed = post(gzip.compress(random.Random(1).randbytes(2 * LARGE_BYTES)), b"Content-Encoding: gzip")
+    async with served(places=places) as first, served(places=places) as second:
+        for client in (first, second):
+            await client.send(large_and_packed)
+            assert len(bodies(await client.until_quiet())[0]) == 2 * LARGE_BYTES
+    assert taken(places) == (0, 0)
 
 
 async def leave(client):
@@ -90,24 +119,24 @@ async def test_a_place_is_given_back_however_the_request_ends(autojump_clock, en
         assert not fails
         return await echo(request)
 
-    places = trio.CapacityLimiter(1)
-    async with served(handler, large_bodies=places) as client:
+    places = Places(1)
+    async with served(handler, places=places) as client:
         await client.send(BEGUN)
         await client.until_quiet()
-        assert places.borrowed_tokens == 1
+        assert taken(places) == (1, 0)
         await ending(client)
         await client.until_quiet()
-        assert places.borrowed_tokens == 0
+        assert taken(places) == (0, 0)
 
 
 @pytest.mark.parametrize("bad", [post(b"no", b"Content-Encoding: gzip"), post(b"x", b"Content-Encoding: br")])
 async def test_a_refused_body_gives_its_place_back_before_its_client_has_left(bad):
-    places = trio.CapacityLimiter(1)
-    async with served(large_bodies=places) as client:
+    places = Places(1)
+    async with served(places=places) as client:
         await client.send(bad)
         await client.until_quiet()
         assert not client.ended.is_set()
-        assert places.borrowed_tokens == 0
+        assert taken(places) == (0, 0)
 
 
 async def test_a_place_is_not_kept_by_an_answer_that_goes_on_for_ever():
@@ -119,23 +148,23 @@ async def test_a_place_is_not_kept_by_an_answer_that_goes_on_for_ever():
 
         return Response(200, parts())
 
-    places = trio.CapacityLimiter(1)
+    places = Places(1)
     async with AsyncExitStack() as stack:
         for _ in range(3):
-            client = await stack.enter_async_context(served(handler, large_bodies=places))
+            client = await stack.enter_async_context(served(handler, places=places))
             await client.send(PACKED)
             assert (await client.until_quiet()).endswith(b"1\r\nx\r\n")
-        assert places.borrowed_tokens == 0
+        assert taken(places) == (0, 0)
 
 
 async def test_a_stop_lets_who_waits_for_a_place_finish():
-    places = trio.CapacityLimiter(1)
-    await places.acquire_on_behalf_of("somebody else")
-    async with served(large_bodies=places) as client:
+    places = Places(1)
+    await places.large.acquire_on_behalf_of("somebody else")
+    async with served(places=places) as client:
         await client.send(LARGE)
         await client.until_quiet()
         client.stopping.set()
         await client.until_quiet()
-        places.release_on_behalf_of("somebody else")
+        places.large.release_on_behalf_of("somebody else")
         ((status, headers, body),) = answers(await client.rest())
         assert (status, headers[b"connection"], len(body)) == (200, b"close", 3 * LARGE_BYTES)
