@@ -114,8 +114,15 @@ class _Connection:
 async def _over_stream(life: Life, said: bytes, talk: Callable[[_Connection], Awaitable[None]]) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     gone = False
+
+    async def serve() -> None:
+        async with (
+            theirs
+        ):  # as who accepts connections does: a stop leaves what was not read, and its client has to know
+            await life.front.unix(theirs)
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(life.front.unix, theirs)
+        nursery.start_soon(serve)
         await ours.send_all(said)
         try:
             await talk(_Connection(ours))

@@ -319,8 +319,10 @@ class World:
         async with trio.open_nursery() as everything:
             everything.start_soon(self.supervise)
             async with trio.open_nursery() as script:
-                await self.play(script)
                 # Whoever still waits must be answered within a day: an error, and not a run without end.
+                last_s = max((step.at_s for step in self.scenario.steps), default=0.0)
+                script.cancel_scope.deadline = self.started_s + last_s + 24 * HOURS_S
+                await self.play(script)
                 script.cancel_scope.deadline = trio.current_time() + 24 * HOURS_S
                 self.heal()
             assert not script.cancel_scope.cancelled_caught, "a client or an operator waits for ever"
