@@ -31,7 +31,7 @@ def targets_as_markdown(results: dict[str, Any]) -> str:
             continue
         name, unit, limit = figure["name"], figure["unit"], figure.get("limit")
         beside = f"{rounded(limit)} {unit}: {figure['of']}" if limit else ""
-        ratio = f"{figure['ratio']:.3g}" if limit else ""
+        ratio = f"{figure['ratio']:.4g}" if limit else ""
         target = f"{'≥' if figure.get('bound', 'least') == 'least' else '≤'} {figure['target']:g}"
         met = "yes" if figure["met"] else "**no**"
         rows.append(f"| {name} | {rounded(figure['measured'])} {unit} | {beside} | {ratio} | {target} | {met} |")
