@@ -40,8 +40,7 @@ def run(results: Results, say: Say, quick: bool) -> None:
 def _arrivals(rig: Rig, count: int, timeout_s: float, *, not_before_s: float = 0.0) -> list[LogEntry]:
     """Wait until so many events have arrived, and give the log; nothing may be there twice.
 
-    The sandbox is not asked meanwhile: its report takes tens of milliseconds of ten thousand arrivals, in which further
-    ones queue up, and what is measured then is the asking.
+    The sandbox is not asked meanwhile: while it answers further arrivals queue up, and what is measured is the asking.
     """
     sleep(not_before_s)
     wait_until(lambda: rig.status()["pending"] == 0 or sleep(0.3), timeout_s, f"the delivery of {count} events")

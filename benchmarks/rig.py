@@ -8,17 +8,17 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sidecar.sandbox.journal import LogEntry
+from sidecar.sandbox.ports import free_ports
 
 __all__ = ["Rig", "Usage", "apart", "free_port", "open_rig", "usage", "wait_until"]
 
@@ -85,15 +85,6 @@ def _fields(path: Path) -> dict[str, str]:
 
 def free_port() -> int:
     return free_ports(1)[0]
-
-
-def free_ports(count: int) -> list[int]:
-    """So many different ports on which nobody listens."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def wait_until(true: Callable[[], object], timeout_s: float, what: str) -> float:
@@ -207,7 +198,7 @@ eventId = "messageId"
 
     def report(self) -> dict[str, Any]:
         """The sandbox's figures."""
-        report: dict[str, Any] = json.loads(self.ask(self.sandbox_port, "/sandbox/report?key=eventId")[1])
+        report: dict[str, Any] = json.loads(self.ask(self.sandbox_port, "/sandbox/report")[1])
         return report
 
     def arrivals(self) -> list[LogEntry]:

@@ -10,21 +10,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from sidecar.sandbox.ports import free_ports
+
 STARTED_S = 20.0
 KEY = "sandbox-key"
-
-
-def free_ports(count: int) -> list[int]:
-    """So many different ports on which nobody listens."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def wait_until(true: Callable[[], object], timeout_s: float = STARTED_S, *, what: str = "it") -> None:

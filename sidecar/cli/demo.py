@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from rich.live import Live
 from sidecar.cli.demo_picture import Progress
 from sidecar.cli.demo_traffic import Traffic, answers
 from sidecar.errors import Failed
+from sidecar.sandbox.ports import free_ports
 from sidecar.units import show_count
 
 __all__ = ["demo"]
@@ -144,7 +144,7 @@ class Stage:
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.socket = folder / "events.sock"
-        http_port, self._sandbox_port = _free_ports(2)
+        http_port, self._sandbox_port = free_ports(2)
         self.http_address = f"127.0.0.1:{http_port}"
         self._folder = folder
         self._stack = stack
@@ -227,15 +227,6 @@ eventId = "messageId"
         with urllib.request.urlopen(f"http://{address}", timeout=30) as answer:
             data: bytes = answer.read()
         return data
-
-
-def _free_ports(count: int) -> list[int]:
-    """So many different ports on which nobody listens."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
