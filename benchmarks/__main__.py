@@ -68,13 +68,12 @@ def _row(figure: Figure) -> tuple[str, ...]:
     what = figure.name + (f"\n  [dim]limit: {figure.of}" if figure.of else "")
     what += f"\n  [dim]{figure.note}" if figure.note else ""
     met = {None: "", True: "[green]yes", False: "[red]no"}[figure.met]
-    target = "" if figure.target is None else f"{'≥' if figure.bound == 'least' else '≤'} {figure.target:g}"
     return (
         what,
         f"{rounded(figure.measured)} {figure.unit}",
         "" if figure.limit is None else rounded(figure.limit),
         "" if figure.ratio is None else f"{figure.ratio:.3f}",
-        target,
+        figure.bound_text,
         met,
     )
 

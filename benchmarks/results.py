@@ -38,6 +38,11 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return None if not self.limit else self.measured / self.limit
 
     @property
+    def bound_text(self) -> str:
+        """The target for people, as in ``≥ 0.8``; empty without one."""
+        return "" if self.target is None else f"{'≥' if self.bound == 'least' else '≤'} {self.target:g}"
+
+    @property
     def met(self) -> bool | None:
         """Whether the target holds; None without one."""
         if self.target is None:

@@ -1,11 +1,12 @@
 """What a full run says, as the two tables of README.md: ``python -m benchmarks.targets RESULTS.json``."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from benchmarks.results import rounded
+import msgspec
+
+from benchmarks.results import Results, rounded
 
 __all__ = ["alternatives_as_markdown", "targets_as_markdown"]
 
@@ -20,22 +21,21 @@ COMPARED: Final = {
 }
 
 
-def targets_as_markdown(results: dict[str, Any]) -> str:
+def targets_as_markdown(results: Results) -> str:
     """One row for each figure that has a target, of what ``python -m benchmarks --json`` has written."""
     rows = [
         "| | measured | beside it, in the same run | ratio | target | met |",
         "| --- | --: | --: | --: | --: | --- |",
     ]
-    for figure in results["figures"]:
-        if "target" not in figure:
+    for figure in results.figures:
+        if figure.target is None:
             continue
-        name, unit, limit = figure["name"], figure["unit"], figure.get("limit")
-        beside = f"{rounded(limit)} {unit}: {figure['of']}" if limit else ""
-        ratio = f"{figure['ratio']:.4g}" if limit else ""
-        target = f"{'≥' if figure.get('bound', 'least') == 'least' else '≤'} {figure['target']:g}"
-        met = "yes" if figure["met"] else "**no**"
-        rows.append(f"| {name} | {rounded(figure['measured'])} {unit} | {beside} | {ratio} | {target} | {met} |")
-    facts = results["machine"]
+        measured = f"{rounded(figure.measured)} {figure.unit}"
+        beside = f"{rounded(figure.limit)} {figure.unit}: {figure.of}" if figure.limit else ""
+        ratio = f"{figure.ratio:.4g}" if figure.ratio is not None else ""
+        met = "yes" if figure.met else "**no**"
+        rows.append(f"| {figure.name} | {measured} | {beside} | {ratio} | {figure.bound_text} | {met} |")
+    facts = results.machine
     rows += [
         "",
         f"Measured on {facts['cores']} cores of “{facts['processor']}” with {facts['memory_gib']:.0f} GiB, Linux "
@@ -44,18 +44,18 @@ def targets_as_markdown(results: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def alternatives_as_markdown(results: dict[str, Any]) -> str:
+def alternatives_as_markdown(results: Results) -> str:
     """One row for each thing that one could use."""
     rows: dict[str, dict[str, str]] = {}
-    for figure in results["figures"]:
-        way, _, name = figure["name"].partition(": ")
-        if figure["benchmark"] == "alternatives" and name in COMPARED:
-            rows.setdefault(way, {})[name] = f"{rounded(figure['measured'])} {figure['unit']}"
+    for figure in results.figures:
+        way, _, name = figure.name.partition(": ")
+        if figure.benchmark == "alternatives" and name in COMPARED:
+            rows.setdefault(way, {})[name] = f"{rounded(figure.measured)} {figure.unit}"
     lines = [f"| | {' | '.join(COMPARED.values())} |", "| --- |" + " --: |" * len(COMPARED)]
     lines += [f"| {way} | {' | '.join(found[name] for name in COMPARED)} |" for way, found in rows.items()]
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    found = json.loads(Path(sys.argv[1]).read_text())
+    found = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Results)
     print(targets_as_markdown(found), alternatives_as_markdown(found), sep="\n", end="")
