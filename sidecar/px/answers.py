@@ -127,8 +127,9 @@ def classify(reply: Reply, *, call: Call = Call.EVENT, wall_ms: int) -> Verdict:
     if isinstance(reply, Unknown):
         message = f"The answer of PX was lost ({reply.why}); the event is sent again and may then be there twice."
         return Verdict(Kind.AMBIGUOUS, message=message)
-    said = "" if 200 <= reply.status < 300 else _excerpt(reply)
-    kind = _kind(reply, call, said)
+    delivered = 200 <= reply.status < 300
+    said = "" if delivered else _excerpt(reply)
+    kind = Kind.DELIVERED if delivered else _kind(reply, call, said)
     return Verdict(
         kind,
         reply.status,
@@ -140,9 +141,8 @@ def classify(reply: Reply, *, call: Call = Call.EVENT, wall_ms: int) -> Verdict:
 
 
 def _kind(answer: Answer, call: Call, said: str) -> Kind:
+    """Of an answer that is no delivery."""
     status = answer.status
-    if 200 <= status < 300:
-        return Kind.DELIVERED
     if not 300 <= status < 600:
         return Kind.AMBIGUOUS
     if status in (408, 425) or status >= 500:
