@@ -140,6 +140,21 @@ async def test_order_none_lets_one_user_use_the_whole_pace(tmp_path, autojump_cl
     assert len(px.stored) == 1_000
 
 
+async def test_neither_a_reply_nor_a_commit_has_it_decide_again_before_the_next_event_may_go(tmp_path, autojump_clock):
+    px, decisions = Px(lambda _one, _px: CREATED), 0
+
+    def decided() -> None:
+        nonlocal decisions
+        decisions += 1
+
+    async with delivering(tmp_path, px) as daemon:
+        daemon.delivery.on_step = decided
+        await daemon.outbox.accept([event(number, f"u{number}") for number in range(300)])
+        await settled(daemon)
+    assert len(px.stored) == 300
+    assert decisions <= 300 * 2.25, "once to send it, once to rest until the next may go"
+
+
 async def test_an_hour_of_outage_lost_answers_and_poison_end_in_an_exact_account(tmp_path, autojump_clock):
     """5 % of 503s, 1 % of lost answers, one poison event in 1,000, and an hour without PX in the middle."""
     dice, events, began_s = Random(7), 4_000, trio.current_time()

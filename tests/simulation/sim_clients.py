@@ -116,9 +116,8 @@ async def _over_stream(life: Life, said: bytes, talk: Callable[[_Connection], Aw
     gone = False
 
     async def serve() -> None:
-        async with (
-            theirs
-        ):  # as who accepts connections does: a stop leaves what was not read, and its client has to know
+        # As who accepts connections does: a stop leaves lines that were not read, and their client has to know.
+        async with theirs:
             await life.front.unix(theirs)
 
     async with trio.open_nursery() as nursery:
