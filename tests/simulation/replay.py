@@ -22,8 +22,13 @@ PX faults                  ``NOT_PROCESSED`` and ``Px.answer``: refused connecti
 clock steps                ``do_clock``: seconds, an hour, a day, both ways
 configuration reloads      ``do_reload``: rate, slots, retries; and configurations with a mistake
 replays                    ``do_retry_dead``; beside it discarding, forgetting a user, pausing
+too little room            ``_padded`` (``sim_scenario.py``): events refused, or the oldest dropped
+history, ids, letters,     ``Keeping`` (``sim_scenario.py``): kept for seconds, so that all leave and some come again
+users that leave
+people who look            ``do_look``: status, events, letters, what was delivered
 four states                ``_check_counters``, ``_check_outcomes`` (``sim_account.py``); nothing answered is lost:
-                           ``_check_accepted``
+                           ``_check_accepted``; nor what was deleted: ``_GONE`` (``sim_disk.py``)
+repeats recognised         ``_check_stored_again``
 ceiling, quota             ``_check_pace``, ``_check_day``
 order per user             ``_check_order``
 few duplicates             ``_check_repeats``

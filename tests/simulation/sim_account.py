@@ -4,6 +4,7 @@ import json
 import math
 import sqlite3
 from collections import Counter, defaultdict
+from itertools import pairwise
 from typing import NamedTuple
 
 from sim_world import World
@@ -24,6 +25,8 @@ class Row(NamedTuple):
     state: int
     reason: str | None
     attempts: int | None
+    received_ms: int
+    settled_ms: int | None  # None: deleted as it was
 
 
 def check(world: World) -> None:
@@ -52,13 +55,25 @@ def check(world: World) -> None:
 
 
 def _rows(connection: sqlite3.Connection) -> list[Row]:
-    found = connection.execute("SELECT id, state, reason, attempts, body FROM events ORDER BY id")
-    return [Row(one, _number(body), state, reason, attempts) for one, state, reason, attempts, body in found]
+    """All that was ever stored, in the order of ids: what is there, and what was deleted (``sim_disk.py``)."""
+    columns = "id, state, reason, attempts, received_ms, settled_ms"
+    there = [
+        (*row, json.loads(body).get("messageId"))
+        for *row, body in connection.execute(f"SELECT {columns}, body FROM events")
+    ]
+    gone = connection.execute(f"SELECT {columns}, message_id FROM gone").fetchall()
+    rows = []
+    for one, state, reason, attempts, received_ms, settled_ms, message_id in sorted([*there, *map(_as_dropped, gone)]):
+        number = None if message_id is None else int(message_id[1:])
+        rows.append(Row(one, number, state, reason, attempts, received_ms, settled_ms))
+    assert len({row.id for row in rows}) == len(rows), "an id was given twice"
+    return rows
 
 
-def _number(body: bytes) -> int | None:
-    message_id = json.loads(body).get("messageId")
-    return None if message_id is None else int(message_id[1:])
+def _as_dropped(gone: tuple) -> tuple:
+    """What was deleted while it was pending made room."""
+    one, state, _, *rest = gone
+    return (one, DROPPED, "outbox_full", *rest) if state < DELIVERED else gone
 
 
 def _check_counters(connection: sqlite3.Connection, world: World, rows: list[Row], counters: Counter[str]) -> None:
@@ -69,12 +84,12 @@ def _check_counters(connection: sqlite3.Connection, world: World, rows: list[Row
         assert row.state in (DELIVERED, DROPPED, DEAD), f"event {row.id} is pending at the end"
         of_rows[{DELIVERED: "delivered", DROPPED: f"dropped:{row.reason}", DEAD: f"dead:{row.reason}"}[row.state]] += 1
     for name in {name for name in said if name.split(":")[0] in ("delivered", "dropped", "dead")} | set(of_rows):
-        # Forgetting a user deletes the history; the counters go on counting it.
-        agree = said[name] >= of_rows[name] if world.forgotten else said[name] == of_rows[name]
-        assert agree, f"the counter {name} says {said[name]}, the rows {of_rows[name]}"
+        assert said[name] == of_rows[name], f"the counter {name} says {said[name]}, the rows {of_rows[name]}"
     total = sum(value for name, value in said.items() if name.split(":")[0] in ("delivered", "dropped", "dead"))
     assert said["accepted"] == total, f"accepted {said['accepted']}, and {total} have a final state"
-    assert world.forgotten or total == len(rows), f"{total} counted, {len(rows)} rows"
+    assert total == len(rows), f"{total} counted, {len(rows)} rows"
+    users = connection.execute("SELECT count(*) FROM users").fetchone()[0]
+    assert said["users"] == users, f"{said['users']} users counted, {users} are remembered"
     assert not said["pending_normal"]
     assert not said["pending_high"]
     dead = dict(connection.execute("SELECT reason, count(*) FROM dead GROUP BY reason"))
@@ -86,16 +101,33 @@ def _check_counters(connection: sqlite3.Connection, world: World, rows: list[Row
 
 def _check_accepted(world: World, rows: list[Row], counters: Counter[str]) -> None:
     """Promise 1: whatever was answered is there, once; nothing else was made up."""
-    numbers = Counter(row.number for row in rows if row.number is not None)
-    assert all(count == 1 for count in numbers.values()), f"stored twice: {numbers.most_common(3)}"
+    numbers = defaultdict(list)
+    for row in rows:
+        if row.number is not None:
+            numbers[row.number].append(row)
+    for stored in numbers.values():
+        for earlier, later in pairwise(stored):
+            _check_stored_again(world, earlier, later)
     assert numbers.keys() <= world.sent.keys()
     gone = {number for number, event in world.sent.items() if event.user in world.forgotten}
     lost = [number for number in world.answered if number not in numbers and number not in gone]
     assert not lost, f"answered and lost: numbers {lost}"
-    place = {row.number: row.id for row in rows}
+    place = {number: stored[0].id for number, stored in numbers.items() if len(stored) == 1}
     for order in world.in_order:
         ids = [place[number] for number in order if number in place and number not in world.repeated]
         assert ids == sorted(ids), f"a client's events were stored in another order: {order}"
+
+
+def _check_stored_again(world: World, earlier: Row, later: Row) -> None:
+    """A repeat is recognised for as long as is promised, and longer while its event is pending or dead."""
+    what = (
+        f"event {later.id} repeats {earlier.id}, which was received {later.received_ms - earlier.received_ms} ms before"
+    )
+    assert world.stepped or later.received_ms - earlier.received_ms > world.config.outbox.keep_ids * 1000, what
+    world.met["stored again"] += 1
+    was_settled = earlier.settled_ms is None or earlier.settled_ms <= later.received_ms
+    assert earlier.state != DEAD, what
+    assert world.stepped or was_settled, f"{what} and settled later"
 
 
 def _check_outcomes(world: World, rows: list[Row]) -> None:
@@ -115,8 +147,9 @@ def _check_outcomes(world: World, rows: list[Row]) -> None:
         elif row.state == DROPPED:
             expected = {"no_user": "no_user", "alias": "not_supported", "opted_out": "opted_out"}.get(event.kind)
             expected = "remembered" if event.kind in ("identify", "group") else expected
-            assert row.reason in (expected, "discarded"), what
-            assert row.reason == "discarded" or not answers, what
+            full = "outbox_full" if world.config.outbox.when_full == "drop_oldest" else "discarded"
+            assert row.reason in (expected, "discarded", full), what
+            assert row.reason in ("discarded", full) or not answers, what
         elif row.reason in refused_for:
             least = 3 if row.reason == "firewall" else 1
             assert answers[refused_for[row.reason]] >= least, what
@@ -155,16 +188,18 @@ def _check_order(world: World, rows: list[Row]) -> None:
 def _check_repeats(world: World, rows: list[Row], counters: Counter[str]) -> None:
     """Promise 5: a duplicate was in flight at a crash, or its answer was lost and counted."""
     in_flight: Counter[int] = Counter(one for end in world.ends for one in end.in_flight)
-    by_number = {row.number: row.id for row in rows if row.number is not None}
+    allowed: Counter[int] = Counter()
+    for row in rows:
+        if row.number is not None:
+            once = row.reason != "outbox_full"  # never one in flight: what PX has of it must have been lost on the way
+            allowed[row.number] += once + world.px.ambiguous[row.id] + in_flight[row.id]
     for number, times in world.px.stored.items():
-        event_id = by_number.get(number)
-        if event_id is None:
-            continue  # forgotten
-        allowed = 1 + world.px.ambiguous[event_id] + in_flight[event_id]
-        assert times <= allowed, f"event {event_id} was stored {times} times, {allowed} explained"
+        explained = allowed.get(number, times)  # none is left whose user was forgotten
+        assert times <= explained, f"the event with number {number} was stored {times} times, {explained} explained"
     for end in world.ends:
         assert len(end.in_flight) <= end.max_in_flight
-    duplicates = sum(times - 1 for times in world.px.stored.values())
+    events = Counter(row.number for row in rows)
+    duplicates = sum(max(0, times - max(1, events[number])) for number, times in world.px.stored.items())
     not_noted = sum(sum(end.not_noted.values()) for end in world.ends)
     most = counters["ambiguous"] + sum(in_flight.values()) + not_noted
     assert duplicates <= most, f"{duplicates} duplicates, {counters['ambiguous']} ambiguous and {most} explained"
@@ -216,7 +251,7 @@ def _check_loaded(world: World) -> None:
 
 def _check_memory(connection: sqlite3.Connection, world: World, rows: list[Row]) -> None:
     """What is remembered of a user is what the last group call said; without order it is what was settled last."""
-    if world.config.deliver.order == "none":
+    if world.config.deliver.order == "none" or world.config.identity.max_users < 1_000_000:
         return
     last: dict[str, Row] = {}
     for row in rows:
@@ -227,7 +262,8 @@ def _check_memory(connection: sqlite3.Connection, world: World, rows: list[Row])
     doubtful = {
         world.sent[row.number].user
         for row in rows
-        if row.number in world.sent and (row.id in world.replayed or row.state == DEAD or row.reason == "discarded")
+        if row.number in world.sent
+        and (row.id in world.replayed or row.state == DEAD or row.reason in ("discarded", "outbox_full"))
         if world.sent[row.number].kind == "group"
     }
     for user, row in last.items():

@@ -73,12 +73,24 @@ def _log_of(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
+# What is deleted stays known to the account: by the same commit, so that a crash takes back both or neither.
+_GONE = """
+CREATE TABLE gone (id INTEGER PRIMARY KEY, state, reason, attempts, received_ms, settled_ms, message_id);
+CREATE TRIGGER gone AFTER DELETE ON events BEGIN
+    INSERT INTO gone VALUES (OLD.id, OLD.state, OLD.reason, OLD.attempts, OLD.received_ms, OLD.settled_ms,
+                             json_extract(CAST(OLD.body AS TEXT), '$.messageId'));
+END;
+"""
+
+
 @cache
 def empty_outbox() -> Files:
     """A new outbox: made once, since that takes longer than many a life."""
     with TemporaryDirectory(dir=IN_MEMORY) as folder:
         path = Path(folder) / "0.db"
-        Store(path).close()
+        store = Store(path)
+        store.connection.executescript(_GONE)
+        store.close()
         return Files.of(path)
 
 

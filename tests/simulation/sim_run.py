@@ -31,6 +31,7 @@ import sidecar.outbox.writer
 
 __all__ = ["Run", "run"]
 
+KEEPS_LITTLE = ('= "1s"', '= "5s"', '= "1m"', "max_users = 0", "max_users = 1\n", "max_users = 2")
 Watch = Callable[[World], trio.abc.Instrument]
 
 
@@ -73,7 +74,7 @@ def _patched(scenario: Scenario):
     small_log = lambda _folder: pages * 4096  # noqa: E731 - a value, not a function
     wanted: list[tuple[Any, str, Any]] = [
         (sidecar.daemon, "PROOF_EVERY_S", 1e6),
-        (sidecar.outbox.writer, "KEEP_INTERVAL_S", 900.0 if scenario.per_day > 1000 else 3600.0),
+        (sidecar.outbox.writer, "KEEP_INTERVAL_S", _keep_interval_s(scenario)),
         (sidecar.control.limits, "ROUND_EVERY_S", 1e6),
         (sidecar.outbox.database, "wal_bytes", small_log),
         (sidecar.outbox.room, "wal_bytes", small_log),
@@ -100,6 +101,13 @@ def _patched(scenario: Scenario):
         for place, name, value in before:
             setattr(place, name, value)
         defaults["newest"] = newest
+
+
+def _keep_interval_s(scenario: Scenario) -> float:
+    """Housekeeping often enough to matter, and not so often that a run of days is nothing else."""
+    if scenario.per_day <= 1000:
+        return 3600.0
+    return 10.0 if any(name in scenario.config for name in KEEPS_LITTLE) else 900.0
 
 
 def run(scenario: Scenario, watch: Watch | None = None) -> Run:

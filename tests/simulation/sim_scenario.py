@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["FAULTS", "KINDS", "ODD", "WAYS", "Event", "Scenario", "Step", "draw"]
+__all__ = ["FAULTS", "KINDS", "LOOKS", "ODD", "WAYS", "Event", "Scenario", "Step", "draw"]
 
 DAY_MS = 86_400_000
 KINDS = ("track", "track", "track", "track", "track", "high", "page", "identify", "group")
@@ -19,6 +19,7 @@ FAULTS = (
     *("later", "lost", "reset", "too_fast", "busy", "wrong_key", "firewall", "wrong_region", "refused", "away"),
     *("garbage", "hang", "late", "drip"),
 )
+LOOKS = ("status", "events", "event", "letters", "delivered")
 WAYS = ("routed", "http", "singles", "array", "lines", "direct")
 # Many small worlds find more than few large ones; some must be large enough for what is kept to be less than all.
 TOTALS = (1, 2, 3, 5, 8, 8, 12, 12, 20, 20, 30, 90)
@@ -39,8 +40,23 @@ TROUBLES = (
     ),
     *("odd", "people", "quota", "small", "no_order", "reboot", "aged", "clients_give_up"),
 )
-
 SHARES = {"small": 0.6, "quota": 0.2, "px": 0.4}
+# These have dice of their own, so that a seed goes on bringing what it brought of the others.
+KEEPING_TROUBLES = ("full", "short_keep", "few_users", "look")
+KEEPING_SHARE = 0.25
+PAGE_BYTES, EMPTY_PAGES = 4096, 21  # what an outbox takes in which nothing is
+ROW_BYTES = 600  # an event without its padding, and what stands beside it if it is refused
+
+
+class Keeping(msgspec.Struct, frozen=True):
+    """What of the configuration has to do with how much is kept, and for how long."""
+
+    max_bytes: int = 2**32
+    when_full: str = "refuse"
+    keep_delivered: str = "90d"
+    keep_ids: str = "90d"
+    keep_dead: str = "90d"
+    max_users: int = 1_000_000
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -49,6 +65,7 @@ class Event(msgspec.Struct, frozen=True):
     number: int
     kind: str
     user: str | None
+    pad: int = 0  # so many bytes more
 
     @property
     def high(self) -> bool:
@@ -57,6 +74,8 @@ class Event(msgspec.Struct, frozen=True):
     def call(self) -> dict[str, Any]:
         """The Segment call."""
         said: dict[str, Any] = {"messageId": f"m{self.number}", "userId": self.user}
+        if self.pad:
+            said["context"] = {"pad": "x" * self.pad}
         marks = {"n": self.number} | ({"poison": self.kind} if self.kind in ("refused", "firewall") else {})
         match self.kind:
             case "identify":
@@ -107,8 +126,9 @@ def draw(seed: int) -> Scenario:
     steps = [*_traffic(dice, troubles, length_s)]
     for trouble in sorted(troubles):
         steps += _STEPS.get(trouble, _nothing)(dice, length_s)
+    kept, steps = _keeping(Random(seed ^ 0xF0FF), steps, length_s)
     steps.sort(key=lambda step: step.at_s)
-    config = _config(dice, troubles, per_second, per_day)
+    config = _config(dice, troubles, per_second, per_day, kept)
     return Scenario(seed, config, _knobs(dice, troubles), per_second, per_day, tuple(steps))
 
 
@@ -271,7 +291,42 @@ _STEPS = {
 }
 
 
-def _config(dice: Random, troubles: set[str], per_second: float, per_day: int) -> str:
+def _keeping(dice: Random, steps: list[Step], length_s: float) -> tuple[Keeping, list[Step]]:
+    """Too little room, short times, few users, and people who look; with the steps that there are then."""
+    troubles = {one for one in KEEPING_TROUBLES if dice.random() < KEEPING_SHARE}
+    kept = Keeping()
+    if "full" in troubles:
+        steps, max_bytes = _padded(dice, steps)
+        kept = msgspec.structs.replace(kept, max_bytes=max_bytes, when_full=dice.choice(("refuse", "drop_oldest")))
+        if dice.random() < 0.5:
+            away = {"faults": ["away"], "share": 1.0, "for_s": dice.random() * length_s, "waits": False}
+            steps.append(Step(0.0, "px", away))
+    if "short_keep" in troubles:
+        times = {name: dice.choice(("1s", "5s", "1m")) for name in ("keep_delivered", "keep_ids", "keep_dead")}
+        kept = msgspec.structs.replace(kept, **times)
+    if "few_users" in troubles:
+        kept = msgspec.structs.replace(kept, max_users=dice.choice((0, 1, 2)))
+    if "look" in troubles:
+        at_s = sorted(dice.random() * length_s for _ in _some(dice, 4))
+        looks = [{"at": dice.choice(LOOKS), "which": dice.randrange(30)} for _ in at_s]
+        steps += [Step(when, "look", look) for when, look in zip(at_s, looks, strict=True)]
+    return kept, steps
+
+
+def _padded(dice: Random, steps: list[Step]) -> tuple[list[Step], int]:
+    """The steps with longer events, and so much room that the longest request fits if nothing else is there."""
+    pad = dice.choice((100, 1_000, 3_000))
+    longer, most = [], 0
+    for step in steps:
+        events = step.args.get("events", ())
+        most = max(most, len(events))
+        args = step.args | {"events": [event | {"pad": pad} for event in events]} if events else step.args
+        longer.append(Step(step.at_s, step.what, args))
+    pages = EMPTY_PAGES + dice.choice((1, 3, 8)) + most * (pad + ROW_BYTES) * 3 // 2 // PAGE_BYTES
+    return longer, pages * PAGE_BYTES
+
+
+def _config(dice: Random, troubles: set[str], per_second: float, per_day: int, kept: Keeping) -> str:
     people = '[people]\nusers = "upsert"\naccounts = "upsert"\n' if "people" in troubles else ""
     lines = [
         f"per_second = {per_second}",
@@ -289,12 +344,10 @@ def _config(dice: Random, troubles: set[str], per_second: float, per_day: int) -
     return (
         '[px]\nproperty_key = "AP-XXXXXXXXXX-2"\n'
         f"[outbox]\ndurability = {_text(dice, 'disk', 'process')}\n"
-        'keep_delivered = "90d"\nkeep_ids = "90d"\n'
-        'keep_dead = "90d"\n[mapping.event.Paid]\npriority = "high"\n'
-        + people
-        + "[deliver]\n"
-        + "\n".join(lines)
-        + "\n"
+        f'max_bytes = {kept.max_bytes}\nwhen_full = "{kept.when_full}"\nkeep_delivered = "{kept.keep_delivered}"\n'
+        f'keep_ids = "{kept.keep_ids}"\nkeep_dead = "{kept.keep_dead}"\n'
+        f"[identity]\nmax_users = {kept.max_users}\n"
+        '[mapping.event.Paid]\npriority = "high"\n' + people + "[deliver]\n" + "\n".join(lines) + "\n"
     )
 
 

@@ -63,6 +63,7 @@ class World:
         self.stepped = False
         self.one_reload = trio.Lock()
         self.clients: list[trio.CancelScope] = []
+        self.unanswered = 0  # clients
         self.ending = False
 
     def log(self, line: str) -> None:
@@ -134,25 +135,31 @@ class World:
         self.sent.update((event.number, event) for event in events)
         order: list[int] = []
         self.in_order.append(order)
-        breath_s = 0.02
+        self.unanswered += 1
         with trio.move_on_after(float("inf") if patience_s is None else patience_s) as scope:
             self.clients.append(scope)
-            while True:
-                life = await self.alive()
-                try:
-                    answer = await life.ask(partial(WAYS[way], life, [event.call() for event in events]))
-                except Gone:
-                    answer = {"success": False}
-                if answer["success"]:
-                    self._answered(way, events, answer, order)
-                    return
-                if way in ("singles", "lines"):
-                    order = []  # some of them may be stored, and come before others now
-                self.log(f"refused: {answer}")
-                self.met["asked again"] += 1
-                await trio.sleep(self.dice.random() * breath_s)
-                breath_s = min(2 * breath_s, CLIENT_BREATH_S)
-        self.met["client gave up"] += 1
+            await self._until_answered(way, events, order)
+        self.met["client gave up"] += scope.cancelled_caught
+        self.unanswered -= 1
+
+    async def _until_answered(self, way: str, events: list[Event], order: list[int]) -> None:
+        breath_s = 0.02
+        while True:
+            life = await self.alive()
+            try:
+                answer = await life.ask(partial(WAYS[way], life, [event.call() for event in events]))
+            except Gone:
+                answer = {"success": False}
+            if answer["success"]:
+                self._answered(way, events, answer, order)
+                return
+            if way in ("singles", "lines"):
+                order = []  # some of them may be stored, and come before others now
+            self.log(f"refused: {answer}")
+            self.met["asked again"] += 1
+            self.met[f"refused {answer.get('code')}"] += 1
+            await trio.sleep(self.dice.random() * breath_s)
+            breath_s = min(2 * breath_s, CLIENT_BREATH_S)
 
     def _answered(self, way: str, events: list[Event], answer: dict[str, Any], order: list[int]) -> None:
         bad = {one["index"] for one in answer.get("refused", ())}
@@ -261,16 +268,36 @@ class World:
         return moved
 
     async def do_discard(self, nursery: trio.Nursery) -> None:
-        async def discard(life: Life) -> Any:
-            moved = await life.daemon.desk.archive.discard(Which())
-            self.met["discarded"] += moved["moved"]
-            return moved
+        nursery.start_soon(self.operate, "discard", self._discard)
 
-        nursery.start_soon(self.operate, "discard", discard)
+    async def _discard(self, life: Life) -> Any:
+        moved = await life.daemon.desk.archive.discard(Which())
+        self.met["discarded"] += moved["moved"]
+        return moved
 
     async def do_forget(self, nursery: trio.Nursery, user: str) -> None:
         self.forgotten.add(user)
         nursery.start_soon(self.operate, "forget", lambda life: life.daemon.desk.archive.forget(user))
+
+    async def do_look(self, nursery: trio.Nursery, at: str, which: int) -> None:
+        nursery.start_soon(self.operate, f"look at {at}", partial(self._look, at, which))
+
+    async def _look(self, at: str, which: int, life: Life) -> Any:
+        desk = life.daemon.desk
+        self.met[f"look at {at}"] += 1
+        match at:
+            case "status":
+                status = await desk.status()
+                assert status.accepted == status.pending + status.delivered + status.dropped + status.dead, status
+                return status.state
+            case "events":
+                page = await desk.archive.events(limit=1 + which)
+                return len(page["events"])
+            case "event":
+                return (await desk.archive.event(which)) is not None
+            case "letters":
+                return len((await desk.archive.letters(Which()))["letters"])
+        return (await desk.archive.delivered(since_ms=0, until_ms=2**52))["rows"]
 
     # The end ------------------------------------------------------------------------------------------------------
 
@@ -284,10 +311,8 @@ class World:
         self.heal()
         resumed: Life | None = None
         await self.alive()
-        limit_s = 3 * HOURS_S + (len(self.sent) * 4 / self.scenario.per_day + 1.1) * 24 * HOURS_S
-        limit_s = limit_s if self.scenario.per_day < 1000 or "spread" in self.scenario.config else 3 * HOURS_S
         breath_s = 0.5
-        with trio.move_on_after(limit_s) as patience:
+        with trio.move_on_after(self._patience_s()) as patience:
             while True:
                 life = await self.alive()
                 if resumed is not life:
@@ -302,6 +327,19 @@ class World:
         self.ending = True
         life.stop.set()
         await life.ended.wait()
+
+    def _patience_s(self) -> float:
+        """How long what is pending may take, at most, with this quota."""
+        if self.scenario.per_day < 1000 or "spread" in self.scenario.config:
+            return 3 * HOURS_S + (len(self.sent) * 4 / self.scenario.per_day + 1.1) * 24 * HOURS_S
+        return 3 * HOURS_S
+
+    async def _make_room(self) -> None:
+        """What an operator does whose outbox is full: let it be delivered, and give up what was refused for good."""
+        while self.unanswered:
+            await self.operate("resume", lambda life: life.daemon.desk.resume())
+            await self.operate("discard", self._discard)
+            await trio.sleep(600)
 
     def _stuck(self, life: Life) -> str:
         dispatcher = life.daemon.delivery.dispatcher
@@ -323,7 +361,9 @@ class World:
                 last_s = max((step.at_s for step in self.scenario.steps), default=0.0)
                 script.cancel_scope.deadline = self.started_s + last_s + 7 * 24 * HOURS_S  # of down times
                 await self.play(script)
-                script.cancel_scope.deadline = trio.current_time() + 24 * HOURS_S
+                script.cancel_scope.deadline = trio.current_time() + 24 * HOURS_S + self._patience_s()
                 self.heal()
+                if self.config.outbox.max_bytes < 2**30:
+                    await self._make_room()
             assert not script.cancel_scope.cancelled_caught, "a client or an operator waits for ever"
             await self.recover()

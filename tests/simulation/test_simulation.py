@@ -15,7 +15,7 @@ import pytest
 from replay import failure
 from sim_px import NOT_PROCESSED, RETRY_AFTER
 from sim_run import run
-from sim_scenario import FAULTS, KINDS, ODD, WAYS, Scenario, Step, draw
+from sim_scenario import FAULTS, KINDS, LOOKS, ODD, WAYS, Scenario, Step, draw
 from sim_shrink import shrink
 
 from sidecar.px import Answer
@@ -37,6 +37,7 @@ EVERY = (
         "resume",
     ),
     *("replayed", "discarded", "forget", "client gave up", "asked again", "quota spent", "duplicates", "ambiguous"),
+    *("refused outbox_full", "refused disk_full", "stored again", *(f"look at {at}" for at in LOOKS)),
     *(f"way {way}" for way in WAYS),
     *(f"event {kind}" for kind in {*KINDS, *ODD}),
     *(f"px {fault}" for fault in FAULTS),
@@ -45,7 +46,7 @@ EVERY = (
     *(f"dead:{reason}" for reason in ("bad_event", "refused", "firewall", "too_old")),
     *(
         f"dropped:{reason}"
-        for reason in ("no_user", "remembered", "not_supported", "opted_out", "discarded", "forgotten")
+        for reason in ("no_user", "remembered", "not_supported", "opted_out", "discarded", "forgotten", "outbox_full")
     ),
 )
 
