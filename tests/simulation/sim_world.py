@@ -26,7 +26,7 @@ __all__ = ["World"]
 
 START_MS = 1_700_000_000_000
 HOURS_S = 3_600.0
-CLIENT_BREATH_S = 120.0
+CLIENT_BREATH_S = 3_600.0
 
 _load = lru_cache(maxsize=64)(load_text)
 
