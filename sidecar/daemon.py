@@ -28,12 +28,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import msgspec
 import trio
 
 from sidecar import __version__
 from sidecar.clock import Clock, SystemClock
-from sidecar.config import Config, Secret
+from sidecar.config import Config, Secret, reloaded
 from sidecar.control.desk import DESTINATION, Desk
 from sidecar.control.limits import warn_of_limits
 from sidecar.control.pages import pages_of
@@ -146,21 +145,20 @@ class Daemon:
         self._told_of = ("", "")
         self.desk = Desk(self)
         self.desk.notices.extend([store.notice] if store.notice else [])
-        self._reload_refused = ""
+        self._said_of_reload = ""
         self.delivery.on_retry = self.desk.retried
         self.intake.tell = self.desk.accepted
 
     def _dispatcher(self, random: Random) -> Dispatcher:
         """The dispatcher, going on where the process before left the day's quota and the destination."""
         deliver, now_s = self.config.deliver, self.clock.monotonic_s()
-        per_second = deliver.per_second / deliver.hosts
         return Dispatcher(
             config=deliver,
             mapper=self.mapper,
             product_of=self.product_of,
-            bucket=Bucket(per_second, now_s),
+            bucket=Bucket(deliver.host_per_second, now_s),
             quota=Quota(
-                max(1, deliver.per_day // deliver.hosts),
+                deliver.host_per_day,
                 clock=self.clock,
                 day=deliver.day,
                 pace=deliver.pace,
@@ -169,7 +167,7 @@ class Daemon:
             ),
             destination=Destination(
                 now_s=now_s,
-                per_second=per_second,
+                per_second=deliver.host_per_second,
                 initial_s=deliver.retry_initial,
                 max_s=deliver.retry_max,
                 random=random.random,
@@ -184,10 +182,10 @@ class Daemon:
         return self.products.get(source) or self.config.px.property_key
 
     async def reload(self, read: Callable[[], Config]) -> None:
-        """Take over mapping, rates, retry and sources from the configuration that ``read`` gives.
+        """Take over what a running daemon can (``config.reloaded``) from the configuration that ``read`` gives.
 
-        A configuration that cannot be used is refused with the reason in the log, and the old one goes on. What only a
-        restart can change is named.
+        A configuration that cannot be used is refused, and the old one goes on. The log and every status say why, and
+        which changes wait for a restart.
         """
         self.notifier.reloading()
         try:
@@ -197,28 +195,25 @@ class Daemon:
             self.products = await self.outbox.read(Store.source_products)
         except SidecarError as error:
             log.error("The configuration was not reloaded, the old one goes on: %s", error)
-            self._note_reload(f"The configuration was not reloaded, the old one goes on: {error}")
+            self._note_of_reload(f"The configuration was not reloaded, the old one goes on: {error}")
             self.notifier.ready(f"reload refused: {error}")
             return
-        self._note_reload("")
-        for table in ("px", "listen", "outbox", "people", "log"):
-            if getattr(config, table) != getattr(self.config, table):
-                log.warning("A change in [%s] needs a restart to take effect.", table)
-        self.config = msgspec.structs.replace(
-            self.config, deliver=config.deliver, mapping=config.mapping, source=config.source
-        )
+        self.config, waiting = reloaded(self.config, config)
+        self._note_of_reload(f"Changes that wait for a restart: {', '.join(waiting)}." if waiting else "")
+        if waiting:
+            log.warning("Changes that wait for a restart: %s.", ", ".join(waiting))
         self.mapper = self.intake.mapper = mapper
         self.intake.sources = sources
-        self.delivery.dispatcher.reconfigure(config.deliver, mapper)
+        self.delivery.dispatcher.reconfigure(self.config.deliver, mapper)
         self.delivery.wake()
         log.info("The configuration was reloaded.")
         self.notifier.ready("accepting events, configuration reloaded")
 
-    def _note_reload(self, refused: str) -> None:
-        """Have every status say that the last reload was refused, until one is not."""
-        kept = [notice for notice in self.desk.notices if notice != self._reload_refused]
-        self.desk.notices[:] = [*kept, refused] if refused else kept
-        self._reload_refused = refused
+    def _note_of_reload(self, said: str) -> None:
+        """Have every status say what is to be known of the last reload, until the next one."""
+        kept = [notice for notice in self.desk.notices if notice != self._said_of_reload]
+        self.desk.notices[:] = [*kept, said] if said else kept
+        self._said_of_reload = said
 
     def _keep(self, store: Store, now_ms: int) -> bool:
         return self._keeper.step(store, now_ms, hurry=self.outbox.short)

@@ -3,6 +3,7 @@
 from sidecar.config.json_schema import json_schema
 from sidecar.config.keys import api_key, odd_property_key, property_key
 from sidecar.config.load import config_path, load, load_text
+from sidecar.config.reload import reloaded
 from sidecar.config.schema import (
     AttributeRules,
     Config,
@@ -47,4 +48,5 @@ __all__ = [
     "load_text",
     "odd_property_key",
     "property_key",
+    "reloaded",
 ]

@@ -271,6 +271,16 @@ class Deliver(Table, frozen=True):
         if self.retry_max < self.retry_initial:
             raise Refused("retry_initial", "must not be longer than retry_max")
 
+    @property
+    def host_per_second(self) -> float:
+        """This host's share of ``per_second``."""
+        return self.per_second / self.hosts
+
+    @property
+    def host_per_day(self) -> int:
+        """This host's share of ``per_day``, 1 at least."""
+        return max(1, self.per_day // self.hosts)
+
 
 class AttributeRules(Table, frozen=True):
     """``[mapping.attributes]``, ``[mapping.traits]`` and ``[mapping.event.NAME.attributes]``."""

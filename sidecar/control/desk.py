@@ -207,7 +207,7 @@ class Desk:
         """As far as the file tells."""
         deliver = self.house.config.deliver
         rows = [QuotaRow(*row) for row in await self.house.outbox.read(Store.quota_rows)]
-        per_day = max(1, deliver.per_day // deliver.hosts)
+        per_day = deliver.host_per_day
         quota = Quota(
             per_day,
             clock=self.house.clock,
@@ -220,7 +220,7 @@ class Desk:
         return _Flow(None, quota.describe(), self._reserve(per_day), pace, 0, 0, None, None)
 
     def _ceiling(self) -> float:
-        return self.house.config.deliver.per_second / self.house.config.deliver.hosts
+        return self.house.config.deliver.host_per_second
 
     def _reserve(self, per_day: int) -> int:
         return math.floor(per_day * self.house.config.deliver.reserve_for_high)

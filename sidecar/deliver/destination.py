@@ -139,7 +139,7 @@ class Status(msgspec.Struct, frozen=True):
 class Destination:
     """The state machine. ``random`` gives numbers from [0, 1); ``saved`` is what ``saved()`` gave in an earlier life.
 
-    A pause is probed at once after a restart: the key may have been replaced.
+    A pause is probed at once after a restart: the key may have been replaced. The three numbers can be set at any time.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Destination:
         saved: dict[str, Any] | None = None,
     ) -> None:
         saved = saved or {}
-        self._per_second, self._initial_s, self._max_s, self._random = per_second, initial_s, max_s, random
+        self.per_second, self.initial_s, self.max_s, self._random = per_second, initial_s, max_s, random
         self._base = State.PAUSED if saved.get("reason") else State.OPEN
         self._probing = False
         self._since_s = self._until_s = now_s
@@ -232,7 +232,7 @@ class Destination:
     def probe_lost(self, now_s: float) -> None:
         """The probe came to nothing: no event was there to send, or its sending was cancelled."""
         self._probing = False
-        self._until_s = now_s + self._initial_s
+        self._until_s = now_s + self.initial_s
 
     def _delivered(self, event: int, now_s: float) -> Outcome:
         held = tuple(self._held)
@@ -312,7 +312,7 @@ class Destination:
 
     def _back_off_s(self) -> float:
         self._attempts += 1
-        return delay_s(self._attempts, self._random(), initial_s=self._initial_s, max_s=self._max_s)
+        return delay_s(self._attempts, self._random(), initial_s=self.initial_s, max_s=self.max_s)
 
     def _wait(self, reason: str, message: str, now_s: float, until_s: float) -> None:
         self._pace = self.pace(now_s)
@@ -343,7 +343,7 @@ class Destination:
         """When ``tick`` has something to do, infinity for never."""
         if not self._held or self._operator_since_s is not None:
             return math.inf  # else behind a wait: a probe goes out there, if there is anything but the held
-        return max(self._answered_s, self._until_s) + max(QUIET_S, 3 / (self._per_second * self._pace))
+        return max(self._answered_s, self._until_s) + max(QUIET_S, 3 / (self.per_second * self._pace))
 
     def tick(self, now_s: float, under_way: int) -> tuple[int, ...]:
         """Held events to be settled dead as ``refused``, since with no request ``under_way`` no answer will come."""

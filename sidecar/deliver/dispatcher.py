@@ -68,8 +68,7 @@ class Dispatcher:
         clock: Clock,
         random: Callable[[], float],
     ) -> None:
-        self.config = config
-        self.mapper = mapper
+        self.config, self.mapper = config, mapper
         self.product_of = product_of
         self.bucket = bucket
         self.quota = quota
@@ -134,8 +133,7 @@ class Dispatcher:
 
     def _paced(self, now_s: float) -> Bucket:
         """The bucket at the pace that destination and quota want just now."""
-        rate = self.config.per_second / self.config.hosts * self.destination.pace(now_s)
-        rate = min(rate, self.quota.pace_per_s())
+        rate = min(self.config.host_per_second * self.destination.pace(now_s), self.quota.pace_per_s())
         if rate != self.bucket.per_second:
             self.bucket.set_rate(rate, now_s)
         return self.bucket
@@ -376,9 +374,11 @@ class Dispatcher:
                 self._forget_attempt(item)
 
     def reconfigure(self, config: Deliver, mapper: Mapper) -> None:
-        """From now on rates, retries and mapping are these; ``order`` and the day's quota need a restart."""
-        self.config = config
-        self.mapper = mapper
+        """From now on rates, the day's quota, retries and mapping are these; ``day`` and ``order`` need a restart."""
+        self.config, self.mapper = config, mapper
+        self.quota.reconfigure(config.host_per_day, pace=config.pace, reserve_for_high=config.reserve_for_high)
+        px = self.destination
+        px.per_second, px.initial_s, px.max_s = config.host_per_second, config.retry_initial, config.retry_max
 
     # What people ask ------------------------------------------------------------------------------------------------
 

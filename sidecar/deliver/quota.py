@@ -89,14 +89,10 @@ class Quota:
         reserve_for_high: float = 0.0,
         rows: Iterable[QuotaRow] = (),
     ) -> None:
-        assert per_day >= 1, per_day
-        self.per_day = per_day
-        self._normal_limit = per_day - math.floor(per_day * reserve_for_high)
-        self._largest = max(1, per_day // LEASE_SHARE)
-        self._smallest = self._size = min(LEASE, self._largest)
+        self._set(per_day, pace, reserve_for_high)
         self._granted_boot_s = -math.inf
         self._clock, self._boot_id = clock, clock.boot_id()
-        self._utc, self._spread = day == "utc", pace == "spread"
+        self._utc = day == "utc"
         self._minutes: dict[int, _Minute] = {}
         self._unused = 0  # booked and committed, not sent; dated in _booked
         self._booked = self._through = -1
@@ -109,6 +105,21 @@ class Quota:
         self._load(rows)
         self._dirty, self._replaces_all = set(self._minutes), True
         self._roll(*self._now)
+
+    def reconfigure(
+        self, per_day: int, *, pace: Literal["burst", "spread"] = "burst", reserve_for_high: float = 0.0
+    ) -> None:
+        """From now on the day is this large; what was leased of a larger one is sent only as far as this one allows."""
+        self._set(per_day, pace, reserve_for_high)
+        self._roll(*self._now)
+
+    def _set(self, per_day: int, pace: Literal["burst", "spread"], reserve_for_high: float) -> None:
+        assert per_day >= 1, per_day
+        self.per_day = per_day
+        self._normal_limit = per_day - math.floor(per_day * reserve_for_high)
+        self._largest = max(1, per_day // LEASE_SHARE)
+        self._smallest = self._size = min(LEASE, self._largest)
+        self._spread = pace == "spread"
 
     # --- leave to send ---
 
@@ -160,7 +171,7 @@ class Quota:
         if not stale and (2 * self._unused >= self._size or self._spent >= self.per_day):
             return None  # enough left, or all the rest of the day is leased already
         self._resize()
-        sends = min(self._size - self._unused, self.per_day - self._spent)
+        sends = max(0, min(self._size - self._unused, self.per_day - self._spent))
         self._book(self._booked, -self._unused)
         self._book(through, self._unused + sends, wall_minute + through - minute)
         self._booked, self._wanted = through, False

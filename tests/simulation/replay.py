@@ -20,7 +20,7 @@ commit errors              ``do_disk_error``, ``Disk``: full, busy, I/O error, I
 PX faults                  ``NOT_PROCESSED`` and ``Px.answer``: refused connection, hang, late, drip, reset before and after,
                            garbage, 429, Retry-After of every form, 401, 403 with JSON and HTML, 3xx, 4xx, 404, 5xx
 clock steps                ``do_clock``: seconds, an hour, a day, both ways
-configuration reloads      ``do_reload``: rate, slots, retries; and configurations with a mistake
+configuration reloads      ``do_reload``: rate, slots, retries, the day; and configurations with a mistake
 replays                    ``do_retry_dead``; beside it discarding, forgetting a user, pausing
 too little room            ``_padded`` (``sim_scenario.py``): events refused, or the oldest dropped
 history, ids, letters,     ``Keeping`` (``sim_scenario.py``): kept for seconds, so that all leave and some come again

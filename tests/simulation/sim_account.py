@@ -16,7 +16,7 @@ from sidecar.outbox import PAGE_ROWS
 __all__ = ["check"]
 
 DELIVERED, DROPPED, DEAD = 4, 5, 6
-DAY_S = 86_400.0
+DAY_S, START_S = 86_400.0, 1_700_000_000.0
 
 
 class Row(NamedTuple):
@@ -51,7 +51,7 @@ def check(world: World) -> None:
     world.met.update({name: value for name, value in counters.items() if name.startswith(("dead:", "dropped:"))})
     world.met["duplicates"] += sum(times - 1 for times in world.px.stored.values())
     world.met["ambiguous"] += counters["ambiguous"]
-    world.met["quota spent"] += len(world.px.sent_s) > world.scenario.per_day
+    world.met["quota spent"] += len(world.px.sent_s) > world.scenario.least_per_day
 
 
 def _rows(connection: sqlite3.Connection) -> list[Row]:
@@ -222,19 +222,23 @@ def _check_pace(world: World) -> None:
 
 
 def _check_day(world: World) -> None:
-    """Promise 3: never more than the day's quota in any 24 hours."""
-    if world.config.deliver.day == "utc":
-        days = Counter(int((1_700_000_000 + at_s - world.started_s) // DAY_S) for at_s in world.px.sent_s)
-        most = max(days.values(), default=0)
-        assert world.stepped or most <= world.scenario.per_day, f"{most} requests in a calendar day"
-        return
-    sent_s, first = world.px.sent_s, 0
-    if world.stepped and world.boots > 1:
+    """Promise 3: never more than the quota that is in force, in any 24 hours or in the calendar day."""
+    calendar = world.config.deliver.day == "utc"
+    if world.stepped and (calendar or world.boots > 1):
         return  # no clock can tell then
+    sent_s, first = world.px.sent_s, 0
     for last, at_s in enumerate(sent_s):
-        while sent_s[first] <= at_s - DAY_S:
+        begins_s = (
+            at_s - (START_S + at_s - world.started_s) % DAY_S if calendar else math.nextafter(at_s - DAY_S, math.inf)
+        )
+        while sent_s[first] < begins_s:
             first += 1
-        assert last - first + 1 <= world.scenario.per_day, f"{last - first + 1} requests in the 24 hours before {at_s}"
+        most = max(
+            per_day
+            for number, (since_s, per_day) in enumerate(world.days)
+            if since_s <= at_s and (number + 1 == len(world.days) or world.days[number + 1][0] >= at_s)
+        )
+        assert last - first + 1 <= most, f"{last - first + 1} requests in the day before {at_s}, {most} allowed"
 
 
 def _check_loaded(world: World) -> None:

@@ -105,7 +105,7 @@ def _patched(scenario: Scenario):
 
 def _keep_interval_s(scenario: Scenario) -> float:
     """Housekeeping often enough to matter, and not so often that a run of days is nothing else."""
-    if scenario.per_day <= 1000:
+    if scenario.least_per_day <= 1000:
         return 3600.0
     return 10.0 if any(name in scenario.config for name in KEEPS_LITTLE) else 900.0
 

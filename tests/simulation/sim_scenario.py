@@ -42,8 +42,8 @@ TROUBLES = (
 )
 SHARES = {"small": 0.6, "quota": 0.2, "px": 0.4}
 # These have dice of their own, so that a seed goes on bringing what it brought of the others.
-KEEPING_TROUBLES = ("full", "short_keep", "few_users", "look")
-KEEPING_SHARE = 0.25
+MORE_TROUBLES = ("full", "short_keep", "few_users", "look", "other_day")
+MORE_SHARE = 0.25
 PAGE_BYTES, EMPTY_PAGES = 4096, 21  # what an outbox takes in which nothing is
 ROW_BYTES = 600  # an event without its padding, and what stands beside it if it is refused
 
@@ -111,6 +111,16 @@ class Scenario(msgspec.Struct, frozen=True):
     per_day: int
     steps: tuple[Step, ...]
 
+    @property
+    def least_per_day(self) -> int:
+        """The smallest quota that it has."""
+        return min([self.per_day, *(step.args.get("per_day", self.per_day) for step in self.steps)])
+
+    @property
+    def spreads(self) -> bool:
+        """Whether it spreads the day at some time."""
+        return '"spread"' in self.config or any(step.args.get("pace") == "spread" for step in self.steps)
+
     def size(self) -> int:
         """How much there is, for shrinking."""
         return sum(1 + len(step.args.get("events", ())) for step in self.steps)
@@ -126,7 +136,7 @@ def draw(seed: int) -> Scenario:
     steps = [*_traffic(dice, troubles, length_s)]
     for trouble in sorted(troubles):
         steps += _STEPS.get(trouble, _nothing)(dice, length_s)
-    kept, steps = _keeping(Random(seed ^ 0xF0FF), steps, length_s)
+    kept, steps = _more(Random(seed ^ 0xF0FF), steps, length_s)
     steps.sort(key=lambda step: step.at_s)
     config = _config(dice, troubles, per_second, per_day, kept)
     return Scenario(seed, config, _knobs(dice, troubles), per_second, per_day, tuple(steps))
@@ -291,9 +301,9 @@ _STEPS = {
 }
 
 
-def _keeping(dice: Random, steps: list[Step], length_s: float) -> tuple[Keeping, list[Step]]:
-    """Too little room, short times, few users, and people who look; with the steps that there are then."""
-    troubles = {one for one in KEEPING_TROUBLES if dice.random() < KEEPING_SHARE}
+def _more(dice: Random, steps: list[Step], length_s: float) -> tuple[Keeping, list[Step]]:
+    """Too little room, short times, few users, people who look, another quota; and all steps that there are then."""
+    troubles = {one for one in MORE_TROUBLES if dice.random() < MORE_SHARE}
     kept = Keeping()
     if "full" in troubles:
         steps, max_bytes = _padded(dice, steps)
@@ -310,7 +320,17 @@ def _keeping(dice: Random, steps: list[Step], length_s: float) -> tuple[Keeping,
         at_s = sorted(dice.random() * length_s for _ in _some(dice, 4))
         looks = [{"at": dice.choice(LOOKS), "which": dice.randrange(30)} for _ in at_s]
         steps += [Step(when, "look", look) for when, look in zip(at_s, looks, strict=True)]
+    if "other_day" in troubles:
+        steps += [Step(dice.random() * length_s, "reload", {"bad": False, **_day(dice)}) for _ in _some(dice, 3)]
     return kept, steps
+
+
+def _day(dice: Random) -> dict[str, Any]:
+    return {
+        "per_day": dice.choice((5, 12, 60, 990_000)),
+        "pace": dice.choice(("burst", "burst", "spread")),
+        "reserve_for_high": dice.choice((0, 0.1, 0.5)),
+    }
 
 
 def _padded(dice: Random, steps: list[Step]) -> tuple[list[Step], int]:

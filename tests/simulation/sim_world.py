@@ -17,7 +17,7 @@ from sim_px import Px
 from sim_scenario import Event, Scenario
 
 from sidecar.clock import VirtualClock
-from sidecar.config import load_text
+from sidecar.config import Deliver, load_text
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.outbox.dead import Which
 from sidecar.outbox.recovery import damage_in
@@ -50,6 +50,7 @@ class World:
         self.begun = trio.Event()
         self.ends: list[End] = []
         self.ceilings: list[tuple[float, float]] = [(self.started_s, scenario.per_second)]
+        self.days: list[tuple[float, int]] = [(self.started_s, scenario.per_day)]
         self.answered: dict[int, str] = {}  # number -> "stored" or "refused", by the first success answer
         self.sent: dict[int, Event] = {}
         self.repeated: set[int] = set()  # numbers that several requests carry
@@ -96,7 +97,7 @@ class World:
                 await trio.sleep(0.1)
                 continue
             self.log(f"life {number} begins")
-            self.ceilings.append((trio.current_time(), self.config.deliver.per_second))
+            self._in_force(self.config.deliver)
             self.begun.set()
             await self.life.run()
             self.begun = trio.Event()
@@ -240,16 +241,20 @@ class World:
             self.config = msgspec.structs.replace(self.config, deliver=deliver)
             self.most_allowed = max(self.most_allowed, deliver.max_in_flight)
             self.ceilings.append((trio.current_time(), max(deliver.per_second, self.ceilings[-1][1])))
+            self.days.append((trio.current_time(), max(deliver.per_day, self.days[-1][1])))
             return self.config
 
         async def reload(life: Life) -> None:
             async with self.one_reload:  # as one signal after the other is obeyed
                 await life.daemon.reload(read)
-                rate = life.daemon.delivery.dispatcher.config.per_second
-                self.ceilings.append((trio.current_time(), rate))
+                self._in_force(life.daemon.delivery.dispatcher.config)
                 self.met["reload refused" if bad else "reloaded"] += 1
 
         nursery.start_soon(self.operate, "reload", reload)
+
+    def _in_force(self, deliver: Deliver) -> None:
+        self.ceilings.append((trio.current_time(), deliver.per_second))
+        self.days.append((trio.current_time(), deliver.per_day))
 
     async def do_pause(self, nursery: trio.Nursery) -> None:
         nursery.start_soon(self.operate, "pause", lambda life: life.daemon.desk.pause())
@@ -330,8 +335,9 @@ class World:
 
     def _patience_s(self) -> float:
         """How long what is pending may take, at most, with this quota."""
-        if self.scenario.per_day < 1000 or "spread" in self.scenario.config:
-            return 3 * HOURS_S + (len(self.sent) * 4 / self.scenario.per_day + 1.1) * 24 * HOURS_S
+        least = self.scenario.least_per_day
+        if least < 1000 or self.scenario.spreads:
+            return 3 * HOURS_S + (len(self.sent) * 4 / least + 1.1) * 24 * HOURS_S
         return 3 * HOURS_S
 
     async def _make_room(self) -> None:
