@@ -136,7 +136,6 @@ class World:
         self.sent.update((event.number, event) for event in events)
         order: list[int] = []
         self.in_order.append(order)
-        self.unanswered += 1
         with trio.move_on_after(float("inf") if patience_s is None else patience_s) as scope:
             self.clients.append(scope)
             await self._until_answered(way, events, order)
@@ -187,6 +186,7 @@ class World:
         made = [msgspec.convert(event, Event) for event in events]
         self.met.update(f"event {event.kind}" for event in made)
         self.met[f"way {way}"] += 1
+        self.unanswered += 1
         nursery.start_soon(self.client, way, made, patience_s)
 
     async def do_px(self, nursery: trio.Nursery, **trouble: Any) -> None:
