@@ -109,6 +109,10 @@ class Living:
         """Call something in the daemon's own thread."""
         return trio.from_thread.run_sync(call, trio_token=self._token)
 
+    def reload(self, text: str) -> None:
+        """Have the daemon read this configuration, as upon SIGHUP."""
+        trio.from_thread.run(self.daemon.reload, lambda: load_text(text), trio_token=self._token)
+
     def track(self, user: str | None, name: str, **fields: Any) -> str:
         """Have an event accepted; its message id."""
         with Client(self.place.unix) as client:
