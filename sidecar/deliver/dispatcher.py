@@ -114,7 +114,7 @@ class Dispatcher:
         if not isinstance(leave, Probe) or len(self._slots) >= self.config.max_in_flight:
             return self._order.head(now_s)
         if self.destination.describe(now_s).state == "paused":
-            return self._order.another(self._random())
+            return self._order.another(now_s, self._random())
         return self._order.oldest(now_s)
 
     def _leave_at_s(self, item: Item, leave: object, now_s: float) -> float:

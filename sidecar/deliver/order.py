@@ -188,8 +188,9 @@ class Order:
         heads = [heap[0][1] for heap in self._ready.values() if heap]
         return min(heads, key=lambda item: item.id, default=None)
 
-    def another(self, random: float) -> Item | None:
+    def another(self, now_s: float, random: float) -> Item | None:
         """Any ready event, chosen by ``random`` from [0, 1): what a pause is probed with."""
+        self.head(now_s)
         heads = [head for heap in self._ready.values() for _, head in heap]
         return heads[int(random * len(heads))] if heads else None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 from test_delivery import CREATED, Px, delivering, event, first_arrivals, make, settled
-from test_dispatcher import House
+from test_dispatcher import House, track
 from test_quota import Clock as QuotaClock
 from test_quota import File, send
 
@@ -14,7 +14,7 @@ from sidecar.config import load_text
 from sidecar.deliver.order import QUEUE_MAX, Order
 from sidecar.deliver.prepared import Memory, Prepared
 from sidecar.deliver.quota import Quota
-from sidecar.deliver.steps import Send
+from sidecar.deliver.steps import Rest, Send
 from sidecar.errors import SidecarError
 from sidecar.mapping import Known, compile_mapping
 from sidecar.outbox import Row, StoreFailed
@@ -195,3 +195,26 @@ def test_a_stop_while_the_first_lease_was_under_way_forgot_the_whole_days_quota(
     assert stopped.wants_lease() is not None
     file.commit(stopped.given_back())
     assert send(Quota(10, clock=clock, rows=file.rows.values()), file, 100) <= 6
+
+
+def test_a_pause_turned_without_end_when_a_retry_was_due_and_the_day_was_spent():
+    """What was due was not looked at before a probe, whose turn could not come: the next look was due at once, for hours."""
+    house = House("[deliver]\nper_day = 2\nreserve_for_high = 0\n", [track(1, "a"), track(2, "b")])
+    later, refused = house.send(), house.send()
+    house.reply(later, Answer(503))
+    house.reply(refused, Answer(401, b"{}", content_type="application/json"))
+    house.clock.now_s += 400
+    step = house.next()
+    assert isinstance(step, Rest)
+    assert step.until_s > house.clock.now_s + 3600
+
+
+def test_a_pause_was_not_probed_when_all_that_was_left_was_a_retry_that_had_become_due():
+    house = House("", [track(1, "a"), track(2, "b")])
+    later, refused = house.send(), house.send()
+    house.reply(later, Answer(503))
+    house.reply(refused, Answer(401, b"{}", content_type="application/json"))
+    house.it.withdraw(lambda one: one.id == 2)
+    del house.rows[1]  # its user was forgotten
+    house.clock.now_s += 400
+    assert house.send().item.id == 1

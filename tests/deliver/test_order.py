@@ -158,9 +158,9 @@ def test_large_bodies_fill_the_window_sooner():
 
 def test_a_pause_can_be_probed_with_any_user():
     made = order(*(row(number, f"u{number}") for number in range(1, 11)))
-    found = {item.id for item in (made.another(number / 10) for number in range(10)) if item}
+    found = {item.id for item in (made.another(0.0, number / 10) for number in range(10)) if item}
     assert found == set(range(1, 11))
-    last = made.another(0.99)
+    last = made.another(0.0, 0.99)
     assert last is not None
     made.take(last)
     assert last.id not in ids([take(made) for _ in range(10)])

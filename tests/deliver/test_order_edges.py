@@ -125,7 +125,7 @@ def test_what_stays_keeps_its_order_when_others_are_taken_out_of_the_middle(seed
     made = order(*(row(number, f"u{number}") for number in numbers))
     probes = set()
     for _ in range(5):
-        probe = made.another(rng.random())
+        probe = made.another(0.0, rng.random())
         assert probe is not None
         made.take(probe)
         probes.add(probe.id)

@@ -48,7 +48,10 @@ class Room(NamedTuple):
 MAPPING = ("edges", "names", "values", "fields", "attributes", "people", "privacy", "peers")
 ROOMS = {
     "bucket": Room(("sidecar/deliver/bucket.py",), ("tests/deliver/test_bucket.py",)),
-    "quota": Room(("sidecar/deliver/quota.py",), ("tests/deliver/test_quota_edges.py", "tests/deliver/test_quota.py")),
+    "quota": Room(
+        ("sidecar/deliver/quota.py",),
+        ("tests/deliver/test_quota_edges.py", "tests/deliver/test_quota_reload.py", "tests/deliver/test_quota.py"),
+    ),
     "retry": Room(("sidecar/deliver/retry.py",), ("tests/deliver/test_retry.py",)),
     "breaker": Room(
         ("sidecar/deliver/destination.py",),
