@@ -249,7 +249,7 @@ def _check_loaded(world: World) -> None:
         knobs.get("ready_low", 256),
         knobs.get("page_rows", PAGE_ROWS),
     )
-    bound = queue * (deliver.max_in_flight + low) + page + queue + knobs.get("waiting_max", 20_000) + page
+    bound = queue * (world.most_allowed + low) + page + queue + knobs.get("waiting_max", 20_000) + page
     assert world.most_loaded <= bound, f"{world.most_loaded} events loaded, {bound} allowed"
 
 

@@ -47,9 +47,11 @@ class Runner:
         self._world, self._life, self._lock = world, life, trio.Lock()
 
     async def run(self, call: Callable[[], Any]) -> Any:
+        self._world.turn()
+        self._life.under_way = call  # from here on: who is cancelled as he waits for the lock has it in his hands too
         async with self._lock:  # which is a checkpoint, as going to the thread is
             with trio.CancelScope(shield=True) as scope:
-                self._life.uninterrupted, self._life.under_way = scope, call
+                self._life.uninterrupted = scope
                 await self._wait()
                 result = self._life.perform(call)
                 await self._wait()
@@ -106,6 +108,7 @@ class Life:
         dispatcher, decide = self.daemon.delivery.dispatcher, self.daemon.delivery.dispatcher.decide
 
         def told(now_s: float) -> Any:
+            self.world.turn()
             step = decide(now_s)
             if isinstance(step, Send):
                 self._sending[id(step.request)] = (step.request, step.item.id)

@@ -26,6 +26,7 @@ __all__ = ["World"]
 
 START_MS = 1_700_000_000_000
 HOURS_S = 3_600.0
+TURNS_MAX = 20_000  # at one time
 CLIENT_BREATH_S = 3_600.0
 
 _load = lru_cache(maxsize=64)(load_text)
@@ -65,6 +66,7 @@ class World:
         self.one_reload = trio.Lock()
         self.clients: list[trio.CancelScope] = []
         self.unanswered = 0  # clients
+        self.turns, self.turned_s = 0, 0.0
         self.ending = False
 
     def log(self, line: str) -> None:
@@ -73,6 +75,13 @@ class World:
     def everything_met(self) -> Counter[str]:
         """How often this run had each kind of trouble."""
         return self.met + self.px.met() + Counter({f"disk {how}": times for how, times in self.disk.met.items()})
+
+    def turn(self) -> None:
+        """Delivery or the store does something; where time never passes meanwhile, somebody turns without end."""
+        now_s = trio.current_time()
+        self.turns = self.turns + 1 if now_s == self.turned_s else 0
+        self.turned_s = now_s
+        assert self.turns < TURNS_MAX, f"turns without end at {now_s - self.started_s} s"
 
     def measure(self, life: Life) -> None:
         dispatcher = life.daemon.delivery.dispatcher

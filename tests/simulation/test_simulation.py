@@ -18,6 +18,8 @@ from sim_run import run
 from sim_scenario import FAULTS, KINDS, LOOKS, ODD, WAYS, Scenario, Step, draw
 from sim_shrink import shrink
 
+from sidecar.deliver.dispatcher import Dispatcher
+from sidecar.deliver.steps import Rest
 from sidecar.px import Answer
 
 SEEDS = int(os.environ.get("PX_SIDECAR_SEEDS", "2000"))
@@ -85,6 +87,11 @@ def test_a_seed_always_tells_the_same_story():
     assert told[0].count("\n") > 50
     assert _without_folders(told[0]) == _without_folders(told[1])
     assert _without_folders("\n".join(run(draw(4)).lines)) in _without_folders(told[0])
+
+
+def test_who_turns_without_end_is_found(monkeypatch):
+    monkeypatch.setattr(Dispatcher, "decide", lambda _self, now_s: Rest(now_s))
+    assert "turns without end" in repr(run(draw(4)).error)
 
 
 def _without_folders(text: str) -> str:
