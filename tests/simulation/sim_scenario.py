@@ -19,7 +19,7 @@ FAULTS = (
     *("later", "lost", "reset", "too_fast", "busy", "wrong_key", "firewall", "wrong_region", "refused", "away"),
     *("garbage", "hang", "late", "drip"),
 )
-LOOKS = ("status", "events", "event", "letters", "delivered")
+LOOKS = ("status", "events", "event", "letters", "delivered", "tail")
 WAYS = ("routed", "http", "singles", "array", "lines", "direct")
 # Many small worlds find more than few large ones; some must be large enough for what is kept to be less than all.
 TOTALS = (1, 2, 3, 5, 8, 8, 12, 12, 20, 20, 30, 90)
@@ -42,7 +42,7 @@ TROUBLES = (
 )
 SHARES = {"small": 0.6, "quota": 0.2, "px": 0.4}
 # These have dice of their own, so that a seed goes on bringing what it brought of the others.
-MORE_TROUBLES = ("full", "short_keep", "few_users", "look", "other_day")
+MORE_TROUBLES = ("full", "short_keep", "few_users", "look", "other_day", "other_people")
 MORE_SHARE = 0.25
 PAGE_BYTES, EMPTY_PAGES = 4096, 21  # what an outbox takes in which nothing is
 ROW_BYTES = 600  # an event without its padding, and what stands beside it if it is refused
@@ -120,6 +120,11 @@ class Scenario(msgspec.Struct, frozen=True):
     def spreads(self) -> bool:
         """Whether it spreads the day at some time."""
         return '"spread"' in self.config or any(step.args.get("pace") == "spread" for step in self.steps)
+
+    @property
+    def changes_people(self) -> bool:
+        """Whether people are written at one time and not at another."""
+        return any("people" in step.args for step in self.steps)
 
     def size(self) -> int:
         """How much there is, for shrinking."""
@@ -322,6 +327,9 @@ def _more(dice: Random, steps: list[Step], length_s: float) -> tuple[Keeping, li
         steps += [Step(when, "look", look) for when, look in zip(at_s, looks, strict=True)]
     if "other_day" in troubles:
         steps += [Step(dice.random() * length_s, "reload", {"bad": False, **_day(dice)}) for _ in _some(dice, 3)]
+    if "other_people" in troubles:
+        changes = [{"bad": False, "people": dice.choice(("off", "upsert"))} for _ in _some(dice, 3)]
+        steps += [Step(dice.random() * length_s, "reload", change) for change in changes]
     return kept, steps
 
 

@@ -3,6 +3,7 @@
 import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
@@ -17,7 +18,7 @@ from sim_px import Px
 from sim_scenario import Event, Scenario
 
 from sidecar.clock import VirtualClock
-from sidecar.config import Deliver, load_text
+from sidecar.config import Deliver, People, load_text
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.outbox.dead import Which
 from sidecar.outbox.recovery import damage_in
@@ -242,12 +243,13 @@ class World:
         self.met["clock back" if step_ms < 0 else "clock ahead"] += 1
         self.clock.wall_step_ms += step_ms
 
-    async def do_reload(self, nursery: trio.Nursery, bad: bool, **changes: Any) -> None:
+    async def do_reload(self, nursery: trio.Nursery, bad: bool, people: str | None = None, **changes: Any) -> None:
         def read() -> Any:
             if bad:
                 raise ConfigError("there is a mistake in it")
             deliver = msgspec.structs.replace(self.config.deliver, **changes)
-            self.config = msgspec.structs.replace(self.config, deliver=deliver)
+            upserts = self.config.people if people is None else People(users=people, accounts=people)
+            self.config = msgspec.structs.replace(self.config, deliver=deliver, people=upserts)
             self.most_allowed = max(self.most_allowed, deliver.max_in_flight)
             self.ceilings.append((trio.current_time(), max(deliver.per_second, self.ceilings[-1][1])))
             self.days.append((trio.current_time(), max(deliver.per_day, self.days[-1][1])))
@@ -311,6 +313,12 @@ class World:
                 return (await desk.archive.event(which)) is not None
             case "letters":
                 return len((await desk.archive.letters(Which()))["letters"])
+            case "tail":
+                with trio.move_on_after(which / 3):
+                    async with aclosing(desk.tail()) as records:
+                        async for record in records:
+                            self.met[f"tail {record['what']}"] += 1
+                return "the end"
         return (await desk.archive.delivered(since_ms=0, until_ms=2**52))["rows"]
 
     # The end ------------------------------------------------------------------------------------------------------
