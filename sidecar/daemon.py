@@ -50,6 +50,7 @@ from sidecar.outbox import Keeper, Outbox, Room, Runner, Store, ThreadRunner, ma
 from sidecar.px import Answer, Network, NotSent, Reply, Unknown
 from sidecar.px.transport import HttpxNetwork
 from sidecar.receive import Front, Intake, Opened, Routes, Sources, bind_control, bind_listeners, raise_descriptor_limit
+from sidecar.receive.listeners import renew_certificate
 from sidecar.systemd import Notifier, inherited_sockets, watchdog_s
 
 __all__ = ["Daemon", "open_store", "serve_daemon"]
@@ -325,6 +326,7 @@ def _no_op(_store: Store, _now_ms: int) -> None:
 async def serve_daemon(config: Config, key: Secret, reload: Callable[[], Config]) -> None:
     """Run the daemon of this process until SIGTERM or SIGINT; ``reload`` reads the configuration again upon SIGHUP.
 
+    A certificate that was renewed in its files is taken over then, too.
     Raises Failed or ConfigError if it cannot start, StoreFailed if the disk gives up.
     """
     runner, clock, notifier = ThreadRunner(), SystemClock(), Notifier()
@@ -337,9 +339,15 @@ async def serve_daemon(config: Config, key: Secret, reload: Callable[[], Config]
             config, store=store, network=network, clock=clock, runner=runner, random=random, notifier=notifier
         )
         with closing(bind_listeners(config.listen, inherited)) as opened, bind_control(config.listen) as control:
+
+            def read_again() -> Config:
+                changed = reload()
+                renew_certificate(opened, config.listen)
+                return changed
+
             async with trio.open_nursery() as nursery:
                 stop = trio.Event()
-                nursery.start_soon(_obey_signals, daemon, stop, reload, nursery.cancel_scope)
+                nursery.start_soon(_obey_signals, daemon, stop, read_again, nursery.cancel_scope)
                 await daemon.run(partial(_serve_front, daemon, opened, control, descriptors, stop))
                 nursery.cancel_scope.cancel()
 

@@ -25,7 +25,7 @@ from sidecar.config import Listen
 from sidecar.config.schema import is_loopback_host, split_address
 from sidecar.errors import ConfigError, Failed
 
-__all__ = ["Opened", "bind_control", "bind_listeners", "raise_descriptor_limit"]
+__all__ = ["Opened", "bind_control", "bind_listeners", "raise_descriptor_limit", "renew_certificate"]
 
 BACKLOG: Final = 1024  # what the kernel caps by net.core.somaxconn; connections that wait through a restart are here
 PATH_MAX_BYTES: Final = 107  # sockaddr_un(7)
@@ -65,6 +65,17 @@ def bind_listeners(listen: Listen, inherited: dict[str, list[socket.socket]]) ->
             raise ConfigError("There is nothing to listen on; set listen.unix, listen.http or listen.https.")
         tls = _tls_context(listen) if https else None
         return Opened(http, https, unix, tls, stack.pop_all().close)
+
+
+def renew_certificate(opened: Opened, listen: Listen) -> None:
+    """Serve new connections of ``https`` with what its files hold now; nothing without ``https``.
+
+    Raises ConfigError if that cannot be used; then the certificate that was served goes on being served.
+    """
+    if opened.tls is not None:
+        # Elsewhere first: a certificate without its key would stay in the context of the listeners.
+        _load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), listen)
+        _load_certificate(opened.tls, listen)
 
 
 @contextlib.contextmanager
@@ -233,6 +244,11 @@ def _tls_context(listen: Listen) -> ssl.SSLContext:
         raise ConfigError("The inherited socket https needs a certificate; set listen.tls_cert and listen.tls_key.")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
+    _load_certificate(context, listen)
+    return context
+
+
+def _load_certificate(context: ssl.SSLContext, listen: Listen) -> None:
     try:
         context.load_cert_chain(listen.tls_cert, listen.tls_key, password=_no_password)
     except (OSError, ssl.SSLError) as error:
@@ -240,7 +256,6 @@ def _tls_context(listen: Listen) -> ssl.SSLContext:
         raise ConfigError(
             f"listen.tls_cert = {listen.tls_cert} with tls_key = {listen.tls_key} cannot be used ({reason}); give a PEM certificate and its key."
         ) from None
-    return context
 
 
 def _no_password() -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -17,8 +18,8 @@ import trustme
 
 from sidecar.config import Listen
 from sidecar.errors import ConfigError, Failed, SidecarError
-from sidecar.receive import bind_control, bind_listeners, raise_descriptor_limit
-from sidecar.receive.listeners import PATH_MAX_BYTES, _bound_unix
+from sidecar.receive import Opened, bind_control, bind_listeners, raise_descriptor_limit
+from sidecar.receive.listeners import PATH_MAX_BYTES, _bound_unix, renew_certificate
 
 
 @pytest.fixture
@@ -338,6 +339,49 @@ def pem(tmp_path_factory) -> Path:
     command = ["openssl", "pkey", "-in", str(folder / "both.pem"), "-aes256", "-passout", "pass:x"]
     subprocess.run([*command, "-out", str(folder / "locked.key")], check=True, capture_output=True)
     return folder
+
+
+def test_a_renewed_certificate_is_served_and_half_a_pair_is_not(tmp_path):
+    pair, old, new = tmp_path / "both.pem", *(trustme.CA() for _ in range(2))
+    old.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(pair)
+    listen = https(pair, pair)
+    with opened(listen) as found:
+        assert shakes_hands(found, old)
+        new.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(pair)
+        assert shakes_hands(found, old)
+        renew_certificate(found, listen)
+        assert shakes_hands(found, new)
+        assert not shakes_hands(found, old)
+        pair.write_bytes(old.issue_cert("localhost").cert_chain_pems[0].bytes())  # its key is not written yet
+        with pytest.raises(ConfigError, match="cannot be used"):
+            renew_certificate(found, listen)
+        assert shakes_hands(found, new)
+
+
+def test_without_https_there_is_nothing_to_renew(tmp_path):
+    listen = Listen(http="", unix=str(tmp_path / "a.sock"))
+    with opened(listen) as found:
+        renew_certificate(found, listen)
+
+
+def shakes_hands(found: Opened, authority: trustme.CA) -> bool:
+    """Whether a client that trusts only this authority gets through a handshake."""
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    (client_in, client_out), (server_in, server_out) = ((ssl.MemoryBIO(), ssl.MemoryBIO()) for _ in range(2))
+    assert found.tls is not None
+    server = found.tls.wrap_bio(server_in, server_out, server_side=True)
+    client = trust.wrap_bio(client_in, client_out, server_hostname="localhost")
+    for _ in range(5):
+        for one in (client, server):
+            try:
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    one.do_handshake()
+            except ssl.SSLCertVerificationError:
+                return False
+            server_in.write(client_out.read())
+            client_in.write(server_out.read())
+    return client.version() is not None
 
 
 def https(cert: Path, key: Path) -> Listen:
