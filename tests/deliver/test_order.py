@@ -166,6 +166,15 @@ def test_a_pause_can_be_probed_with_any_user():
     assert last.id not in ids([take(made) for _ in range(10)])
 
 
+def test_a_pause_can_be_probed_with_a_retry_that_is_due():
+    made = order(row(1, "a"))
+    made.retry_at(out(made), 10.0)
+    assert made.another(9.0, 0.0) is None
+    assert made.next_due_s() == 10.0
+    assert made.another(10.0, 0.0) is not None
+    assert made.next_due_s() == float("inf")
+
+
 def test_what_is_withdrawn_was_never_loaded_but_what_is_out_stays():
     made = order(row(1, "a"), row(2, "a"), row(3, "b"), row(4, "c"))
     out = take(made)
