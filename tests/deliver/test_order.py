@@ -168,7 +168,9 @@ def test_a_pause_can_be_probed_with_any_user():
 
 def test_a_pause_can_be_probed_with_a_retry_that_is_due():
     made = order(row(1, "a"))
-    made.retry_at(out(made), 10.0)
+    item = take(made)
+    assert item is not None
+    made.retry_at(item, 10.0)
     assert made.another(9.0, 0.0) is None
     assert made.next_due_s() == 10.0
     assert made.another(10.0, 0.0) is not None
