@@ -14,6 +14,7 @@ error or time-out after sending began, 1xx, nonsense   ambiguous       PX may or
 403 with a web page                                    firewall        the edge before PX dislikes this content
 404 (not on a people update); 402, 405, 407, 3xx       wrong_region    not the API we meant to talk to
 404 on a people update, 400 "duplicate" on a create    next_step       absent, exists: the sequence goes on
+400 on a create, cut off before it says so             later           what is missing may have said "duplicate"
 any other 4xx                                          refused         this request is wrong
 =====================================================  ==============  ==============================================
 
@@ -153,9 +154,9 @@ def _kind(answer: Answer, call: Call, said: str) -> Kind:
         return Kind.WRONG_KEY
     if status == 403:
         return Kind.FIREWALL
-    if (status == 404 and call is Call.UPDATE) or (
-        status == 400 and call is Call.CREATE and "duplicate" in said.lower()
-    ):
+    if status == 400 and call is Call.CREATE and (answer.cut or "duplicate" in said.lower()):
+        return Kind.NEXT_STEP if "duplicate" in said.lower() else Kind.LATER
+    if status == 404 and call is Call.UPDATE:
         return Kind.NEXT_STEP
     if status in (402, 404, 405, 407) or status < 400:
         return Kind.WRONG_REGION

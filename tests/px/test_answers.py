@@ -93,6 +93,10 @@ def test_an_answer_to_an_event_means(reply, kind):
         (Call.CREATE, Answer(400, DUPLICATE, None, JSON), Kind.NEXT_STEP),
         (Call.CREATE, Answer(400, b'{"message":"name missing"}', None, JSON), Kind.REFUSED),
         (Call.CREATE, Answer(404, NOT_FOUND, None, JSON), Kind.WRONG_REGION),
+        (Call.CREATE, Answer(400, DUPLICATE[:-1], None, JSON, cut=True), Kind.NEXT_STEP),
+        (Call.CREATE, Answer(400, b"{", None, JSON, cut=True), Kind.LATER),  # once a user who exists became dead
+        (Call.UPDATE, Answer(400, b"{", None, JSON, cut=True), Kind.REFUSED),
+        (Call.EVENT, Answer(400, b"{", None, JSON, cut=True), Kind.REFUSED),
         (Call.UPDATE, Answer(401), Kind.WRONG_KEY),
         (Call.UPDATE, Answer(503), Kind.LATER),
     ],

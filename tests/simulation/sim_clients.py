@@ -111,17 +111,29 @@ class _Connection:
         self._read += more
 
 
+async def _serve(life: Life, stream: trio.abc.Stream) -> None:
+    # As who accepts connections does: a stop leaves lines that were not read, and their client has to know.
+    async with stream:
+        await life.front.unix(stream)
+
+
+async def _break_off(life: Life, part: bytes) -> None:
+    """A connection that ends in the middle, with nobody left to read the answers to what was whole in it."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_serve, life, theirs)
+        await ours.send_all(part)
+        await ours.aclose()
+    life.world.met["broke off"] += 1
+
+
 async def _over_stream(life: Life, said: bytes, talk: Callable[[_Connection], Awaitable[None]]) -> None:
+    if len(said) % 4 == 0:
+        await _break_off(life, said[: len(said) * 2 // 3])
     ours, theirs = trio.testing.memory_stream_pair()
     gone = False
-
-    async def serve() -> None:
-        # As who accepts connections does: a stop leaves lines that were not read, and their client has to know.
-        async with theirs:
-            await life.front.unix(theirs)
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
+        nursery.start_soon(_serve, life, theirs)
         await ours.send_all(said)
         try:
             await talk(_Connection(ours))
