@@ -7,6 +7,7 @@ from typing import Any
 import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.text import Text
 
 from sidecar.cli.asking import control_option, reach, the_daemon
@@ -83,9 +84,9 @@ def screen(found: dict[str, Any]) -> RenderableType:
     """The status as one screen: the verdict first."""
     parts: list[RenderableType] = [_verdict(found)]
     for reason in found["reasons"][:MOST_REASONS]:
-        parts.append(Text(f"  {printable(reason)}", style="bold"))
+        parts.append(Padding(Text(printable(reason), style="bold"), (0, 0, 0, 2)))
     for warning in found["warnings"]:
-        parts.append(Text(f"  Note: {printable(warning)}", style="yellow"))
+        parts.append(Padding(Text(f"Note: {printable(warning)}", style="yellow"), (0, 0, 0, 2)))
     return Group(*parts, Text(""), fields(_lines(found)))
 
 
