@@ -15,7 +15,7 @@ from sidecar.http import Handler, Limits, Places, Request, Stopping, serve, serv
 from sidecar.outbox import Outbox
 from sidecar.receive.intake import Intake, refusal
 from sidecar.receive.listeners import Opened
-from sidecar.receive.ndjson import serve_ndjson
+from sidecar.receive.ndjson import Crowd, serve_ndjson
 from sidecar.receive.routes import Routes
 
 __all__ = ["Front"]
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # Beyond these, clients wait in the kernel's queue. Descriptors are kept for lanes, files and the control socket.
 CONNECTIONS: Final = 10_000
 SPARE_DESCRIPTORS: Final = 400
-# Of each way in, large and packed ones: with 4 MiB each (outbox.max_request_bytes) 256 MiB, and more than a commit takes.
+# Of each way in, large and packed ones (and long lines): with 4 MiB each (outbox.max_request_bytes) 256 MiB, and more than a commit takes.
 LARGE_BODIES: Final = 32
 GOODBYE_S: Final = 1.0
 _BLANK: Final = b" \t\r\n"
@@ -44,6 +44,7 @@ class Front:
         self._limits = Limits(max_body_bytes=max_request_bytes)
         self._stopping = stopping
         self._places_over_tcp, self._places_over_unix = Places(LARGE_BODIES), Places(LARGE_BODIES)
+        self._crowd = Crowd(LARGE_BODIES)
 
     async def serve(
         self, opened: Opened, *, descriptors: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -78,6 +79,7 @@ class Front:
                 self._outbox,
                 first=first,
                 max_line_bytes=self._max_request_bytes,
+                crowd=self._crowd,
                 stopping=self._stopping,
             )
         elif first[:1].isalpha():

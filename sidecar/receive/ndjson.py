@@ -12,6 +12,9 @@ nothing more is read from it. One that takes nothing for ``SEND_S`` and writes n
 A client that has gone is read to its end: what it had written before it went is stored, and nobody is answered.
 
 A line that is too long is answered when its end comes, and not kept meanwhile.
+
+What all connections hold together is bounded too (``Crowd``): few of them at a time may be in the middle of a long line,
+each for a short while, and beyond so many bytes that wait for the disk each waits for its own before it is read on.
 """
 
 import logging
@@ -25,7 +28,7 @@ from sidecar.http import Stopping
 from sidecar.outbox import Note, Outbox
 from sidecar.receive.intake import Answer, Intake, Opened, nothing_to_store, refusal
 
-__all__ = ["Lines", "serve_ndjson"]
+__all__ = ["Crowd", "Lines", "serve_ndjson"]
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +44,24 @@ _SEND_BYTES: Final = 64 * 1024
 # Thousands of tiny lines fit in; judging them must not keep the others waiting.
 _READ_BYTES: Final = 16 * 1024
 
+# A line is long from here on; how long a client may take for the rest of one, once it has a place.
+LONG_LINE_BYTES: Final = 64 * 1024
+LONG_LINE_S: Final = 5.0
+# Of all connections: more than a commit takes.
+CROWD_MAX_BYTES: Final = 64 * 2**20
+
+_too_slow: Final = refusal("timeout", f"The line did not end within {LONG_LINE_S:.0f} s.", 408)
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 Owed = Answer | tuple[Opened, Note]
+
+
+class Crowd:
+    """What the connections that share it hold together: long lines that have not ended, and events not committed yet."""
+
+    def __init__(self, long_lines: int) -> None:
+        self.long_lines = trio.CapacityLimiter(long_lines)
+        self.waiting_bytes = 0
 
 
 async def serve_ndjson(
@@ -53,6 +71,7 @@ async def serve_ndjson(
     *,
     first: bytes,
     max_line_bytes: int,
+    crowd: Crowd,
     stopping: Stopping,
 ) -> None:
     """Serve one connection until its end; ``first`` are bytes that were read already. The caller closes the stream.
@@ -60,27 +79,33 @@ async def serve_ndjson(
     Once ``stopping`` is set nothing more is read; what was read is stored and answered. An app may keep its connection
     idle for its whole life. Nothing a client sends or fails to send raises here.
     """
-    debts = _Debts(stream, intake)
+    debts = _Debts(stream, intake, crowd)
     lines = Lines(intake, outbox, max_line_bytes)
-    async with trio.open_nursery() as nursery:
+    try:
+        async with trio.open_nursery() as nursery:
 
-        async def pay() -> None:
-            if not await debts.pay():
-                nursery.cancel_scope.cancel()
+            async def pay() -> None:
+                if not await debts.pay():
+                    nursery.cancel_scope.cancel()
 
-        nursery.start_soon(pay)
-        debts.add(lines.feed(first))
-        try:
-            await _read(stream, lines, debts, stopping)
-        except _GONE:
-            pass  # the client has gone in the middle of a line
-        debts.end()
-        if stopping.is_set():
-            nursery.cancel_scope.deadline = trio.current_time() + STOP_S
+            nursery.start_soon(pay)
+            debts.add(lines.feed(first))
+            try:
+                await _read(stream, lines, debts, crowd, stopping)
+            except _GONE:
+                pass  # the client has gone in the middle of a line
+            except trio.TooSlowError:
+                intake.count("timeout")
+                debts.add([_too_slow])
+            debts.end()
+            if stopping.is_set():
+                nursery.cancel_scope.deadline = trio.current_time() + STOP_S
+    finally:
+        debts.let_go()
 
 
-async def _read(stream: trio.abc.Stream, lines: "Lines", debts: "_Debts", stopping: Stopping) -> None:
-    """Read and submit until the end of the stream or the stop."""
+async def _read(stream: trio.abc.Stream, lines: "Lines", debts: "_Debts", crowd: Crowd, stopping: Stopping) -> None:
+    """Read and submit until the end of the stream or the stop. Raises TooSlowError in the middle of a long line."""
     with trio.CancelScope() as reading:
         unsubscribe = stopping.subscribe(reading.cancel)
         try:
@@ -88,21 +113,41 @@ async def _read(stream: trio.abc.Stream, lines: "Lines", debts: "_Debts", stoppi
                 reading.cancel()
             while True:
                 await debts.bearable()
-                data = await stream.receive_some(_READ_BYTES)
-                if not data:
-                    debts.add(lines.end())
+                if lines.begun_bytes < LONG_LINE_BYTES:
+                    goes_on = await _read_some(stream, lines, debts)
+                else:
+                    goes_on = await _read_long_line(stream, lines, debts, crowd)
+                if not goes_on:
                     return
-                debts.add(lines.feed(bytes(data)))
         finally:
             unsubscribe()
+
+
+async def _read_some(stream: trio.abc.Stream, lines: "Lines", debts: "_Debts") -> bool:
+    """Read once; False at the end of the stream."""
+    data = await stream.receive_some(_READ_BYTES)
+    debts.add(lines.feed(bytes(data)) if data else lines.end())
+    return bool(data)
+
+
+async def _read_long_line(stream: trio.abc.Stream, lines: "Lines", debts: "_Debts", crowd: Crowd) -> bool:
+    """Read the rest of a line, once there is a place for a long one; False at the end of the stream."""
+    async with crowd.long_lines:
+        with trio.fail_after(LONG_LINE_S):
+            goes_on, begun_bytes = True, 0
+            while goes_on and lines.begun_bytes > begun_bytes:
+                begun_bytes = lines.begun_bytes
+                goes_on = await _read_some(stream, lines, debts)
+    return goes_on
 
 
 class _Debts:
     """The answers that one client is owed, in order: first those that are ready, then those that wait for a commit."""
 
-    def __init__(self, stream: trio.abc.Stream, intake: Intake) -> None:
+    def __init__(self, stream: trio.abc.Stream, intake: Intake, crowd: Crowd) -> None:
         self._stream = stream
         self._intake = intake
+        self._crowd = crowd
         self._ready = bytearray()
         self._waiting: deque[Owed] = deque()
         self._waiting_bytes = 0
@@ -115,7 +160,7 @@ class _Debts:
         self._sending.deadline = trio.current_time() + SEND_S
         if owed:
             self._waiting.extend(owed)
-            self._waiting_bytes += sum(map(_weight, owed))
+            self._weigh(sum(map(_weight, owed)))
             self._change()
 
     def end(self) -> None:
@@ -123,11 +168,19 @@ class _Debts:
         self._ended = True
         self._change()
 
+    def let_go(self) -> None:
+        """The connection has ended; what is still owed is nobody's any more."""
+        self._weigh(-self._waiting_bytes)
+
     async def bearable(self) -> None:
         """Wait until so little is owed that more may be read."""
         while True:
             first = self._first_waiting()
-            if first is not None and (len(self._waiting) > WAITING_MAX or self._waiting_bytes > WAITING_MAX_BYTES):
+            if first is not None and (
+                len(self._waiting) > WAITING_MAX
+                or self._waiting_bytes > WAITING_MAX_BYTES
+                or self._crowd.waiting_bytes > CROWD_MAX_BYTES
+            ):
                 await first.done.wait()
             elif len(self._ready) > ANSWERS_MAX_BYTES:
                 await self._changed.wait()
@@ -176,11 +229,15 @@ class _Debts:
             if not isinstance(first, Answer) and not first[1].done.is_set():
                 return first[1]
             answer = _answer(first, self._intake)
-            self._waiting_bytes -= _weight(waiting.popleft())
+            self._weigh(-_weight(waiting.popleft()))
             if not self._gone:
                 self._ready += answer.body
                 self._ready += b"\n"
         return None
+
+    def _weigh(self, more_bytes: int) -> None:
+        self._waiting_bytes += more_bytes
+        self._crowd.waiting_bytes += more_bytes
 
     def _change(self) -> None:
         self._changed.set()
@@ -214,6 +271,11 @@ class Lines:
         self._max_bytes = max_bytes
         self._rest = bytearray()
         self._skipping = False
+
+    @property
+    def begun_bytes(self) -> int:
+        """How much is kept of a line that has not ended."""
+        return len(self._rest)
 
     def feed(self, data: bytes) -> list[Owed]:
         """The answers owed for the lines that end in ``data``."""
