@@ -20,12 +20,12 @@ commit errors              ``do_disk_error``, ``Disk``: full, busy, I/O error, I
 PX faults                  ``NOT_PROCESSED`` and ``Px.answer``: refused connection, hang, late, drip, reset before and after,
                            garbage, 429, Retry-After of every form, 401, 403 with JSON and HTML, 3xx, 4xx, 404, 5xx
 clock steps                ``do_clock``: seconds, an hour, a day, both ways
-configuration reloads      ``do_reload``: rate, slots, retries, the day, people; and configurations with a mistake
-replays                    ``do_retry_dead``; beside it discarding, forgetting a user, pausing
+configuration reloads      ``_reload`` (``sim_operator.py``): rate, slots, retries, the day, people; and configurations with a mistake
+replays                    ``_retry_dead``; beside it discarding, forgetting a user, pausing; ``carry_away``
 too little room            ``_padded`` (``sim_scenario.py``): events refused, or the oldest dropped
 history, ids, letters,     ``Keeping`` (``sim_scenario.py``): kept for seconds, so that all leave and some come again
 users that leave
-people who look            ``do_look``: status, events, letters, what was delivered, the live feed
+people who look            ``_look``: status, events, letters, what was delivered, the live feed
 four states                ``_check_counters``, ``_check_outcomes`` (``sim_account.py``); nothing answered is lost:
                            ``_check_accepted``; nor what was deleted: ``_GONE`` (``sim_disk.py``)
 repeats recognised         ``_check_stored_again``

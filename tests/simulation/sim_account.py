@@ -147,6 +147,9 @@ def _check_outcomes(world: World, rows: list[Row]) -> None:
         elif row.state == DROPPED:
             expected = {"no_user": "no_user", "alias": "not_supported", "opted_out": "opted_out"}.get(event.kind)
             expected = "remembered" if event.kind in ("identify", "group") else expected
+            if row.reason == "moved":
+                assert row.id in world.moved, what
+                continue
             full = "outbox_full" if world.config.outbox.when_full == "drop_oldest" else "discarded"
             assert row.reason in (expected, "discarded", full), what
             # Where people were turned off meanwhile, what was sent of a call before may have got no answer.
@@ -193,7 +196,8 @@ def _check_repeats(world: World, rows: list[Row], counters: Counter[str]) -> Non
     allowed: Counter[int] = Counter()
     for row in rows:
         if row.number is not None:
-            once = row.reason != "outbox_full"  # never one in flight: what PX has of it must have been lost on the way
+            # Never one in flight: what PX has of it must have been lost on the way.
+            once = row.reason not in ("outbox_full", "moved")
             allowed[row.number] += once + world.px.ambiguous[row.id] + in_flight[row.id]
     for number, times in world.px.stored.items():
         explained = allowed.get(number, times)  # none is left whose user was forgotten
@@ -269,7 +273,7 @@ def _check_memory(connection: sqlite3.Connection, world: World, rows: list[Row])
         world.sent[row.number].user
         for row in rows
         if row.number in world.sent
-        and (row.id in world.replayed or row.state == DEAD or row.reason in ("discarded", "outbox_full"))
+        and (row.id in world.replayed or row.state == DEAD or row.reason in ("discarded", "outbox_full", "moved"))
         if world.sent[row.number].kind == "group"
     }
     for user, row in last.items():

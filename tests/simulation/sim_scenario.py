@@ -42,7 +42,7 @@ TROUBLES = (
 )
 SHARES = {"small": 0.6, "quota": 0.2, "px": 0.4}
 # These have dice of their own, so that a seed goes on bringing what it brought of the others.
-MORE_TROUBLES = ("full", "short_keep", "few_users", "look", "other_day", "other_people")
+MORE_TROUBLES = ("full", "short_keep", "few_users", "look", "other_day", "other_people", "carry")
 MORE_SHARE = 0.25
 PAGE_BYTES, EMPTY_PAGES = 4096, 21  # what an outbox takes in which nothing is
 ROW_BYTES = 600  # an event without its padding, and what stands beside it if it is refused
@@ -330,6 +330,8 @@ def _more(dice: Random, steps: list[Step], length_s: float) -> tuple[Keeping, li
     if "other_people" in troubles:
         changes = [{"bad": False, "people": dice.choice(("off", "upsert"))} for _ in _some(dice, 3)]
         steps += [Step(dice.random() * length_s, "reload", change) for change in changes]
+    if "carry" in troubles:
+        steps += [Step(dice.random() * length_s, "carry", {"rows": dice.choice((1, 5, 100))}) for _ in _some(dice, 2)]
     return kept, steps
 
 

@@ -3,7 +3,6 @@
 import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
@@ -14,13 +13,13 @@ import trio
 from sim_clients import WAYS
 from sim_disk import Disk, empty_outbox
 from sim_life import End, Gone, Life
+from sim_operator import OPERATES, carry_away
 from sim_px import Px
 from sim_scenario import Event, Scenario
 
 from sidecar.clock import VirtualClock
-from sidecar.config import Deliver, People, load_text
-from sidecar.errors import ConfigError, SidecarError
-from sidecar.outbox.dead import Which
+from sidecar.config import Deliver, load_text
+from sidecar.errors import SidecarError
 from sidecar.outbox.recovery import damage_in
 
 __all__ = ["World"]
@@ -59,6 +58,8 @@ class World:
         self.in_order: list[list[int]] = []  # numbers in the order in which one client had them answered
         self.replayed: set[int] = set()
         self.forgotten: set[str] = set()
+        self.carry_rows = 0  # how many are to be moved to another host between two lives
+        self.moved: set[int] = set()
         self.most_loaded = 0
         self.most_in_flight = 0
         self.most_allowed = self.config.deliver.max_in_flight  # the most of all configurations
@@ -107,7 +108,7 @@ class World:
                 await trio.sleep(0.1)
                 continue
             self.log(f"life {number} begins")
-            self._in_force(self.config.deliver)
+            self.in_force(self.config.deliver)
             self.begun.set()
             await self.life.run()
             self.begun = trio.Event()
@@ -119,6 +120,8 @@ class World:
                 await trio.sleep(self.down_s)
             if self.ending:
                 return
+            if self.carry_rows:
+                carry_away(self)
             assert (why := damage_in(self.last_path)) is None, f"what a crash has left is called damaged: {why}"
 
     async def alive(self) -> Life:
@@ -196,7 +199,10 @@ class World:
             await trio.sleep_until(self.started_s + step.at_s)
             self.log(f"step {step.what} { ({k: v for k, v in step.args.items() if k != 'events'}) }")
             self.met[step.what] += 1
-            await getattr(self, f"do_{step.what}")(nursery, **step.args)
+            if asked := OPERATES.get(step.what):
+                nursery.start_soon(self.operate, step.what, partial(asked, self, **step.args))
+            else:
+                await getattr(self, f"do_{step.what}")(nursery, **step.args)
 
     async def do_send(self, nursery: trio.Nursery, way: str, events: list[Any], patience_s: float | None) -> None:
         made = [msgspec.convert(event, Event) for event in events]
@@ -249,83 +255,14 @@ class World:
         self.met["clock back" if step_ms < 0 else "clock ahead"] += 1
         self.clock.wall_step_ms += step_ms
 
-    async def do_reload(self, nursery: trio.Nursery, bad: bool, people: str | None = None, **changes: Any) -> None:
-        def read() -> Any:
-            if bad:
-                raise ConfigError("there is a mistake in it")
-            deliver = msgspec.structs.replace(self.config.deliver, **changes)
-            upserts = self.config.people if people is None else People(users=people, accounts=people)
-            self.config = msgspec.structs.replace(self.config, deliver=deliver, people=upserts)
-            self.most_allowed = max(self.most_allowed, deliver.max_in_flight)
-            self.ceilings.append((trio.current_time(), max(deliver.per_second, self.ceilings[-1][1])))
-            self.days.append((trio.current_time(), max(deliver.per_day, self.days[-1][1])))
-            return self.config
+    async def do_carry(self, nursery: trio.Nursery, rows: int) -> None:
+        self.carry_rows = rows
+        await self.do_restart(nursery, 1.0, None)
 
-        async def reload(life: Life) -> None:
-            async with self.one_reload:  # as one signal after the other is obeyed
-                await life.daemon.reload(read)
-                self._in_force(life.daemon.delivery.dispatcher.config)
-                self.met["reload refused" if bad else "reloaded"] += 1
-
-        nursery.start_soon(self.operate, "reload", reload)
-
-    def _in_force(self, deliver: Deliver) -> None:
+    def in_force(self, deliver: Deliver) -> None:
+        """From now on these rates hold."""
         self.ceilings.append((trio.current_time(), deliver.per_second))
         self.days.append((trio.current_time(), deliver.per_day))
-
-    async def do_pause(self, nursery: trio.Nursery) -> None:
-        nursery.start_soon(self.operate, "pause", lambda life: life.daemon.desk.pause())
-
-    async def do_resume(self, nursery: trio.Nursery) -> None:
-        nursery.start_soon(self.operate, "resume", lambda life: life.daemon.desk.resume())
-
-    async def do_retry_dead(self, nursery: trio.Nursery) -> None:
-        nursery.start_soon(self.operate, "retry", self._retry)
-
-    async def _retry(self, life: Life) -> Any:
-        ids = await life.daemon.outbox.read(lambda store: store.connection.execute("SELECT id FROM dead").fetchall())
-        self.replayed.update(one for (one,) in ids)
-        moved = await life.daemon.desk.archive.retry(Which(ids=[one for (one,) in ids]))
-        self.met["replayed"] += moved["moved"]
-        return moved
-
-    async def do_discard(self, nursery: trio.Nursery) -> None:
-        nursery.start_soon(self.operate, "discard", self._discard)
-
-    async def _discard(self, life: Life) -> Any:
-        moved = await life.daemon.desk.archive.discard(Which())
-        self.met["discarded"] += moved["moved"]
-        return moved
-
-    async def do_forget(self, nursery: trio.Nursery, user: str) -> None:
-        self.forgotten.add(user)
-        nursery.start_soon(self.operate, "forget", lambda life: life.daemon.desk.archive.forget(user))
-
-    async def do_look(self, nursery: trio.Nursery, at: str, which: int) -> None:
-        nursery.start_soon(self.operate, f"look at {at}", partial(self._look, at, which))
-
-    async def _look(self, at: str, which: int, life: Life) -> Any:
-        desk = life.daemon.desk
-        self.met[f"look at {at}"] += 1
-        match at:
-            case "status":
-                status = await desk.status()
-                assert status.accepted == status.pending + status.delivered + status.dropped + status.dead, status
-                return status.state
-            case "events":
-                page = await desk.archive.events(limit=1 + which)
-                return len(page["events"])
-            case "event":
-                return (await desk.archive.event(which)) is not None
-            case "letters":
-                return len((await desk.archive.letters(Which()))["letters"])
-            case "tail":
-                with trio.move_on_after(which / 3):
-                    async with aclosing(desk.tail()) as records:
-                        async for record in records:
-                            self.met[f"tail {record['what']}"] += 1
-                return "the end"
-        return (await desk.archive.delivered(since_ms=0, until_ms=2**52))["rows"]
 
     # The end ------------------------------------------------------------------------------------------------------
 
@@ -344,7 +281,7 @@ class World:
             while True:
                 life = await self.alive()
                 if resumed is not life:
-                    await self.operate("resume", lambda life: life.daemon.desk.resume())
+                    await self.operate("resume", partial(OPERATES["resume"], self))
                     resumed = life
                 if resumed.daemon.store.pending() == 0 and not life.gone.is_set():
                     break
@@ -366,8 +303,8 @@ class World:
     async def _make_room(self) -> None:
         """What an operator does whose outbox is full: let it be delivered, and give up what was refused for good."""
         while self.unanswered:
-            await self.operate("resume", lambda life: life.daemon.desk.resume())
-            await self.operate("discard", self._discard)
+            await self.operate("resume", partial(OPERATES["resume"], self))
+            await self.operate("discard", partial(OPERATES["discard"], self))
             await trio.sleep(600)
 
     def _stuck(self, life: Life) -> str:

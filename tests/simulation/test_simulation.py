@@ -43,6 +43,7 @@ EVERY = (
         "discarded",
         "forget",
         "client gave up",
+        "carried",
         "broke off",
         "asked again",
         "quota spent",
