@@ -82,8 +82,8 @@ async def _over_lines(life: Life, lines: list[Any]) -> list[dict[str, Any]]:
 
 def _joined(answers: list[dict[str, Any]]) -> dict[str, Any]:
     bad = [index for index, answer in enumerate(answers) if answer.get("code") == "bad_event"]
-    stored = all(answer["success"] or index in bad for index, answer in enumerate(answers))
-    return {"success": stored, "refused": [{"index": index} for index in bad]}
+    done = [index for index, answer in enumerate(answers) if answer["success"] or index in bad]
+    return {"success": len(done) == len(answers), "refused": [{"index": index} for index in bad], "done": done}
 
 
 class _Connection:

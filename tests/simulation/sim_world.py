@@ -170,11 +170,18 @@ class World:
                 return
             if way in ("singles", "lines"):
                 order = []  # some of them may be stored, and come before others now
+                events = self._not_done(events, answer)
             self.log(f"refused: {answer}")
             self.met["asked again"] += 1
             self.met[f"refused {answer.get('code')}"] += 1
             await trio.sleep(self.dice.random() * breath_s)
             breath_s = min(2 * breath_s, CLIENT_BREATH_S)
+
+    def _not_done(self, events: list[Event], answer: dict[str, Any]) -> list[Event]:
+        """What is to be sent again where each event had an answer of its own."""
+        done = answer.get("done", ())
+        self.answered.update({events[index].number: "stored" for index in done if events[index].kind != "bad"})
+        return [event for index, event in enumerate(events) if index not in done]
 
     def is_small(self) -> bool:
         """Whether the outbox can be full."""
