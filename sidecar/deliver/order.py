@@ -14,7 +14,8 @@ Memory is bounded by setting aside. A user who is slow, or waits, or has a long 
 most ``QUEUE_MAX`` events, and of a waiting user only the head. What does not fit goes back to the file, marked as set
 aside, and is read again page by page when its user's queue runs low. As long as a user has anything set aside, all
 that is newer follows it there: this keeps the order. What is older than it may still be in front after a restart: the
-events that were loaded then. So nothing that an earlier run has set aside is read before the front has passed it.
+events that were loaded then, between others that were set aside before and after them. So of what an earlier run has
+set aside nothing is taken before the front has passed it.
 
 The choice is by id: the oldest ready head of the high class, else of the normal one.
 """
@@ -80,6 +81,7 @@ class Order:
         self._hungry: dict[Turn, None] = {}  # those of them with an empty queue, in order of becoming so
         self._before: dict[Turn, int] = {}  # turn -> the first id of an earlier run's, until the front has passed it
         self._to_pass: dict[bool, list[tuple[int, Turn]]] = {True: [], False: []}
+        self._front: dict[bool, float] = {True: 0, False: 0}
         self._to_set_aside: list[Item] = []
 
     # Loading ----------------------------------------------------------------------------------------------------
@@ -99,11 +101,15 @@ class Order:
         """These users have rows set aside in the file, from an earlier run: each with the first of their ids."""
         for turn, first_id in turns:
             self._aside[turn] = 0
-            self._before[turn] = first_id
-            heapq.heappush(self._to_pass[turn[0]], (first_id, turn))
+            self._wait_for_front(turn, first_id)
+
+    def _wait_for_front(self, turn: Turn, first_id: int) -> None:
+        self._before[turn] = first_id
+        heapq.heappush(self._to_pass[turn[0]], (first_id, turn))
 
     def front_at(self, high: bool, row_id: float) -> None:
         """The front of a class was loaded up to this id: what was set aside by an earlier run until there may follow."""
+        self._front[high] = max(self._front[high], row_id)
         to_pass = self._to_pass[high]
         while to_pass and to_pass[0][0] <= row_id:
             turn = heapq.heappop(to_pass)[1]
@@ -112,7 +118,8 @@ class Order:
                 self._hungry[turn] = None
 
     def load(self, row: Row, memory: Any = None) -> None:
-        """Take a row of the front of the backlog; it is queued, or set aside."""
+        """Take the next row of the front of the backlog; it is queued, or set aside."""
+        self._front[row.high] = max(self._front[row.high], row.id)
         if row.id in self.items:
             return
         turn: Turn = (row.high, row.user if self._by_user and row.user is not None else row.id)
@@ -128,6 +135,10 @@ class Order:
     def load_aside(self, turn: Turn, rows: list[tuple[Row, Any]], *, more: bool) -> None:
         """Take rows of one user that were set aside, after the ones before; without ``more`` there are no others."""
         for row, memory in rows:
+            if row.id > self._front[turn[0]]:  # an earlier run's; older ones may still come from the front
+                self._hungry.pop(turn, None)
+                self._wait_for_front(turn, row.id)
+                return
             self._aside[turn] = row.id
             if row.id not in self.items:
                 self._enqueue(Item(row, turn, memory))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from sim_world import World
 
+from sidecar.deliver.destination import REFUSED_COUNT
 from sidecar.deliver.dispatcher import ASIDE_ROWS
 from sidecar.mapping import Known
 from sidecar.outbox import PAGE_ROWS
@@ -248,14 +249,16 @@ def _check_day(world: World) -> None:
 
 
 def _check_loaded(world: World) -> None:
-    """Memory: no more is loaded than the window, and the waiting heads beside it."""
+    """Memory: no more is loaded than the window, and beside it the waiting heads and refusals that are held."""
     knobs = world.scenario.knobs
     queue, low, page = (
         knobs.get("queue_max", ASIDE_ROWS),
         knobs.get("ready_low", 256),
         knobs.get("page_rows", PAGE_ROWS),
     )
-    bound = queue * (world.most_allowed + low) + page + queue + knobs.get("waiting_max", 20_000) + page
+    bound = (
+        queue * (world.most_allowed + low) + page + queue + knobs.get("waiting_max", 20_000) + page + REFUSED_COUNT + 1
+    )
     assert world.most_loaded <= bound, f"{world.most_loaded} events loaded, {bound} allowed"
 
 
