@@ -41,10 +41,12 @@ class File:
 
 
 def deliver(file: File, order: Order, dice: Random, page_rows: int, aside_rows: int) -> list[Row]:
-    """Everything, in the order in which it is delivered: loading and delivering take turns by dice."""
+    """Everything, in the order in which it is delivered: loading, delivering and failing take turns by dice."""
     done: list[Row] = []
     exhausted = False
+    now_s = 0.0
     while file.rows or not exhausted:
+        now_s += dice.random()
         if ids := order.to_set_aside():
             file.aside.update(ids)
         elif (wanted := order.wants_aside()) and dice.random() < 0.5:
@@ -57,13 +59,17 @@ def deliver(file: File, order: Order, dice: Random, page_rows: int, aside_rows: 
                 order.load(one)
             order.front_at(False, page[-1].id if more else float("inf"))
             exhausted = not more
-        elif (head := order.head(0.0)) is not None:
+        elif (head := order.head(now_s)) is not None:
             order.take(head)
+            if dice.random() < 0.2:
+                order.retry_at(head, now_s + 2 * dice.random())
+                continue
             order.done(head)
             done.append(file.rows.pop(head.id))
             file.aside.discard(head.id)
         else:
-            assert not exhausted or order.wants_aside(), f"{sorted(file.rows)} wait for ever"
+            waits = order.wants_aside() or order.next_due_s() < float("inf")
+            assert waits or not exhausted, f"{sorted(file.rows)} wait for ever"
     return done
 
 

@@ -59,7 +59,7 @@ ROOMS = {
     ),
     "ordering": Room(
         ("sidecar/deliver/order.py", "sidecar/deliver/prepared.py"),
-        ("tests/deliver/test_order_edges.py", "tests/deliver/test_prepared.py", "tests/deliver/test_order.py"),
+        tuple(f"tests/deliver/test_{name}.py" for name in ("order_edges", "prepared", "order", "order_after_restart")),
     ),
     "mapping": Room(
         tuple(sorted(str(path.relative_to(ROOT)) for path in (ROOT / "sidecar/mapping").glob("*.py"))),
