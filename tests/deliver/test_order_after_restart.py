@@ -41,7 +41,7 @@ class File:
 
 
 def deliver(file: File, order: Order, dice: Random, page_rows: int, aside_rows: int) -> list[Row]:
-    """Everything, in the order in which it is delivered: loading, delivering and failing take turns by dice."""
+    """Everything, in the order in which it is delivered: loading, delivering, failing and letting go by dice."""
     done: list[Row] = []
     exhausted = False
     now_s = 0.0
@@ -49,6 +49,9 @@ def deliver(file: File, order: Order, dice: Random, page_rows: int, aside_rows: 
         now_s += dice.random()
         if ids := order.to_set_aside():
             file.aside.update(ids)
+        elif dice.random() < 0.03:
+            order.withdraw(lambda one: one.user == "u")  # who could not be forgotten, as the disk was ill
+            file.after_id, exhausted = 0, False
         elif (wanted := order.wants_aside()) and dice.random() < 0.5:
             turn, after_id = wanted
             rows, more = file.of(turn[1], after_id, aside_rows)
