@@ -25,5 +25,5 @@ def test_a_dead_letter_that_was_retried_although_the_commit_failed_is_not_forgot
         )
     )
     assert told.error is None, "\n".join(told.lines)
-    assert any("retry failed" in line for line in told.lines)
+    assert any("retry_dead failed" in line for line in told.lines)
     assert told.met["dead:mapping_error"] == 1
