@@ -200,9 +200,10 @@ class Daemon:
             self.notifier.ready(f"reload refused: {error}")
             return
         self.config, waiting = reloaded(self.config, config)
-        self._note_of_reload(f"Changes that wait for a restart: {', '.join(waiting)}." if waiting else "")
-        if waiting:
-            log.warning("Changes that wait for a restart: %s.", ", ".join(waiting))
+        said = f"Changes that wait for a restart: {', '.join(waiting)}." if waiting else ""
+        self._note_of_reload(said)
+        if said:
+            log.warning("%s", said)
         self.mapper = self.intake.mapper = mapper
         self.intake.sources = sources
         self.delivery.dispatcher.reconfigure(self.config.deliver, mapper)

@@ -84,9 +84,9 @@ def screen(found: dict[str, Any]) -> RenderableType:
     """The status as one screen: the verdict first."""
     parts: list[RenderableType] = [_verdict(found)]
     for reason in found["reasons"][:MOST_REASONS]:
-        parts.append(Padding(Text(printable(reason), style="bold"), (0, 0, 0, 2)))
+        parts.append(Padding.indent(Text(printable(reason), style="bold"), 2))
     for warning in found["warnings"]:
-        parts.append(Padding(Text(f"Note: {printable(warning)}", style="yellow"), (0, 0, 0, 2)))
+        parts.append(Padding.indent(Text(f"Note: {printable(warning)}", style="yellow"), 2))
     return Group(*parts, Text(""), fields(_lines(found)))
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import sqlite3
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -218,18 +219,20 @@ def _check_repeats(world: World, rows: list[Row], counters: Counter[str]) -> Non
 
 def _check_pace(world: World) -> None:
     """Promise 3: never more than the ceiling in any half-open second, by the times of sending."""
-    sent_s, ceilings = world.px.sent_s, world.ceilings
-    first = 0
+    sent_s, first = world.px.sent_s, 0
     for last, at_s in enumerate(sent_s):
         while sent_s[first] <= at_s - 1.0:
             first += 1
-        in_force = max(
-            rate
-            for number, (since_s, rate) in enumerate(ceilings)
-            if since_s <= at_s and (number + 1 == len(ceilings) or ceilings[number + 1][0] >= sent_s[first])
-        )
-        most = max(1, math.floor(in_force))
+        most = max(1, math.floor(_most_in_force(world.ceilings, sent_s[first], at_s)))
         assert last - first + 1 <= most, f"{last - first + 1} requests in the second before {at_s}, {most} allowed"
+
+
+def _most_in_force(limits: Sequence[tuple[float, float]], from_s: float, until_s: float) -> float:
+    """The largest of the limits that held at some moment between these; each holds until the next one."""
+    ends_s = [*(since_s for since_s, _ in limits[1:]), math.inf]
+    return max(
+        limit for (since_s, limit), end_s in zip(limits, ends_s, strict=True) if since_s <= until_s and end_s >= from_s
+    )
 
 
 def _check_day(world: World) -> None:
@@ -244,11 +247,7 @@ def _check_day(world: World) -> None:
         )
         while sent_s[first] < begins_s:
             first += 1
-        most = max(
-            per_day
-            for number, (since_s, per_day) in enumerate(world.days)
-            if since_s <= at_s and (number + 1 == len(world.days) or world.days[number + 1][0] >= at_s)
-        )
+        most = _most_in_force(world.days, at_s, at_s)
         assert last - first + 1 <= most, f"{last - first + 1} requests in the day before {at_s}, {most} allowed"
 
 

@@ -31,7 +31,6 @@ import sidecar.outbox.writer
 
 __all__ = ["Run", "run"]
 
-KEEPS_LITTLE = ('= "1s"', '= "5s"', '= "1m"', "max_users = 0", "max_users = 1\n", "max_users = 2")
 Watch = Callable[[World], trio.abc.Instrument]
 
 
@@ -107,7 +106,7 @@ def _keep_interval_s(scenario: Scenario) -> float:
     """Housekeeping often enough to matter, and not so often that a run of days is nothing else."""
     if scenario.least_per_day <= 1000:
         return 3600.0
-    return 10.0 if any(name in scenario.config for name in KEEPS_LITTLE) else 900.0
+    return 10.0 if scenario.kept.is_soon_over() else 900.0
 
 
 def run(scenario: Scenario, watch: Watch | None = None) -> Run:

@@ -58,6 +58,11 @@ class Keeping(msgspec.Struct, frozen=True):
     keep_dead: str = "90d"
     max_users: int = 1_000_000
 
+    def is_soon_over(self) -> bool:
+        """Whether anything leaves within a run for its age, or for being too many."""
+        times = (self.keep_delivered, self.keep_ids, self.keep_dead)
+        return self.max_users < 1_000_000 or any(time != "90d" for time in times)
+
 
 class Event(msgspec.Struct, frozen=True):
     """One event as a producer makes it; ``number`` makes its message id and is found again in what PX gets."""
@@ -110,6 +115,7 @@ class Scenario(msgspec.Struct, frozen=True):
     per_second: float
     per_day: int
     steps: tuple[Step, ...]
+    kept: Keeping = Keeping()
 
     @property
     def least_per_day(self) -> int:
@@ -144,7 +150,7 @@ def draw(seed: int) -> Scenario:
     kept, steps = _more(Random(seed ^ 0xF0FF), steps, length_s)
     steps.sort(key=lambda step: step.at_s)
     config = _config(dice, troubles, per_second, per_day, kept)
-    return Scenario(seed, config, _knobs(dice, troubles), per_second, per_day, tuple(steps))
+    return Scenario(seed, config, _knobs(dice, troubles), per_second, per_day, tuple(steps), kept)
 
 
 def _traffic(dice: Random, troubles: set[str], length_s: float) -> Iterator[Step]:
