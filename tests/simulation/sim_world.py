@@ -21,6 +21,7 @@ from sidecar.clock import VirtualClock
 from sidecar.config import Deliver, load_text
 from sidecar.errors import SidecarError
 from sidecar.outbox.recovery import damage_in
+from sidecar.px import Kind
 
 __all__ = ["World"]
 
@@ -292,6 +293,10 @@ class World:
                     resumed = life
                 if resumed.daemon.store.pending() == 0 and not life.gone.is_set():
                     break
+                if self._blocked(life):
+                    self.met["only what a firewall blocks"] += 1
+                    self.unanswered += 1
+                    await self.client("routed", [Event(max(self.sent) + 1, "track", "newcomer")], None)
                 await trio.sleep(breath_s)
                 breath_s = min(breath_s * 1.5, 600.0)
         life = await self.alive()
@@ -299,6 +304,15 @@ class World:
         self.ending = True
         life.stop.set()
         await life.ended.wait()
+
+    def _blocked(self, life: Life) -> bool:
+        """Whether delivery is paused by a firewall, with nothing left to probe but what it would block even if well.
+
+        Nothing tells that from a firewall that blocks everything, so it lasts until the app is used again.
+        """
+        reason = life.daemon.delivery.dispatcher.destination.describe(trio.current_time()).reason
+        users = life.daemon.store.connection.execute("SELECT user FROM events WHERE state < 4").fetchall()
+        return reason == Kind.FIREWALL and all(user and user.startswith("odd") for (user,) in users)
 
     def _patience_s(self) -> float:
         """How long what is pending may take, at most, with this quota."""
