@@ -269,24 +269,23 @@ def _check_memory(connection: sqlite3.Connection, world: World, rows: list[Row])
     """What is remembered of a user is what the last group call said; without order it is what was settled last."""
     if world.config.deliver.order == "none" or world.config.identity.max_users < 1_000_000:
         return
-    last: dict[str, Row] = {}
+    last: dict[tuple[str, str], Row] = {}
+    doubtful: set[tuple[str, str]] = set()
     for row in rows:
         event = world.sent.get(row.number) if row.number is not None else None
-        if event is not None and event.user and event.kind == "group":
-            last[event.user] = row
-    # A call that was refused was never remembered, or later than in its turn; a discarded row was refused before.
-    doubtful = {
-        world.sent[row.number].user
-        for row in rows
-        if row.number in world.sent
-        and (row.id in world.replayed or row.state == DEAD or row.reason in ("discarded", "outbox_full", "moved"))
-        if world.sent[row.number].kind == "group"
-    }
-    for user, row in last.items():
-        if user in world.forgotten or user in doubtful:
+        if event is None or not event.user or event.kind != "group":
             continue
-        found = connection.execute("SELECT known FROM users WHERE user = ?", (user,)).fetchone()
+        last[event.product, event.user] = row
+        # A call that was refused was never remembered, or later than in its turn; a discarded row was refused before.
+        if row.id in world.replayed or row.state == DEAD or row.reason in ("discarded", "outbox_full", "moved"):
+            doubtful.add((event.product, event.user))
+    for (product, user), row in last.items():
+        if user in world.forgotten or (product, user) in doubtful:
+            continue
+        found = connection.execute(
+            "SELECT known FROM users WHERE property_key = ? AND user = ?", (product, user)
+        ).fetchone()
         known = Known.decode(found[0]) if found else None
-        what = f"of {user} {known} is remembered, g{row.number} was said last"
+        what = f"of {user} in {product} {known} is remembered, g{row.number} was said last"
         assert known is not None, what
         assert known.account_id == f"g{row.number}", what

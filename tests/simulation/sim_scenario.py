@@ -4,6 +4,7 @@ A scenario is plain data, so that it can be printed, shrunk and run again. Every
 it has at all (swarm testing): a run that has everything at once hides what happens when one thing goes wrong alone.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from random import Random
 from typing import Any
@@ -41,9 +42,11 @@ TROUBLES = (
     *("odd", "people", "quota", "small", "no_order", "reboot", "aged", "clients_give_up"),
 )
 SHARES = {"small": 0.6, "quota": 0.2, "px": 0.4}
-# These have dice of their own, so that a seed goes on bringing what it brought of the others.
+# These, and the apps, have dice of their own, so that a seed goes on bringing what it brought of the others.
 MORE_TROUBLES = ("full", "short_keep", "few_users", "look", "other_day", "other_people", "carry")
 MORE_SHARE = 0.25
+PRODUCT, OTHER_PRODUCT = "AP-XXXXXXXXXX-2", "AP-YYYYYYYYYY-2"
+APPS = {"wk_first": PRODUCT, "wk_second": OTHER_PRODUCT}  # write key -> property key
 PAGE_BYTES, EMPTY_PAGES = 4096, 21  # what an outbox takes in which nothing is
 ROW_BYTES = 600  # an event without its padding, and what stands beside it if it is refused
 
@@ -71,6 +74,12 @@ class Event(msgspec.Struct, frozen=True):
     kind: str
     user: str | None
     pad: int = 0  # so many bytes more
+    app: str = ""  # its write key, where there are several apps
+
+    @property
+    def product(self) -> str:
+        """The property key that PX is to get it with."""
+        return APPS.get(self.app, PRODUCT)
 
     @property
     def high(self) -> bool:
@@ -81,6 +90,8 @@ class Event(msgspec.Struct, frozen=True):
         said: dict[str, Any] = {"messageId": f"m{self.number}", "userId": self.user}
         if self.pad:
             said["context"] = {"pad": "x" * self.pad}
+        if self.app:
+            said["writeKey"] = self.app
         marks = {"n": self.number} | ({"poison": self.kind} if self.kind in ("refused", "firewall") else {})
         match self.kind:
             case "identify":
@@ -148,8 +159,13 @@ def draw(seed: int) -> Scenario:
     for trouble in sorted(troubles):
         steps += _STEPS.get(trouble, _nothing)(dice, length_s)
     kept, steps = _more(Random(seed ^ 0xF0FF), steps, length_s)
+    more = Random(seed ^ 0xA99)
+    if has_apps := more.random() < MORE_SHARE:
+        steps = _of_apps(more, steps)
     steps.sort(key=lambda step: step.at_s)
     config = _config(dice, troubles, per_second, per_day, kept)
+    if has_apps:
+        config += "".join(f'[[source]]\nwrite_key = "{key}"\nproperty_key = "{APPS[key]}"\n' for key in APPS)
     return Scenario(seed, config, _knobs(dice, troubles), per_second, per_day, tuple(steps), kept)
 
 
@@ -341,6 +357,21 @@ def _more(dice: Random, steps: list[Step], length_s: float) -> tuple[Keeping, li
     return kept, steps
 
 
+def _of_apps(dice: Random, steps: list[Step]) -> list[Step]:
+    """The steps with each event from one of the apps, which have the same users."""
+    app: defaultdict[int, str] = defaultdict(lambda: dice.choice([*APPS]))
+
+    def of_app(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [event | {"app": app[event["number"]]} for event in events]
+
+    return [
+        msgspec.structs.replace(step, args=step.args | {"events": of_app(step.args["events"])})
+        if step.what == "send"
+        else step
+        for step in steps
+    ]
+
+
 def _day(dice: Random) -> dict[str, Any]:
     return {
         "per_day": dice.choice((5, 12, 60, 990_000)),
@@ -378,7 +409,7 @@ def _config(dice: Random, troubles: set[str], per_second: float, per_day: int, k
         f"reserve_for_high = {dice.choice((0, 0.1, 0.5))}",
     ]
     return (
-        '[px]\nproperty_key = "AP-XXXXXXXXXX-2"\n'
+        f'[px]\nproperty_key = "{PRODUCT}"\n'
         f"[outbox]\ndurability = {_text(dice, 'disk', 'process')}\n"
         f'max_bytes = {kept.max_bytes}\nwhen_full = "{kept.when_full}"\nkeep_delivered = "{kept.keep_delivered}"\n'
         f'keep_ids = "{kept.keep_ids}"\nkeep_dead = "{kept.keep_dead}"\n'

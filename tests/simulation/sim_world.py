@@ -148,6 +148,7 @@ class World:
         """An app with some events: it sends until it is answered, or its patience ends."""
         self.repeated.update(event.number for event in events if event.number in self.sent)
         self.sent.update((event.number, event) for event in events)
+        self.px.products.update((event.number, event.product) for event in events)
         order: list[int] = []
         self.in_order.append(order)
         with trio.move_on_after(float("inf") if patience_s is None else patience_s) as scope:
@@ -215,6 +216,7 @@ class World:
     async def do_send(self, nursery: trio.Nursery, way: str, events: list[Any], patience_s: float | None) -> None:
         made = [msgspec.convert(event, Event) for event in events]
         self.met.update(f"event {event.kind}" for event in made)
+        self.met.update(f"app {event.app}" for event in made)
         self.met[f"way {way}"] += 1
         self.unanswered += 1
         nursery.start_soon(self.client, way, made, patience_s)
