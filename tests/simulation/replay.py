@@ -25,6 +25,7 @@ replays                    ``_retry_dead``; beside it discarding, forgetting a u
 too little room            ``_padded`` (``sim_scenario.py``): events refused, or the oldest dropped
 history, ids, letters,     ``Keeping`` (``sim_scenario.py``): kept for seconds, so that all leave and some come again
 users that leave
+several apps               ``_of_apps`` (``sim_scenario.py``): two keys and products, the same users
 people who look            ``_look``: status, events, letters, what was delivered, the live feed
 four states                ``_check_counters``, ``_check_outcomes`` (``sim_account.py``); nothing answered is lost:
                            ``_check_accepted``; nor what was deleted: ``_GONE`` (``sim_disk.py``)

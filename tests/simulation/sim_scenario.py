@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["FAULTS", "KINDS", "LOOKS", "ODD", "WAYS", "Event", "Scenario", "Step", "draw"]
+__all__ = ["APPS", "FAULTS", "KINDS", "LOOKS", "ODD", "WAYS", "Event", "Scenario", "Step", "draw"]
 
 DAY_MS = 86_400_000
 KINDS = ("track", "track", "track", "track", "track", "high", "page", "identify", "group")

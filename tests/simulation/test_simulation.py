@@ -15,7 +15,7 @@ import pytest
 from replay import failure
 from sim_px import NOT_PROCESSED, RETRY_AFTER
 from sim_run import run
-from sim_scenario import FAULTS, KINDS, LOOKS, ODD, WAYS, Scenario, Step, draw
+from sim_scenario import APPS, FAULTS, KINDS, LOOKS, ODD, WAYS, Scenario, Step, draw
 from sim_shrink import shrink
 
 from sidecar.deliver.dispatcher import Dispatcher
@@ -52,6 +52,7 @@ EVERY = (
     ),
     *("refused outbox_full", "refused disk_full", "stored again", *(f"look at {at}" for at in LOOKS)),
     *(f"way {way}" for way in WAYS),
+    *(f"app {app}" for app in APPS),
     *(f"event {kind}" for kind in {*KINDS, *ODD}),
     *(f"px {fault}" for fault in FAULTS),
     *(f"px status {one.status}" for kind in NOT_PROCESSED.values() for one in kind if isinstance(one, Answer)),
