@@ -243,7 +243,7 @@ _ADVICE = {
     Kind.WRONG_KEY: "the API key is invalid or read-only; regenerate a key with Write access under Administration > "
     "Integrations > REST API, put it where [px] api_key_file points, and restart the daemon.",
     Kind.FIREWALL: "a web firewall in front of PX blocks the content of this event; look at its texts and addresses "
-    "with `px-sidecar dead show`, and drop or rename what offends in [mapping.attributes].",
+    "with `px-sidecar events show`, and drop or rename what offends in [mapping.attributes].",
     Kind.NEXT_STEP: "the next step of the upsert follows.",
     Kind.REFUSED: "PX refuses this request; every event needs identifyId, propertyKey, userType and eventName, and the "
     "property_key has to match your PX product.",
