@@ -87,8 +87,9 @@ class _Verbs(click.Group):
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.option("--instance", default="", metavar="NAME", help="One of several daemons on this host: px-sidecar@NAME.")
+@click.option("--config", metavar="PATH", help="The configuration file; it may also stand behind the verb.")
 @click.version_option(__version__, prog_name="px-sidecar", message="%(prog)s %(version)s")
-def main(instance: str) -> None:
+def main(instance: str, config: str | None) -> None:
     """Deliver product-usage events to Gainsight PX: durably, at the pace it allows.
 
     \b

@@ -15,11 +15,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def config_option(function: F) -> F:
-    """``--config PATH``, as every verb that reads the configuration has it."""
+    """``--config PATH``, as every verb that reads the configuration has it; it may also stand before the verb."""
     return click.option(
         "--config",
         "config_flag",
         metavar="PATH",
+        default=lambda: click.get_current_context().find_root().params.get("config"),
         help="The configuration file [default: $PX_SIDECAR_CONFIG, /etc/px-sidecar/config.toml].",
     )(function)
 

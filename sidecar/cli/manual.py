@@ -38,7 +38,7 @@ def manual() -> str:
 def _head() -> Iterator[str]:
     yield f'.TH PX-SIDECAR 1 "" "px-sidecar {__version__}" "User Commands"'
     yield from (".SH NAME", r"px\-sidecar \- deliver product\-usage events to Gainsight PX, durably and at its pace")
-    yield from (".SH SYNOPSIS", r".B px\-sidecar", r"[\-\-instance NAME] VERB [OPTION ...]")
+    yield from (".SH SYNOPSIS", r".B px\-sidecar", r"[\-\-instance NAME] [\-\-config PATH] VERB [OPTION ...]")
     yield ".SH DESCRIPTION"
     yield from _paragraphs(main.help or "")
     yield from _options(main)

@@ -109,6 +109,12 @@ def test_a_configuration_that_was_named_and_is_missing_is_an_error(verb, tmp_pat
     assert "absent.toml does not exist" in ran.err
 
 
+def test_the_configuration_may_be_named_before_the_verb_and_behind_it_for_that_verb_alone(verb, tmp_path):
+    assert "before.toml does not exist" in verb("--config", str(tmp_path / "before.toml"), "pause").err
+    ran = verb("--config", str(tmp_path / "before.toml"), "pause", "--config", str(tmp_path / "behind.toml"))
+    assert "behind.toml does not exist" in ran.err
+
+
 def test_a_text_of_others_cannot_command_the_terminal(place: Place, verb):
     with place.living(always(503)) as daemon:
         daemon.track("\x1b[2Jevil", "Feature Used")
