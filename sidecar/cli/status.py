@@ -127,7 +127,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, object]]:
         waits = show_duration(slow["waiting_for_s"])
         who = printable(slow["user"]) if slow["user"] is not None else "an event without a user"
         lines.append(("slowest", f"{who} waits for {waits}, {slow['attempts']} attempts: {printable(slow['detail'])}"))
-    if problem := found["last_problem"]:
+    problem = found["last_problem"]
+    if problem and problem["message"] not in found["reasons"][:MOST_REASONS]:  # else it was just read
         lines.append(("last problem", f"{moment(problem['when'])}  {printable(problem['message'])}"))
     return lines
 
