@@ -19,6 +19,7 @@ from sidecar.errors import SidecarError
 from sidecar.http import Stopping
 from sidecar.outbox import Store, StoreFailed
 from sidecar.outbox.writer import FAILURES_MAX
+from sidecar.px import Reply, Request
 from sidecar.px.fake import FakeNetwork
 from sidecar.receive import Front, Routes
 
@@ -89,7 +90,7 @@ class Life:
             self.daemon = Daemon(
                 world.config,
                 store=store,
-                network=FakeNetwork(world.px.answer),
+                network=FakeNetwork(self._reach_px),
                 clock=world.clock,
                 runner=Runner(world, self),
                 random=Random(world.dice.random()),
@@ -117,6 +118,12 @@ class Life:
 
         dispatcher.decide = told  # type: ignore[method-assign]
         self.world.px.which = lambda request: self._sending[id(request)][1]
+
+    async def _reach_px(self, request: Request) -> Reply:
+        """Who was killed sends nothing more, though trio lets each of its tasks go on until it waits."""
+        if self.killed:
+            await trio.sleep_forever()
+        return await self.world.px.answer(request)
 
     async def run(self) -> None:
         """Live; returns when it is over, however it ended."""
