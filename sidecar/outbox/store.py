@@ -65,18 +65,19 @@ class Store:
 
     def _open(self) -> None:
         self.connection = open_database(self.path, durability=self._durability, factory=self._factory)
+        try:
+            self._recall()
+        except BaseException:
+            self.connection.close()  # it met damage; whoever recovers the file is to have it alone
+            raise
+
+    def _recall(self) -> None:
         self.ids = MessageIds(self.connection)
         self.counters: Counter[str] = Counter(dict(self.connection.execute("SELECT name, value FROM counters")))
         self._changes: Counter[str] = Counter()
         self._page_bytes: int = self.connection.execute("PRAGMA page_size").fetchone()[0]
-        self._recall_ids()
-
-    def _recall_ids(self) -> None:
-        rows = self.connection.execute(
-            "SELECT source, body, id, received_ms FROM events WHERE id > ? ORDER BY id",
-            (self.counters["ids_flushed_to"],),
-        )
-        self.ids.recall(rows)
+        newest = "SELECT source, body, id, received_ms FROM events WHERE id > ? ORDER BY id"
+        self.ids.recall(self.connection.execute(newest, (self.counters["ids_flushed_to"],)))
 
     def reopen(self) -> None:
         """Trust nothing of the connection any more: close it and read everything again from the file.

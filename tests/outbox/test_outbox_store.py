@@ -273,3 +273,20 @@ def test_what_is_set_aside_can_be_brought_back_to_its_place(store):
         store.bring_back()
     assert [row.id for row in store.page(high=False, after_id=0).rows] == [1, 2, 3, 4]
     assert store.users_aside(high=False) == []
+
+
+def test_a_file_that_cannot_be_read_while_it_is_opened_is_closed_again(tmp_path):
+    """Found by Python 3.13: the connection stayed open beside the one that recovered the file."""
+    opened = []
+
+    class Ill(sqlite3.Connection):
+        def execute(self, sql, *values):
+            if "FROM counters" in sql:
+                opened.append(self)
+                raise sqlite3.DatabaseError("database disk image is malformed")
+            return super().execute(sql, *values)
+
+    with pytest.raises(sqlite3.DatabaseError, match="malformed"):
+        Store(tmp_path / "o.db", factory=Ill)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].commit()

@@ -59,14 +59,27 @@ class Rig:
 
 
 @pytest.fixture
-async def rig(tmp_path, nursery, autojump_clock):
-    rig = Rig(tmp_path / "o.db")
+def make_rig(tmp_path):
+    """Makes rigs, and closes their files when the test is over."""
+    made = []
+
+    def make(**how):
+        made.append(Rig(tmp_path / "o.db", **how))
+        return made[-1]
+
+    yield make
+    for rig in made:
+        rig.store.connection.close()
+
+
+@pytest.fixture
+async def rig(make_rig, nursery, autojump_clock):
+    rig = make_rig()
     nursery.start_soon(rig.outbox.run)
     yield rig
     rig.outbox.stop()
     await trio.testing.wait_all_tasks_blocked()
     check_account(rig.store)
-    rig.store.close()
 
 
 async def accept_and_note(outbox, events, log, what):
@@ -88,8 +101,8 @@ async def test_a_lone_accept_is_committed_at_once(rig, autojump_clock, tmp_path)
     crashed.close()
 
 
-async def test_accepts_that_arrive_during_a_commit_share_the_next(tmp_path, nursery, autojump_clock):
-    rig = Rig(tmp_path / "o.db", runner=SlowRunner(0.1))
+async def test_accepts_that_arrive_during_a_commit_share_the_next(make_rig, nursery, autojump_clock):
+    rig = make_rig(runner=SlowRunner(0.1))
     nursery.start_soon(rig.outbox.run)
     log, start = [], trio.current_time()
     nursery.start_soon(accept_and_note, rig.outbox, [event(0)], log, 0)
@@ -102,8 +115,8 @@ async def test_accepts_that_arrive_during_a_commit_share_the_next(tmp_path, nurs
     rig.outbox.stop()
 
 
-async def test_a_commit_is_bounded_in_rows_and_bytes(tmp_path, nursery, autojump_clock):
-    rig = Rig(tmp_path / "o.db", runner=SlowRunner(0.1))
+async def test_a_commit_is_bounded_in_rows_and_bytes(make_rig, nursery, autojump_clock):
+    rig = make_rig(runner=SlowRunner(0.1))
     nursery.start_soon(rig.outbox.run)
     log = []
     nursery.start_soon(accept_and_note, rig.outbox, [event("first")], log, 0)
@@ -169,8 +182,8 @@ async def test_a_failed_attempt_is_remembered_within_a_second_without_company(ri
     assert rig.store.page(high=False, after_id=0).rows[0].failure.detail == "PX answered 503"
 
 
-async def test_reads_see_what_the_same_trip_committed(tmp_path, nursery, autojump_clock):
-    rig = Rig(tmp_path / "o.db")
+async def test_reads_see_what_the_same_trip_committed(make_rig, nursery, autojump_clock):
+    rig = make_rig()
     results = []
 
     async def read():
@@ -224,8 +237,8 @@ async def test_an_event_that_cannot_be_stored_costs_no_other(rig, autojump_clock
 # --- Cancellation and the end ---------------------------------------------------------------------------------------
 
 
-async def test_who_is_cancelled_loses_the_answer_and_not_the_effect(tmp_path, nursery, autojump_clock):
-    rig = Rig(tmp_path / "o.db", runner=SlowRunner(0.1))
+async def test_who_is_cancelled_loses_the_answer_and_not_the_effect(make_rig, nursery, autojump_clock):
+    rig = make_rig(runner=SlowRunner(0.1))
     nursery.start_soon(rig.outbox.run)
     with trio.move_on_after(0.05) as scope:
         await rig.outbox.accept([event(1)])
@@ -234,8 +247,8 @@ async def test_who_is_cancelled_loses_the_answer_and_not_the_effect(tmp_path, nu
     rig.outbox.stop()
 
 
-async def test_stop_commits_what_is_there_and_returns(tmp_path, autojump_clock):
-    rig = Rig(tmp_path / "o.db", runner=SlowRunner(0.1))
+async def test_stop_commits_what_is_there_and_returns(make_rig, autojump_clock):
+    rig = make_rig(runner=SlowRunner(0.1))
     log = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(rig.outbox.run)
@@ -258,8 +271,8 @@ async def test_nobody_waits_for_a_writer_that_has_stopped(rig, autojump_clock):
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.05])
-async def test_nobody_waits_for_a_writer_that_was_cancelled(tmp_path, nursery, autojump_clock, delay_s):
-    rig = Rig(tmp_path / "o.db", runner=SlowRunner(0.1))
+async def test_nobody_waits_for_a_writer_that_was_cancelled(make_rig, nursery, autojump_clock, delay_s):
+    rig = make_rig(runner=SlowRunner(0.1))
     ended = []
 
     async def send():
@@ -332,8 +345,8 @@ async def test_housekeeping_runs_while_there_is_nothing_else(rig, autojump_clock
     assert rig.store.path.with_name("o.db.reserve").exists()
 
 
-async def test_housekeeping_gets_its_turn_under_constant_load(tmp_path, nursery, autojump_clock):
-    rig = Rig(tmp_path / "o.db", runner=SlowRunner(0.01))
+async def test_housekeeping_gets_its_turn_under_constant_load(make_rig, nursery, autojump_clock):
+    rig = make_rig(runner=SlowRunner(0.01))
     kept = []
     rig.outbox.keep = lambda _store, now_ms: kept.append(now_ms) or False
     nursery.start_soon(rig.outbox.run)
@@ -362,8 +375,8 @@ async def fill(outbox, *, start=0):
     raise AssertionError("never full")
 
 
-async def test_a_full_outbox_refuses_and_takes_again_by_itself(tmp_path, nursery, autojump_clock):
-    rig = Rig(tmp_path / "o.db", max_bytes=2**20)
+async def test_a_full_outbox_refuses_and_takes_again_by_itself(make_rig, nursery, autojump_clock):
+    rig = make_rig(max_bytes=2**20)
     keeper = Keeper(delivered_ms=10**9, ids_ms=10**9, dead_ms=10**9, max_users=5)
     rig.outbox.keep = lambda store, now_ms: keeper.step(store, now_ms, hurry=rig.outbox.short)
     nursery.start_soon(rig.outbox.run)
@@ -383,9 +396,9 @@ async def test_a_full_outbox_refuses_and_takes_again_by_itself(tmp_path, nursery
     rig.outbox.stop()
 
 
-async def test_history_never_costs_an_event(tmp_path, nursery, autojump_clock):
+async def test_history_never_costs_an_event(make_rig, nursery, autojump_clock):
     """Found by reading: events were refused while the outbox was full of bodies of delivered ones."""
-    rig = Rig(tmp_path / "o.db", max_bytes=2**20)
+    rig = make_rig(max_bytes=2**20)
     nursery.start_soon(rig.outbox.run)
     for number in range(0, 5000, 20):
         answer = await rig.outbox.accept([event(n, padding=1000) for n in range(number, number + 20)])
@@ -396,8 +409,8 @@ async def test_history_never_costs_an_event(tmp_path, nursery, autojump_clock):
     rig.outbox.stop()
 
 
-async def test_the_oldest_make_room_where_that_is_wanted(tmp_path, nursery, autojump_clock):
-    rig = Rig(tmp_path / "o.db", max_bytes=2**20, when_full="drop_oldest")
+async def test_the_oldest_make_room_where_that_is_wanted(make_rig, nursery, autojump_clock):
+    rig = make_rig(max_bytes=2**20, when_full="drop_oldest")
     rig.outbox.protected = lambda: {1, 5}
     nursery.start_soon(rig.outbox.run)
     for number in range(0, 3000, 20):
@@ -412,11 +425,11 @@ async def test_the_oldest_make_room_where_that_is_wanted(tmp_path, nursery, auto
     rig.outbox.stop()
 
 
-async def test_a_row_is_protected_as_soon_as_its_page_is_read(tmp_path, nursery, autojump_clock, monkeypatch):
+async def test_a_row_is_protected_as_soon_as_its_page_is_read(make_rig, nursery, autojump_clock, monkeypatch):
     """Found by reading: the next trip took its list of protected rows before the reader could name his."""
     monkeypatch.setattr("sidecar.outbox.writer.COMMIT_ROWS", 5)  # there is always a next trip at once
     monkeypatch.setattr("sidecar.outbox.overflow.STEP_ROWS", 10)  # and it drops something
-    rig = Rig(tmp_path / "o.db", max_bytes=2**20, when_full="drop_oldest")
+    rig = make_rig(max_bytes=2**20, when_full="drop_oldest")
     loaded, dropped = set(), set()
     rig.outbox.protected = lambda: loaded
     nursery.start_soon(rig.outbox.run)
@@ -448,8 +461,8 @@ async def test_a_row_is_protected_as_soon_as_its_page_is_read(tmp_path, nursery,
     rig.outbox.stop()
 
 
-async def test_a_request_that_never_fits_is_refused_alone(tmp_path, nursery, autojump_clock):
-    rig = Rig(tmp_path / "o.db", max_bytes=2**20, when_full="drop_oldest")
+async def test_a_request_that_never_fits_is_refused_alone(make_rig, nursery, autojump_clock):
+    rig = make_rig(max_bytes=2**20, when_full="drop_oldest")
     nursery.start_soon(rig.outbox.run)
     with pytest.raises(OutboxFull):
         await rig.outbox.accept([event("big", padding=2**21)])
@@ -460,9 +473,9 @@ async def test_a_request_that_never_fits_is_refused_alone(tmp_path, nursery, aut
 # --- Failures -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_disk_that_fails_for_good_ends_the_writer_and_whoever_waits(tmp_path, autojump_clock):
+async def test_a_disk_that_fails_for_good_ends_the_writer_and_whoever_waits(make_rig, autojump_clock):
     faults = Faults()
-    rig = Rig(tmp_path / "o.db", faults=faults)
+    rig = make_rig(faults=faults)
     await_errors = []
 
     async def send():
@@ -485,9 +498,9 @@ async def test_a_disk_that_fails_for_good_ends_the_writer_and_whoever_waits(tmp_
     assert 10 < trio.current_time() - started < 60
 
 
-async def test_a_locked_file_is_waited_for(tmp_path, nursery, autojump_clock):
+async def test_a_locked_file_is_waited_for(make_rig, nursery, autojump_clock):
     faults = Faults()
-    rig = Rig(tmp_path / "o.db", faults=faults)
+    rig = make_rig(faults=faults)
     nursery.start_soon(rig.outbox.run)
     await rig.outbox.accept([event(1)])
     faults.armed, faults.fail_at, faults.for_ever, faults.code = True, 0, True, sqlite3.SQLITE_BUSY
@@ -503,10 +516,10 @@ async def test_a_locked_file_is_waited_for(tmp_path, nursery, autojump_clock):
     rig.outbox.stop()
 
 
-async def test_a_full_disk_is_waited_for_however_long_it_lasts(tmp_path, nursery, autojump_clock, monkeypatch):
+async def test_a_full_disk_is_waited_for_however_long_it_lasts(make_rig, nursery, autojump_clock, monkeypatch):
     """Found by reading: after ten failures the daemon ended, and its restart sent again what was not settled."""
     faults = Faults()
-    rig = Rig(tmp_path / "o.db", faults=faults)
+    rig = make_rig(faults=faults)
     nursery.start_soon(rig.outbox.run)
     await rig.outbox.accept([event(1)])
     monkeypatch.setattr(rig.room, "free_bytes", lambda: 0)
@@ -526,10 +539,10 @@ async def test_a_full_disk_is_waited_for_however_long_it_lasts(tmp_path, nursery
     rig.outbox.stop()
 
 
-async def test_an_error_of_housekeeping_is_not_passed_over(tmp_path, nursery, autojump_clock):
+async def test_an_error_of_housekeeping_is_not_passed_over(make_rig, nursery, autojump_clock):
     """Found by reading: an I/O error there was swallowed, and one of the reserve ended the writer without a word."""
     faults = Faults()
-    rig = Rig(tmp_path / "o.db", faults=faults)
+    rig = make_rig(faults=faults)
     connection = rig.store.connection
     nursery.start_soon(rig.outbox.run)
     await rig.outbox.accept([event(1)])

@@ -92,7 +92,7 @@ class _Reader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
-        self._open: dict[int, str] = {}
+        self._files: dict[int, str] = {}
         self._position: dict[int, int] = {}
 
     def _name(self, path: str) -> str | None:
@@ -119,7 +119,7 @@ class _Reader:
         """A call that is not followed must not concern what is recorded."""
         first = arguments.split(",")[0].strip()
         named = any(self._name(path) is not None for path in _strings(arguments)) if '"' in arguments else False
-        if named or (first.isdigit() and self._open.get(int(first))):
+        if named or (first.isdigit() and self._files.get(int(first))):
             raise ValueError(
                 f"the program called {call}({arguments[:80]}) on a recorded file, which is not followed yet"
             )
@@ -128,7 +128,7 @@ class _Reader:
         name = self._name(_strings(arguments)[0])
         if result is None or name is None:
             return
-        self._open[result], self._position[result] = name, 0
+        self._files[result], self._position[result] = name, 0
         if name and "O_CREAT" in arguments:
             yield Op("create", name)
         if name and "O_TRUNC" in arguments:
@@ -137,7 +137,7 @@ class _Reader:
     _open_ = _openat
 
     def _close(self, arguments: str, result: int | None) -> Iterator[Op]:
-        self._open.pop(int(arguments), None)
+        self._files.pop(int(arguments), None)
         return iter(())
 
     def _lseek(self, arguments: str, result: int | None) -> Iterator[Op]:
@@ -145,14 +145,14 @@ class _Reader:
         return iter(())
 
     def _pwrite64(self, arguments: str, result: int | None) -> Iterator[Op]:
-        name = self._open.get(int(arguments.split(",")[0]))
+        name = self._files.get(int(arguments.split(",")[0]))
         if name:
             offset = int(arguments.rsplit(",", 1)[1])
             yield self._written(name, offset, arguments, result)
 
     def _write(self, arguments: str, result: int | None) -> Iterator[Op]:
         descriptor = int(arguments.split(",")[0])
-        name = self._open.get(descriptor)
+        name = self._files.get(descriptor)
         if name:
             at = self._position[descriptor]
             self._position[descriptor] = at + (result or 0)
@@ -166,11 +166,11 @@ class _Reader:
 
     def _ftruncate(self, arguments: str, result: int | None) -> Iterator[Op]:
         descriptor, length = (int(one) for one in arguments.split(","))
-        if name := self._open.get(descriptor):
+        if name := self._files.get(descriptor):
             yield Op("truncate", name, length, sure=result is not None)
 
     def _synced(self, arguments: str, result: int | None) -> Iterator[Op]:
-        name = self._open.get(int(arguments))
+        name = self._files.get(int(arguments))
         if name is not None and result is not None:
             yield Op("sync", name) if name else Op("syncdir")
 
@@ -181,7 +181,7 @@ class _Reader:
     def _rename(self, arguments: str, result: int | None) -> Iterator[Op]:
         old, new = (self._name(path) for path in _strings(arguments))
         if old and new:
-            self._open = {one: new if name == old else name for one, name in self._open.items()}
+            self._files = {one: new if name == old else name for one, name in self._files.items()}
             yield Op("rename", old, text=new, sure=result is not None)
 
 
