@@ -140,6 +140,9 @@ def _simulate(scenario: Scenario, folder: Path, watch: Watch | None) -> Run:
         check(worlds[0])
     except Exception as wrong:
         error = wrong
+    finally:
+        if worlds[0].life is not None:
+            worlds[0].life.close()  # of a run that broke off
     return Run(worlds[0].lines, error, worlds[0].everything_met())
 
 
