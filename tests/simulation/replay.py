@@ -11,7 +11,7 @@ in-memory network          ``FakeNetwork`` in ``Life``; connections of apps: ``s
 virtual time, seeded       ``JumpingClock`` and ``_seeded`` (``sim_run.py``)
 store calls inline         ``Runner`` (``sim_life.py``)
 a model of PX              ``Px`` (``sim_px.py``)
-producers                  ``_traffic`` (``sim_scenario.py``); some lose patience, some send again what was sent
+producers                  ``_traffic`` (``sim_draw.py``); some lose patience, some send again what was sent
 restarts                   ``do_restart`` (``sim_world.py``), with a second signal; ``do_reboot``: another boot
 crashes                    ``do_crash``: between two steps of any task, or in a commit or checkpoint: what was committed and
                            a random prefix of the rest (``Files.torn`` in ``sim_disk.py``)
@@ -22,10 +22,10 @@ PX faults                  ``NOT_PROCESSED`` and ``Px.answer``: refused connecti
 clock steps                ``do_clock``: seconds, an hour, a day, both ways
 configuration reloads      ``_reload`` (``sim_operator.py``): rate, slots, retries, the day, people; and configurations with a mistake
 replays                    ``_retry_dead``; beside it discarding, forgetting a user, pausing; ``carry_away``
-too little room            ``_padded`` (``sim_scenario.py``): events refused, or the oldest dropped
+too little room            ``_padded`` (``sim_draw.py``): events refused, or the oldest dropped
 history, ids, letters,     ``Keeping`` (``sim_scenario.py``): kept for seconds, so that all leave and some come again
 users that leave
-several apps               ``_of_apps`` (``sim_scenario.py``): two keys and products, the same users
+several apps               ``_of_apps`` (``sim_draw.py``): two keys and products, the same users
 people who look            ``_look``: status, events, letters, what was delivered, the live feed
 four states                ``_check_counters``, ``_check_outcomes`` (``sim_account.py``); nothing answered is lost:
                            ``_check_accepted``; nor what was deleted: ``_GONE`` (``sim_disk.py``)
@@ -51,8 +51,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import msgspec
+from sim_draw import draw
 from sim_run import run
-from sim_scenario import draw
 from sim_shrink import shrink
 
 BLOCK = 50  # seeds that a process gets at a time

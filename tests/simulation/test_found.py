@@ -1,7 +1,8 @@
 """What the simulation has found, as short stories."""
 
+from sim_draw import draw
 from sim_run import run
-from sim_scenario import Event, Scenario, Step, draw
+from sim_scenario import Event, Scenario, Step
 
 
 def story(*steps: Step) -> Scenario:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from replay import failure
+from sim_draw import FAULTS, KINDS, LOOKS, ODD, WAYS, draw
 from sim_px import NOT_PROCESSED, RETRY_AFTER
 from sim_run import run
-from sim_scenario import APPS, FAULTS, KINDS, LOOKS, ODD, WAYS, Scenario, Step, draw
+from sim_scenario import APPS, Scenario, Step
 from sim_shrink import shrink
 
 from sidecar.deliver.dispatcher import Dispatcher
