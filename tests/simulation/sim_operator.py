@@ -37,7 +37,8 @@ async def _reload(world: "World", life: Life, bad: bool, people: str | None = No
 
     async with world.one_reload:  # as one signal after the other is obeyed
         await life.daemon.reload(read)
-        world.in_force(life.daemon.delivery.dispatcher.config)
+        if not life.gone.is_set():  # else the next one has begun, with what the file said then
+            world.in_force(life.daemon.delivery.dispatcher.config)
         world.met["reload refused" if bad else "reloaded"] += 1
 
 
