@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sidecar.cli.common import config_option, load_config
+from sidecar.cli.common import before_the_verb, config_option, load_config
 from sidecar.control.client import DEFAULT_PATH, Asked, Daemon, OutOfReach
 from sidecar.errors import ConfigError, NotRunning
 from sidecar.units import parse_duration_s
@@ -50,7 +50,7 @@ def _configured(config_flag: str | None) -> str:
     except ConfigError:
         if config_flag or os.environ.get("PX_SIDECAR_CONFIG"):
             raise
-        instance = click.get_current_context().find_root().params.get("instance", "")
+        instance = before_the_verb("instance")
         return f"/run/px-sidecar/control-{instance}.sock" if instance else DEFAULT_PATH
 
 

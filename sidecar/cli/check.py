@@ -11,7 +11,7 @@ import click
 from rich.text import Text
 
 from sidecar.cli.asking import control_option, the_daemon
-from sidecar.cli.common import json_option, load_config, print_json
+from sidecar.cli.common import before_the_verb, json_option, load_config, print_json
 from sidecar.cli.findings import Finding, on_this_host
 from sidecar.cli.px_asking import ask_px, key_of
 from sidecar.cli.screen import console, fields_of, printable
@@ -68,7 +68,7 @@ def _show(findings: list[Finding]) -> None:
 
 
 def _findings(control_flag: str | None, config_flag: str | None, *, live: bool) -> Iterator[Finding]:
-    instance = click.get_current_context().find_root().params.get("instance", "")
+    instance = before_the_verb("instance")
     path, _ = config_path(config_flag, os.environ, instance)
     try:
         config = load_config(config_flag)

@@ -9,7 +9,7 @@ import msgspec
 
 from sidecar.config import Config, load
 
-__all__ = ["config_option", "json_option", "load_config", "print_json", "to_terminal"]
+__all__ = ["before_the_verb", "config_option", "json_option", "load_config", "print_json", "to_terminal"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,9 +20,14 @@ def config_option(function: F) -> F:
         "--config",
         "config_flag",
         metavar="PATH",
-        default=lambda: click.get_current_context().find_root().params.get("config"),
+        default=lambda: before_the_verb("config") or None,
         help="The configuration file [default: $PX_SIDECAR_CONFIG, /etc/px-sidecar/config.toml].",
     )(function)
+
+
+def before_the_verb(option: str) -> str:
+    """What ``--instance`` or ``--config`` says there; empty if it does not stand there."""
+    return click.get_current_context().find_root().params.get(option) or ""
 
 
 def json_option(function: F) -> F:
@@ -32,7 +37,7 @@ def json_option(function: F) -> F:
 
 def load_config(flag: str | None) -> Config:
     """The effective configuration, of the ``--instance`` if one was named. Raises ConfigError."""
-    return load(flag, instance=click.get_current_context().find_root().params.get("instance", ""))
+    return load(flag, instance=before_the_verb("instance"))
 
 
 def print_json(value: Any) -> None:

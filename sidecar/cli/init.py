@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, Final
 
 import click
 
-from sidecar.cli.common import config_option, json_option, print_json
+from sidecar.cli.common import before_the_verb, config_option, json_option, print_json
 from sidecar.config import Config, Px, Secret, api_key, config_path, load_text, odd_property_key
 from sidecar.config.load import DEFAULT_PATH
 from sidecar.config.schema import REGIONS
@@ -50,7 +50,7 @@ def init(
       px-sidecar init --yes --config ./config.toml --region eu \\
         --property-key AP-XXXXXXXXXX-2 --key-from ./key
     """
-    instance = click.get_current_context().find_root().params.get("instance", "")
+    instance = before_the_verb("instance")
     path, _ = config_path(config_flag, os.environ, instance)
     _refuse_to_overwrite(path)
     key_file = key_path(path)

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import click
 import msgspec
 import trio
 
+from sidecar.cli.common import before_the_verb
 from sidecar.clock import SystemClock
 from sidecar.config import Config, Secret, api_key
 from sidecar.errors import ConfigError, Failed
@@ -33,7 +33,7 @@ def key_of(config: Config, environ: Mapping[str, str] = os.environ) -> Secret:
     try:
         return api_key(config.px, environ)
     except ConfigError:
-        instance = click.get_current_context().find_root().params.get("instance", "")
+        instance = before_the_verb("instance")
         path = KEY_FOLDER / (f"{instance}.api_key" if instance else "api_key")
         if config.px.api_key or config.px.api_key_file or not os.access(path, os.R_OK):
             raise

@@ -134,7 +134,7 @@ class _Reader:
         if name and "O_TRUNC" in arguments:
             yield Op("truncate", name, 0)
 
-    _open_ = _openat
+    _open = _openat
 
     def _close(self, arguments: str, result: int | None) -> Iterator[Op]:
         self._files.pop(int(arguments), None)

@@ -5,7 +5,7 @@ happens when one thing goes wrong alone.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -61,13 +61,12 @@ def draw(seed: int) -> Scenario:
     for trouble in sorted(troubles):
         steps += _STEPS.get(trouble, _nothing)(dice, length_s)
     kept, steps = _more(Random(seed ^ 0xF0FF), steps, length_s)
-    more = Random(seed ^ 0xA99)
-    if has_apps := more.random() < MORE_SHARE:
-        steps = _of_apps(more, steps)
-    steps.sort(key=lambda step: step.at_s)
     config = _config(dice, troubles, per_second, per_day, kept)
-    if has_apps:
+    dice_of_apps = Random(seed ^ 0xA99)
+    if dice_of_apps.random() < MORE_SHARE:
+        steps = _of_apps(dice_of_apps, steps)
         config += "".join(f'[[source]]\nwrite_key = "{key}"\nproperty_key = "{APPS[key]}"\n' for key in APPS)
+    steps.sort(key=lambda step: step.at_s)
     return Scenario(seed, config, _knobs(dice, troubles), per_second, per_day, tuple(steps), kept)
 
 
@@ -262,12 +261,13 @@ def _more(dice: Random, steps: list[Step], length_s: float) -> tuple[Keeping, li
 def _of_apps(dice: Random, steps: list[Step]) -> list[Step]:
     """The steps with each event from one of the apps, which have the same users."""
     app: defaultdict[int, str] = defaultdict(lambda: dice.choice([*APPS]))
+    return _each_event(steps, lambda event: event | {"app": app[event["number"]]})
 
-    def of_app(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [event | {"app": app[event["number"]]} for event in events]
 
+def _each_event(steps: list[Step], change: Callable[[dict[str, Any]], dict[str, Any]]) -> list[Step]:
+    """The steps with every event that they send changed."""
     return [
-        msgspec.structs.replace(step, args=step.args | {"events": of_app(step.args["events"])})
+        msgspec.structs.replace(step, args=step.args | {"events": [change(event) for event in step.args["events"]]})
         if step.what == "send"
         else step
         for step in steps
@@ -285,14 +285,9 @@ def _day(dice: Random) -> dict[str, Any]:
 def _padded(dice: Random, steps: list[Step]) -> tuple[list[Step], int]:
     """The steps with longer events, and so much room that the longest request fits if nothing else is there."""
     pad = dice.choice((100, 1_000, 3_000))
-    longer, most = [], 0
-    for step in steps:
-        events = step.args.get("events", ())
-        most = max(most, len(events))
-        args = step.args | {"events": [event | {"pad": pad} for event in events]} if events else step.args
-        longer.append(Step(step.at_s, step.what, args))
+    most = max(len(step.args["events"]) for step in steps if step.what == "send")
     pages = EMPTY_PAGES + dice.choice((1, 3, 8)) + most * (pad + ROW_BYTES) * 3 // 2 // PAGE_BYTES
-    return longer, pages * PAGE_BYTES
+    return _each_event(steps, lambda event: event | {"pad": pad}), pages * PAGE_BYTES
 
 
 def _config(dice: Random, troubles: set[str], per_second: float, per_day: int, kept: Keeping) -> str:

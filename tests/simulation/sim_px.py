@@ -59,7 +59,7 @@ class Px:
 
     def __init__(self, dice: Random, log: Callable[[str], None]) -> None:
         self.which: Callable[[Request], int] = lambda _request: 0
-        self.products: dict[int, str] = {}  # number -> the property key that its event should come with
+        self.product_of: Callable[[int], str] = lambda _number: ""  # the property key that a number should come with
         self.sent_s: list[float] = []
         self.arrivals: list[Arrival] = []
         self.first_seen: dict[int, int] = {}  # event id -> place in arrivals
@@ -169,7 +169,7 @@ class Px:
             assert isinstance(body["date"], int)
             assert not math.isnan(body["date"])
             number = body["attributes"]["n"]
-            assert body["propertyKey"] == self.products[number], body
+            assert body["propertyKey"] == self.product_of(number), body
             self.stored[number] += 1
             self.accounts_of.setdefault(number, body.get("accountId"))
             self.first_stored.setdefault(event_id, len(self.arrivals))

@@ -65,9 +65,17 @@ class JumpingClock(trio.abc.Clock):
         return 0.0
 
 
+_ask_kernel = scheduler.TheIOManager.get_events
+
+
+def _news(manager: Any, timeout_s: float) -> Any:
+    """What the kernel tells. Where trio does not wait in earnest there is nothing, and asking would cost time."""
+    return _ask_kernel(manager, timeout_s) if timeout_s > 0 else []
+
+
 @contextmanager
 def _patched(scenario: Scenario):
-    """The sizes that the scenario wants, and no heartbeat: it would hide a wake-up that was forgotten."""
+    """The sizes that the scenario wants, an idle kernel, and no heartbeat: it would hide a wake-up that was forgotten."""
     knobs = scenario.knobs
     pages = knobs.get("wal_pages", 64)
     small_log = lambda _folder: pages * 4096  # noqa: E731 - a value, not a function
@@ -77,6 +85,7 @@ def _patched(scenario: Scenario):
         (sidecar.control.limits, "ROUND_EVERY_S", 1e6),
         (sidecar.outbox.database, "wal_bytes", small_log),
         (sidecar.outbox.room, "wal_bytes", small_log),
+        (scheduler.TheIOManager, "get_events", _news),
     ]
     if knobs:
         wanted += [
@@ -115,13 +124,7 @@ def run(scenario: Scenario, watch: Watch | None = None) -> Run:
     ``watch`` gives an instrument that is told of every step of every task, and may interfere.
     """
     logging.getLogger("sidecar").setLevel(logging.CRITICAL + 1)
-    with (
-        TemporaryDirectory(dir=IN_MEMORY) as folder,
-        _patched(scenario),
-        _seeded(scenario.seed),
-        _nothing_from_outside(),
-        _without_collector(),
-    ):
+    with TemporaryDirectory(dir=IN_MEMORY) as folder, _patched(scenario), _seeded(scenario.seed), _without_collector():
         return _simulate(scenario, Path(folder), watch)
 
 
@@ -140,9 +143,6 @@ def _simulate(scenario: Scenario, folder: Path, watch: Watch | None) -> Run:
         check(worlds[0])
     except Exception as wrong:
         error = wrong
-    finally:
-        if worlds[0].life is not None:
-            worlds[0].life.close()  # of a run that broke off
     return Run(worlds[0].lines, error, worlds[0].everything_met())
 
 
@@ -156,18 +156,6 @@ def _seeded(seed: int):
         yield
     finally:
         scheduler._ALLOW_DETERMINISTIC_SCHEDULING = deterministic
-
-
-@contextmanager
-def _nothing_from_outside():
-    """The kernel is asked for news only where trio waits in earnest: elsewhere there are none, and asking costs time."""
-    manager = scheduler.TheIOManager
-    ask = manager.get_events
-    manager.get_events = lambda self, timeout: ask(self, timeout) if timeout > 0 else []
-    try:
-        yield
-    finally:
-        manager.get_events = ask
 
 
 @contextmanager

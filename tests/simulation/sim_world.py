@@ -41,6 +41,7 @@ class World:
         self.dice = Random(scenario.seed ^ 0x5EED)
         self.lines: list[str] = []
         self.px = Px(Random(scenario.seed ^ 0x9A), self.log)
+        self.px.product_of = lambda number: self.sent[number].product
         self.disk = Disk()
         self.config = _load(scenario.config)
         self.started_s = trio.current_time()
@@ -111,9 +112,11 @@ class World:
             self.log(f"life {number} begins")
             self.in_force(self.config.deliver)
             self.begun.set()
-            await self.life.run()
+            try:
+                await self.life.run()
+            finally:
+                self.life.close()
             self.begun = trio.Event()
-            self.life.close()
             self.log(f"life {number} has ended")
             number += 1
             self.last_path = self.folder / f"{number}.db"
@@ -148,7 +151,6 @@ class World:
         """An app with some events: it sends until it is answered, or its patience ends."""
         self.repeated.update(event.number for event in events if event.number in self.sent)
         self.sent.update((event.number, event) for event in events)
-        self.px.products.update((event.number, event.product) for event in events)
         order: list[int] = []
         self.in_order.append(order)
         with trio.move_on_after(float("inf") if patience_s is None else patience_s) as scope:
@@ -312,9 +314,10 @@ class World:
 
         Nothing tells that from a firewall that blocks everything, so it lasts until the app is used again.
         """
-        reason = life.daemon.delivery.dispatcher.destination.describe(trio.current_time()).reason
+        if life.daemon.delivery.dispatcher.destination.describe(trio.current_time()).reason != Kind.FIREWALL:
+            return False
         users = life.daemon.store.connection.execute("SELECT user FROM events WHERE state < 4").fetchall()
-        return reason == Kind.FIREWALL and all(user and user.startswith("odd") for (user,) in users)
+        return all(user and user.startswith("odd") for (user,) in users)
 
     def _patience_s(self) -> float:
         """How long what is pending may take, at most, with this quota."""
