@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.deliver.bucket import TOLERANCE_S, Bucket
+from sidecar.deliver.bucket import ROUNDING_S, TOLERANCE_S, Bucket
 
 
 def most_in_a_window(sends: list[float], window_s: float = 1.0) -> int:
@@ -48,7 +48,7 @@ def test_pace_is_used_up_despite_late_wake_ups(per_second):
 
 
 def test_first_send_comes_one_interval_and_the_tolerance_after_the_start():
-    assert Bucket(100, 50.0).ready_at_s(50.0) == pytest.approx(50.0 + 0.01 + TOLERANCE_S)
+    assert Bucket(100, 50.0).ready_at_s(50.0) == pytest.approx(50.0 + 0.01 + TOLERANCE_S, abs=2 * ROUNDING_S)
 
 
 @pytest.mark.parametrize("idle_s", [0.05, 0.7, 5.0, 86_400.0])
@@ -111,6 +111,20 @@ def test_the_limit_holds_across_kill_and_immediate_restart(rate, seed, lives):
         sends += run(bucket, now_s, now_s + life_s, lambda late_s=late_s: rng.uniform(0, late_s))
         now_s = max(now_s + life_s if rng.random() < 0.5 else now_s, sends[-1] if sends else now_s)
     assert most_in_a_window(sends, max(1.0, 1 / rate)) <= max(1, int(rate))
+
+
+@given(rate=st.integers(2, 1000), start_s=st.floats(0, 1e8), lives=st.integers(2, 5))
+def test_a_kill_at_the_limit_of_both_rules_cost_the_last_bit_of_a_second(rate, start_s, lives):
+    bucket, now_s, sends = Bucket(rate, start_s), start_s, []
+    for _ in range(lives):
+        now_s = bucket.ready_at_s(now_s) + 5 * TOLERANCE_S  # so late that all of the tolerance may be caught up
+        for _ in range(rate):
+            now_s = bucket.ready_at_s(now_s)
+            bucket.take(now_s)
+            sends.append(now_s)
+        bucket = Bucket(rate, now_s)  # killed right after its last send, and started again at once
+    now_s = bucket.ready_at_s(now_s)
+    assert most_in_a_window([*sends, now_s]) <= rate
 
 
 def test_a_pace_that_rises_again_does_not_wait_for_the_old_interval():

@@ -68,7 +68,7 @@ BUGS = (
     Bug(
         "bucket that starts full",
         "sidecar/deliver/bucket.py",
-        "        latest_s = started_s + TOLERANCE_S",
+        "        latest_s = started_s + TOLERANCE_S + ROUNDING_S",
         "        latest_s = started_s - self._window_s",
     ),
     Bug(
