@@ -10,6 +10,10 @@ Two rules hold at once; a send is allowed when both allow it. With N = floor(per
 * **The grid** (GCRA) is the smoothness. Sends are due T apart; one that comes late may be caught up, but no more than
   ``TOLERANCE_S`` of it. So start, idle time and a stall are never followed by a burst.
 
+A process that wakes up half as often needs a fifth less processor time for the same sends. So a caller who has to wait
+is told to wait until as many sends are allowed as fall into ``GATHER_S``; they share one wake-up, as do their answers:
+two at the default pace. It costs no pace and loosens neither rule, since a late send may be caught up.
+
 Below one per second N is 1 and the window is 1 / per_second instead of a second. A fraction above one is cut off,
 because 47.5 per second is kept in *every* second only by 47.
 
@@ -27,11 +31,14 @@ one interval and the tolerance after the start.
 import math
 from collections import deque
 
-__all__ = ["ROUNDING_S", "TOLERANCE_S", "Bucket"]
+__all__ = ["GATHER_S", "ROUNDING_S", "TOLERANCE_S", "Bucket"]
 
 # Ten times the usual lateness of a wake-up (0 to 2 ms); four intervals at the default pace, so a stall is followed by
 # four sends at once at most.
 TOLERANCE_S = 0.020
+
+# Well below the tolerance, so that a late wake-up can be caught up all the same.
+GATHER_S = 0.008
 
 # More than the sums of one window can lose: half a unit in the last place for each of its sends, 75 us at ten thousand
 # a second on a machine that has been up for three years.
@@ -48,8 +55,8 @@ class Bucket:
         self._log = deque(latest_s - back * self._interval_s for back in reversed(range(self._limit)))
 
     def ready_at_s(self, now_s: float) -> float:
-        """When the next send is allowed; ``now_s`` if it is allowed now."""
-        return max(now_s, self._allowed_s())
+        """``now_s`` if a send is allowed now; else when to ask again, and as many as are gathered are allowed then."""
+        return now_s if self._allowed_s() <= now_s else self._allowed_s(self._gathered)
 
     def take(self, now_s: float) -> None:
         """Record a send at ``now_s``, which must be allowed then."""
@@ -70,9 +77,12 @@ class Bucket:
         self._limit = max(1, math.floor(per_second))
         self._window_s = max(1.0, 1 / per_second)
         self._interval_s = self._window_s / self._limit
+        self._gathered = 1 + math.floor(GATHER_S / self._interval_s)
 
-    def _allowed_s(self) -> float:
-        allowed_s = self._due_s - TOLERANCE_S
-        if len(self._log) >= self._limit:
-            allowed_s = max(allowed_s, math.nextafter(self._log[-self._limit] + self._window_s, math.inf))
+    def _allowed_s(self, sends: int = 1) -> float:
+        """When so many sends are allowed in the same moment."""
+        allowed_s = self._due_s + (sends - 1) * self._interval_s - TOLERANCE_S
+        nth = len(self._log) - self._limit + sends - 1  # the send before which there is no room for the last of them
+        if nth >= 0:
+            allowed_s = max(allowed_s, math.nextafter(self._log[nth] + self._window_s, math.inf))
         return allowed_s

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from collections import Counter
 from fractions import Fraction
 
 import pytest
@@ -45,6 +46,15 @@ def test_pace_is_used_up_despite_late_wake_ups(per_second):
     allowed = per_second if per_second < 1 else int(per_second)
     assert achieved >= 0.997 * allowed
     assert most_in_a_window(sends) <= max(1, int(per_second))
+
+
+@pytest.mark.parametrize(("per_second", "together"), [(100, 1), (190, 2), (1000, 9)])
+def test_sends_that_are_due_within_a_moment_share_a_wake_up(per_second, together):
+    sends = run(Bucket(per_second, 100.0), 100.0, 110.0, lambda: 0.0001)
+    at_once = Counter(Counter(sends).values())
+    assert at_once.most_common(1)[0][0] == together
+    assert max(at_once) <= together + 1
+    assert len(sends) >= 0.99 * 10 * per_second
 
 
 def test_first_send_comes_one_interval_and_the_tolerance_after_the_start():
@@ -133,8 +143,8 @@ def test_a_pace_that_rises_again_does_not_wait_for_the_old_interval():
     bucket.take(bucket.ready_at_s(5.0))
     now_s = bucket.ready_at_s(5.0)
     assert now_s > 100
-    bucket.set_rate(190, 20.0)
-    assert bucket.ready_at_s(20.0) == pytest.approx(20.0 + 1 / 190)
+    bucket.set_rate(100, 20.0)
+    assert bucket.ready_at_s(20.0) == pytest.approx(20.0 + 1 / 100)
 
 
 def test_a_send_that_is_not_allowed_is_a_mistake_of_the_caller():
