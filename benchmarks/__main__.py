@@ -1,6 +1,7 @@
 """``python -m benchmarks [NAME …]``: run, print the table, write JSON, draw."""
 
 import importlib
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,8 @@ def main(names: tuple[str, ...], quick: bool, json_path: Path | None, plots: Pat
     Without NAMES all of them, about half an hour. Needs 12 GB of disk below $TMPDIR for `scale`, which has to be a
     real disk. The plots need matplotlib: pip install 'px-sidecar[bench]'.
     """
+    if plots is not None and importlib.util.find_spec("matplotlib") is None:
+        raise click.UsageError("--plots draws with matplotlib, which is missing: pip install 'px-sidecar[bench]'.")
     console = Console(width=None if sys.stdout.isatty() else 150)
     results = Results(machine=machine(), quick=quick)
     began_s = time.monotonic()

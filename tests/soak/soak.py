@@ -19,6 +19,7 @@ its steady state.
 """
 
 import argparse
+import importlib.util
 import json
 import signal
 import sys
@@ -311,15 +312,11 @@ def soak(out: Path, duration_s: float, seed: int, ending: threading.Event) -> No
             (out / "processes.log").write_text(rig.log())
 
 
-def conclude(out: Path, *, plot: bool = True) -> bool:
-    """Judge and plot what is in ``out``; whether all is well."""
+def conclude(out: Path) -> bool:
+    """Judge what is in ``out``; whether all is well."""
     run, samples, account = read_run(out / "run.ndjson")
     short = run["seconds"] < SHORT_S
     lines, well = judge(samples, account, slack=SHORT_SLACK if short else 1.0)
-    if plot and samples:
-        from soak_plot import draw  # matplotlib is only needed for this
-
-        draw(samples, out / "soak.png")
     if account is not None:
         status = account["status"]
         figures = {name: status[name] for name in ("accepted", "delivered", "dropped", "dead", "repeated", "ambiguous")}
@@ -327,6 +324,18 @@ def conclude(out: Path, *, plot: bool = True) -> bool:
         lines.append(" ".join(f"{name}={value}" for name, value in figures.items()))
     print("\n".join(lines), flush=True)
     return well
+
+
+def picture(out: Path) -> None:
+    """Plot what is in ``out``, if matplotlib is there: hours of a run do not end in vain without it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print(f"Not plotted: matplotlib is missing; pip install '.[bench]', then --judge {out}.", file=sys.stderr)
+        return
+    from soak_plot import draw
+
+    _, samples, _ = read_run(out / "run.ndjson")
+    if samples:
+        draw(samples, out / "soak.png")
 
 
 def main() -> None:
@@ -343,7 +352,10 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ending.set())
         soak(options.out, duration_s, options.seed, ending)
-    sys.exit(0 if conclude(options.judge or options.out) else 1)
+    out = options.judge or options.out
+    well = conclude(out)
+    picture(out)
+    sys.exit(0 if well else 1)
 
 
 if __name__ == "__main__":

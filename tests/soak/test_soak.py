@@ -17,7 +17,7 @@ SHORT_S = 20.0
 @pytest.mark.timeout(240)
 def test_a_short_soak_ends_with_an_exact_account(tmp_path: Path, capsys):
     soak(tmp_path, SHORT_S, seed=1, ending=threading.Event())
-    conclude(tmp_path, plot=False)
+    conclude(tmp_path)
     run, samples, account = read_run(tmp_path / "run.ndjson")
     assert run["seconds"] == SHORT_S
     assert len(samples) >= 8
