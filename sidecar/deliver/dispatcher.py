@@ -102,12 +102,13 @@ class Dispatcher:
         item = self._whose_turn(leave, now_s)
         if item is None:
             return Rest(self._something_due_s())
-        if item.prepared is None and (settlement := self._prepare(item)):
-            self._order.take(item)
-            return self._finish(item, settlement)
         until_s = self._leave_at_s(item, leave, now_s)
         if until_s > now_s:
             return Rest(min(until_s, self._something_due_s()))
+        # Mapped in the moment it may leave, not before: during a wait mapping and memory may change, and it may grow old.
+        if item.prepared is None and (settlement := self._prepare(item)):
+            self._order.take(item)
+            return self._finish(item, settlement)
         return self._send(item, now_s, probe=isinstance(leave, Probe))
 
     def _whose_turn(self, leave: object, now_s: float) -> Item | None:

@@ -266,6 +266,36 @@ def test_what_is_older_than_max_age_is_dead():
     assert (step.settlement.state, step.settlement.reason) == (State.DEAD, "too_old")
 
 
+def test_what_is_just_as_old_as_max_age_is_sent():
+    house = House('[deliver]\nmax_age = "1h"', rows=[track(1)])
+    house.clock.now_s = (house.rows[0].received_ms - 1_700_000_000_000) / 1000 + 3600
+    assert house.send().item.id == 1
+
+
+def test_an_event_whose_turn_had_come_before_a_pause_was_sent_however_old_it_had_become():
+    """It was judged before the pause, and never again."""
+    house = House('[deliver]\nmax_age = "1h"', rows=[track(1)])
+    house.it.destination.pause(house.clock.now_s)
+    assert isinstance(house.next(), Rest)
+    house.clock.now_s += 3601
+    house.it.destination.resume(house.clock.now_s)
+    step = house.next()
+    assert isinstance(step, Settle)
+    assert step.settlement.reason == "too_old"
+
+
+def test_an_event_whose_turn_had_come_before_a_reload_left_with_what_the_reload_forbids():
+    """It was mapped by the rules of before the pause in which they changed."""
+    house = House(rows=[track(1, properties={"email": "ann@example.com", "n": 1})])
+    house.it.destination.pause(house.clock.now_s)
+    assert isinstance(house.next(), Rest)
+    stricter = load_text('[mapping.attributes]\ndrop = ["email"]')
+    house.it.reconfigure(stricter.deliver, compile_mapping(stricter.mapping, stricter.people))
+    house.clock.now_s += 10
+    house.it.destination.resume(house.clock.now_s)
+    assert json.loads(house.send().request.body)["attributes"] == {"n": 1}
+
+
 def test_a_dead_letter_that_was_too_old_is_sent_when_somebody_retries_it():
     """Its age was counted from its acceptance, so that it died again at once."""
     house = House('[deliver]\nmax_age = "1h"', rows=[track(1)])
@@ -314,6 +344,15 @@ def test_a_probe_of_several_requests_does_not_wait_for_itself():
 
 
 # Limits ------------------------------------------------------------------------------------------------------------
+
+
+def test_max_in_flight_that_a_reload_lowered_holds_for_the_next_send():
+    house = House("[deliver]\nmax_in_flight = 2", rows=[track(1, "a"), track(2, "b")])
+    house.send()
+    lower = load_text("[deliver]\nmax_in_flight = 1")
+    house.it.reconfigure(lower.deliver, compile_mapping(lower.mapping, lower.people))
+    house.clock.now_s += 1
+    assert isinstance(house.next(), Rest)
 
 
 def test_a_slot_is_free_only_after_the_commit():
