@@ -102,6 +102,8 @@ class Committer:
         problem = self._trusted()
         if problem is None:
             problem = self._commit(work, work.accepts, work.settlements, work.failures)
+            if problem is None:
+                work.failures = []  # what fails below must not have them counted again; settling twice changes nothing
         else:
             _fail(work.accepts, problem)
         for note in work.writes:

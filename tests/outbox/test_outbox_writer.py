@@ -516,6 +516,21 @@ async def test_a_locked_file_is_waited_for(make_rig, nursery, autojump_clock):
     rig.outbox.stop()
 
 
+async def test_a_failed_attempt_was_counted_twice_when_the_disk_failed_after_it_was_noted(rig, autojump_clock):
+    """Seed 1564: what an operator asked failed in the same trip, and the attempt was noted once more by the next."""
+    await rig.outbox.accept([event(1)])
+    rig.outbox.note_failure(Failure(1, 1, NOW_MS, NOW_MS, 1, 0, "cut off", ambiguous=True))
+
+    def fail(_store, _now_ms):
+        raise Faults().error()
+
+    with pytest.raises(StoreFailed):
+        await rig.outbox.write(fail)
+    await trio.sleep(60)
+    assert (await rig.outbox.accept([event(2)])).stored == 1
+    assert (rig.store.counters["retries"], rig.store.counters["ambiguous"]) == (1, 1)
+
+
 async def test_a_full_disk_is_waited_for_however_long_it_lasts(make_rig, nursery, autojump_clock, monkeypatch):
     """Found by reading: after ten failures the daemon ended, and its restart sent again what was not settled."""
     faults = Faults()

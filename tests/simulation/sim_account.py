@@ -46,6 +46,8 @@ def check(world: World) -> None:
     _check_outcomes(world, rows)
     _check_order(world, rows)
     _check_repeats(world, rows, counters)
+    _check_ambiguous(world, counters)
+    _check_ages(world, rows)
     _check_pace(world)
     _check_day(world)
     assert world.most_in_flight <= world.most_allowed, f"{world.most_in_flight} in flight"
@@ -215,6 +217,26 @@ def _check_repeats(world: World, rows: list[Row], counters: Counter[str]) -> Non
     not_noted = sum(sum(end.not_noted.values()) for end in world.ends)
     most = counters["ambiguous"] + sum(in_flight.values()) + not_noted
     assert duplicates <= most, f"{duplicates} duplicates, {counters['ambiguous']} ambiguous and {most} explained"
+
+
+def _check_ambiguous(world: World, counters: Counter[str]) -> None:
+    """Promise 5 counts what may be a duplicate; a count that is too high would allow any number of them."""
+    if world.disk.met["ioerr_after"] or world.disk.met["busy"]:
+        return  # a commit that failed and happened may be counted again
+    counted, lost = counters["ambiguous"], sum(world.px.ambiguous.values())
+    assert counted <= lost, f"{counted} ambiguous counted, {lost} answers were lost"
+    if not world.ends[:-1]:
+        assert counted == lost, f"{counted} ambiguous counted, {lost} answers were lost, and nothing crashed"
+
+
+def _check_ages(world: World, rows: list[Row]) -> None:
+    """Nothing is given up as too old before it is."""
+    if world.stepped or world.boots > 1:
+        return  # its age is not the time that passed here
+    for row in rows:
+        if row.reason == "too_old" and row.settled_ms is not None and row.id not in world.replayed:
+            age_ms = row.settled_ms - row.received_ms
+            assert age_ms >= world.config.deliver.max_age * 1000, f"event {row.id} was too old after {age_ms} ms"
 
 
 def _check_pace(world: World) -> None:
