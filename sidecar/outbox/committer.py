@@ -74,7 +74,7 @@ class Note:
 class Work:
     """Everything that goes on one trip."""
 
-    __slots__ = ("accepts", "failures", "now_ms", "protected", "reads", "settlements", "writes")
+    __slots__ = ("accepts", "failures", "noted", "now_ms", "protected", "reads", "settlements", "writes")
 
     def __init__(self, now_ms: int, protected: Collection[int]) -> None:
         self.now_ms = now_ms
@@ -84,6 +84,7 @@ class Work:
         self.reads: list[Note] = []
         self.settlements: list[Settlement] = []
         self.failures: list[Failure] = []
+        self.noted = False  # the failures are committed
 
 
 class Committer:
@@ -102,8 +103,7 @@ class Committer:
         problem = self._trusted()
         if problem is None:
             problem = self._commit(work, work.accepts, work.settlements, work.failures)
-            if problem is None:
-                work.failures = []  # what fails below must not have them counted again; settling twice changes nothing
+            work.noted = problem is None  # what fails below must not have them counted again
         else:
             _fail(work.accepts, problem)
         for note in work.writes:

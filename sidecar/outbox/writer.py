@@ -224,7 +224,8 @@ class Outbox:
                 note.done.set()
         if problem is not None:
             self._settlements[:0] = work.settlements
-            self._failures[:0] = work.failures
+            if not work.noted:  # settling once more changes nothing, noting counts
+                self._failures[:0] = work.failures
             if work.accepts:
                 self.on_accepted()  # a commit that failed may have happened all the same, and nobody else would tell
             self._try_again_later(problem)
