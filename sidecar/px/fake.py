@@ -15,14 +15,14 @@ async def _created(_: Request) -> Reply:
 class FakeNetwork:
     """Lanes whose replies are what ``script`` returns; it may wait first (trio), and is cancelled with the lane's send.
 
-    ``sent`` holds every request in the order of sending, ``lanes`` is how many lanes were asked for, ``most_at_once``
-    the most requests that were under way together.
+    ``sent`` holds every request in the order of sending, ``lanes`` is how many lanes were asked for, ``closed`` how many
+    of them were closed, ``most_at_once`` the most requests that were under way together.
     """
 
     def __init__(self, script: Callable[[Request], Awaitable[Reply]] = _created) -> None:
         self.script = script
         self.sent: list[Request] = []
-        self.lanes = 0
+        self.lanes = self.closed = 0
         self.at_once = 0
         self.most_at_once = 0
 
@@ -53,4 +53,5 @@ class FakeLane:
             self._busy = False
 
     async def aclose(self) -> None:
-        """Nothing to close."""
+        """Count it as closed; there is nothing else to do."""
+        self._network.closed += 1

@@ -10,10 +10,7 @@ from typing import NamedTuple
 
 from sim_world import World
 
-from sidecar.deliver.destination import REFUSED_COUNT
-from sidecar.deliver.dispatcher import ASIDE_ROWS
 from sidecar.mapping import Known
-from sidecar.outbox import PAGE_ROWS
 
 __all__ = ["check"]
 
@@ -29,6 +26,8 @@ class Row(NamedTuple):
     attempts: int | None
     received_ms: int
     settled_ms: int | None  # None: deleted as it was
+    was_dead: bool
+    replayed: bool
 
 
 def check(world: World) -> None:
@@ -49,13 +48,13 @@ def check(world: World) -> None:
     _check_ambiguous(world, counters)
     _check_ages(world, rows)
     _check_pace(world)
-    _check_day(world)
-    assert world.most_in_flight <= world.most_allowed, f"{world.most_in_flight} in flight"
-    _check_loaded(world)
+    _check_day(world, rows)
+    _check_accounts(world, rows)
+    assert not world.wrong, f"{len(world.wrong)} times in the moment itself: {world.wrong[:5]}"
     world.met.update({name: value for name, value in counters.items() if name.startswith(("dead:", "dropped:"))})
     world.met["duplicates"] += sum(times - 1 for times in world.px.stored.values())
     world.met["ambiguous"] += counters["ambiguous"]
-    world.met["quota spent"] += len(world.px.sent_s) > world.scenario.least_per_day
+    world.met["quota spent"] += len(world.px.sent) > world.scenario.least_per_day
 
 
 def _rows(connection: sqlite3.Connection) -> list[Row]:
@@ -66,10 +65,14 @@ def _rows(connection: sqlite3.Connection) -> list[Row]:
         for *row, body in connection.execute(f"SELECT {columns}, body FROM events")
     ]
     gone = connection.execute(f"SELECT {columns}, message_id FROM gone").fetchall()
+    was_dead, replayed = (
+        {one for (one,) in connection.execute(f"SELECT id FROM {ledger}")} for ledger in ("was_dead", "replayed")
+    )
     rows = []
     for one, state, reason, attempts, received_ms, settled_ms, message_id in sorted([*there, *map(_as_dropped, gone)]):
         number = None if message_id is None else int(message_id[1:])
-        rows.append(Row(one, number, state, reason, attempts, received_ms, settled_ms))
+        found = one in was_dead, one in replayed
+        rows.append(Row(one, number, state, reason, attempts, received_ms, settled_ms, *found))
     assert len({row.id for row in rows}) == len(rows), "an id was given twice"
     return rows
 
@@ -156,6 +159,7 @@ def _check_outcomes(world: World, rows: list[Row]) -> None:
                 continue
             full = "outbox_full" if world.config.outbox.when_full == "drop_oldest" else "discarded"
             assert row.reason in (expected, "discarded", full), what
+            assert row.reason != "discarded" or row.was_dead, what
             # Where people were turned off meanwhile, what was sent of a call before may have got no answer.
             turned_off = row.reason == "remembered" and world.scenario.changes_people
             assert row.reason in ("discarded", full) or turned_off or not answers, what
@@ -164,9 +168,9 @@ def _check_outcomes(world: World, rows: list[Row]) -> None:
             assert answers[refused_for[row.reason]] >= least, what
         elif row.reason in ("bad_event", "mapping_error"):
             assert event.kind == "bad", what
-            assert row.reason == "bad_event" or row.id in world.replayed, what
+            assert row.reason == "bad_event" or row.replayed, what
         elif row.reason == "too_old":
-            assert world.config.deliver.max_age, what
+            assert any(world.max_ages), what
         else:
             raise AssertionError(what)
         if event.kind == "bad":
@@ -182,7 +186,7 @@ def _check_order(world: World, rows: list[Row]) -> None:
         event = world.sent.get(row.number) if row.number is not None else None
         if event is not None and event.kind in ("identify", "group") and world.scenario.changes_people:
             continue  # it may have had its turn, with nothing to send, before a crash took that back
-        if event is not None and event.user and row.id not in world.replayed and row.id in px.first_seen:
+        if event is not None and event.user and not row.replayed and row.id in px.first_seen:
             turns[event.user, event.high].append((row, event))
     for turn, found in turns.items():
         done, who = -1, None
@@ -233,19 +237,20 @@ def _check_ages(world: World, rows: list[Row]) -> None:
     """Nothing is given up as too old before it is."""
     if world.stepped or world.boots > 1:
         return  # its age is not the time that passed here
+    least_ms = min((max_age for max_age in world.max_ages if max_age), default=math.inf) * 1000
     for row in rows:
-        if row.reason == "too_old" and row.settled_ms is not None and row.id not in world.replayed:
+        if row.reason == "too_old" and row.settled_ms is not None and not row.replayed:
             age_ms = row.settled_ms - row.received_ms
-            assert age_ms >= world.config.deliver.max_age * 1000, f"event {row.id} was too old after {age_ms} ms"
+            assert age_ms >= least_ms, f"event {row.id} was too old after {age_ms} ms"
 
 
 def _check_pace(world: World) -> None:
     """Promise 3: never more than the ceiling in any half-open second, by the times of sending."""
-    sent_s, first = world.px.sent_s, 0
-    for last, at_s in enumerate(sent_s):
-        while sent_s[first] <= at_s - 1.0:
+    sent, first = world.px.sent, 0
+    for last, (at_s, _) in enumerate(sent):
+        while sent[first].at_s <= at_s - 1.0:
             first += 1
-        most = max(1, math.floor(_most_in_force(world.ceilings, sent_s[first], at_s)))
+        most = max(1, math.floor(_most_in_force(world.ceilings, sent[first].at_s, at_s)))
         assert last - first + 1 <= most, f"{last - first + 1} requests in the second before {at_s}, {most} allowed"
 
 
@@ -257,34 +262,24 @@ def _most_in_force(limits: Sequence[tuple[float, float]], from_s: float, until_s
     )
 
 
-def _check_day(world: World) -> None:
-    """Promise 3: never more than the quota that is in force, in any 24 hours or in the calendar day."""
+def _check_day(world: World, rows: list[Row]) -> None:
+    """Promise 3: never more than the quota that is in force, in any 24 hours or in the calendar day.
+
+    A normal event never goes when only what is reserved for high ones is left.
+    """
     calendar = world.config.deliver.day == "utc"
     if world.stepped and (calendar or world.boots > 1):
         return  # no clock can tell then
-    sent_s, first = world.px.sent_s, 0
-    for last, at_s in enumerate(sent_s):
+    normal = {row.id for row in rows if row.number is not None and not world.sent[row.number].high}
+    sent, first = world.px.sent, 0
+    for last, (at_s, event_id) in enumerate(sent):
         begins_s = (
             at_s - (START_S + at_s - world.started_s) % DAY_S if calendar else math.nextafter(at_s - DAY_S, math.inf)
         )
-        while sent_s[first] < begins_s:
+        while sent[first].at_s < begins_s:
             first += 1
-        most = _most_in_force(world.days, at_s, at_s)
+        most = _most_in_force(world.normal_days if event_id in normal else world.days, at_s, at_s)
         assert last - first + 1 <= most, f"{last - first + 1} requests in the day before {at_s}, {most} allowed"
-
-
-def _check_loaded(world: World) -> None:
-    """Memory: no more is loaded than the window, and beside it the waiting heads and refusals that are held."""
-    knobs = world.scenario.knobs
-    queue, low, page = (
-        knobs.get("queue_max", ASIDE_ROWS),
-        knobs.get("ready_low", 256),
-        knobs.get("page_rows", PAGE_ROWS),
-    )
-    bound = (
-        queue * (world.most_allowed + low) + page + queue + knobs.get("waiting_max", 20_000) + page + REFUSED_COUNT + 1
-    )
-    assert world.most_loaded <= bound, f"{world.most_loaded} events loaded, {bound} allowed"
 
 
 def _check_memory(connection: sqlite3.Connection, world: World, rows: list[Row]) -> None:
@@ -299,7 +294,7 @@ def _check_memory(connection: sqlite3.Connection, world: World, rows: list[Row])
             continue
         last[event.product, event.user] = row
         # A call that was refused was never remembered, or later than in its turn; a discarded row was refused before.
-        if row.id in world.replayed or row.state == DEAD or row.reason in ("discarded", "outbox_full", "moved"):
+        if row.replayed or row.state == DEAD or row.reason in ("discarded", "outbox_full", "moved"):
             doubtful.add((event.product, event.user))
     for (product, user), row in last.items():
         if user in world.forgotten or (product, user) in doubtful:
@@ -311,3 +306,40 @@ def _check_memory(connection: sqlite3.Connection, world: World, rows: list[Row])
         what = f"of {user} in {product} {known} is remembered, g{row.number} was said last"
         assert known is not None, what
         assert known.account_id == f"g{row.number}", what
+
+
+def _check_accounts(world: World, rows: list[Row]) -> None:
+    """What PX gets of a user comes with his account: the one of his last group call that was settled, or a later one.
+
+    A group call that is not settled yet may be overtaken, as it is of another class than most events.
+    """
+    if world.config.deliver.order == "none" or world.config.identity.max_users < 1_000_000 or world.stepped:
+        return  # nobody can tell then which was the last
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    of_row: dict[int, tuple[str, str]] = {}
+    for row in rows:
+        event = world.sent.get(row.number) if row.number is not None else None
+        if event is None or not event.user or event.user in world.forgotten:
+            continue
+        of_row[row.id] = event.product, event.user
+        if event.kind == "group":
+            groups[event.product, event.user].append(row)
+    for arrival in world.px.arrivals:
+        if not arrival.is_event or arrival.event_id not in of_row:
+            continue
+        of_user = groups[of_row[arrival.event_id]]
+        if any(row.replayed for row in of_user):
+            continue
+        at_ms = (START_S + arrival.at_s - world.started_s) * 1000
+        known = [row.id for row in of_user if _is_remembered(row) and row.settled_ms < at_ms - 1]
+        if not known:
+            continue
+        world.met["account known"] += 1
+        may_be = [f"g{row.number}" for row in of_user if row.id >= max(known)]
+        what = f"event {arrival.event_id} came with account {arrival.account}, one of {may_be} expected"
+        assert arrival.account in may_be, what
+
+
+def _is_remembered(row: Row) -> bool:
+    """Whether a group call came to its end so that it counts."""
+    return row.settled_ms is not None and (row.state == DELIVERED or row.reason == "remembered")

@@ -73,12 +73,21 @@ def _log_of(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
-# What is deleted stays known to the account: by the same commit, so that a crash takes back both or neither.
-_GONE = """
+# What is deleted stays known to the account, and what was dead once, or was retried: by the same commit, so that a crash
+# takes back both or neither.
+_LEDGER = """
 CREATE TABLE gone (id INTEGER PRIMARY KEY, state, reason, attempts, received_ms, settled_ms, message_id);
 CREATE TRIGGER gone AFTER DELETE ON events BEGIN
     INSERT INTO gone VALUES (OLD.id, OLD.state, OLD.reason, OLD.attempts, OLD.received_ms, OLD.settled_ms,
                              json_extract(CAST(OLD.body AS TEXT), '$.messageId'));
+END;
+CREATE TABLE was_dead (id INTEGER PRIMARY KEY);
+CREATE TRIGGER was_dead AFTER INSERT ON dead BEGIN
+    INSERT OR IGNORE INTO was_dead VALUES (NEW.id);
+END;
+CREATE TABLE replayed (id INTEGER PRIMARY KEY);
+CREATE TRIGGER replayed AFTER UPDATE OF state ON events WHEN OLD.state = 6 AND NEW.state < 4 BEGIN
+    INSERT OR IGNORE INTO replayed VALUES (NEW.id);
 END;
 """
 
@@ -89,7 +98,7 @@ def empty_outbox() -> Files:
     with TemporaryDirectory(dir=IN_MEMORY) as folder:
         path = Path(folder) / "0.db"
         store = Store(path)
-        store.connection.executescript(_GONE)
+        store.connection.executescript(_LEDGER)
         store.close()
         return Files.of(path)
 

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import msgspec
-from sim_scenario import APPS, PRODUCT, Event, Keeping, Scenario, Step
+from sim_scenario import APPS, PRODUCT, SECRET_NAME, Event, Keeping, Scenario, Step
 
 __all__ = ["FAULTS", "KINDS", "LOOKS", "ODD", "WAYS", "draw"]
 
@@ -43,7 +43,7 @@ TROUBLES = (
     *("odd", "people", "quota", "small", "no_order", "reboot", "aged", "clients_give_up"),
 )
 SHARES = {"small": 0.6, "quota": 0.2, "px": 0.4}
-# These, and the apps, have dice of their own, so that a seed goes on bringing what it brought of the others.
+# These have dice of their own, as all that was added later, so that a seed goes on bringing what it brought of the others.
 MORE_TROUBLES = ("full", "short_keep", "few_users", "look", "other_day", "other_people", "carry")
 MORE_SHARE = 0.25
 PAGE_BYTES, EMPTY_PAGES = 4096, 21  # what an outbox takes in which nothing is
@@ -60,14 +60,18 @@ def draw(seed: int) -> Scenario:
     steps = [*_traffic(dice, troubles, length_s)]
     for trouble in sorted(troubles):
         steps += _STEPS.get(trouble, _nothing)(dice, length_s)
+    if "quota" in troubles:
+        steps += _crashes_at_leases(Random(seed ^ 0x1EA5E), length_s)
     kept, steps = _more(Random(seed ^ 0xF0FF), steps, length_s)
+    steps = _replays(Random(seed ^ 0xDEAD), [*steps, *_other_rules(Random(seed ^ 0x4E5), length_s)], length_s)
     config = _config(dice, troubles, per_second, per_day, kept)
     dice_of_apps = Random(seed ^ 0xA99)
     if dice_of_apps.random() < MORE_SHARE:
         steps = _of_apps(dice_of_apps, steps)
         config += "".join(f'[[source]]\nwrite_key = "{key}"\nproperty_key = "{APPS[key]}"\n' for key in APPS)
     steps.sort(key=lambda step: step.at_s)
-    return Scenario(seed, config, _knobs(dice, troubles), per_second, per_day, tuple(steps), kept)
+    knobs = _knobs(dice, troubles) | _portions(Random(seed ^ 0x5CA1E))
+    return Scenario(seed, config, knobs, per_second, per_day, tuple(steps), kept)
 
 
 def _traffic(dice: Random, troubles: set[str], length_s: float) -> Iterator[Step]:
@@ -95,15 +99,13 @@ def _traffic(dice: Random, troubles: set[str], length_s: float) -> Iterator[Step
             number += 1
         made += events
         gives_up = "clients_give_up" in troubles and dice.random() < 0.3
-        yield Step(
-            dice.random() * length_s if dice.random() < 0.8 else 0.0,
-            "send",
-            {
-                "way": dice.choice(WAYS),
-                "events": [msgspec.to_builtins(event) for event in events],
-                "patience_s": dice.random() * 0.2 if gives_up else None,
-            },
-        )
+        at_s = dice.random() * length_s if dice.random() < 0.8 else 0.0
+        yield _send(at_s, dice.choice(WAYS), events, dice.random() * 0.2 if gives_up else None)
+
+
+def _send(at_s: float, way: str, events: list[Event], patience_s: float | None = None) -> Step:
+    made = [msgspec.to_builtins(event) for event in events]
+    return Step(at_s, "send", {"way": way, "events": made, "patience_s": patience_s})
 
 
 def _nothing(_dice: Random, _length_s: float) -> Iterator[Step]:
@@ -258,6 +260,53 @@ def _more(dice: Random, steps: list[Step], length_s: float) -> tuple[Keeping, li
     return kept, steps
 
 
+def _other_rules(dice: Random, length_s: float) -> Iterator[Step]:
+    """Reloads that forbid a field, or allow it again, and that change how old an event may get; some in a pause."""
+    if dice.random() >= MORE_SHARE:
+        return
+    for _ in _some(dice, 3):
+        at_s = dice.random() * length_s
+        rules = {"drop": dice.choice(([], [SECRET_NAME])), "max_age": dice.choice((0.0, 3.0, 120.0))}
+        yield Step(at_s, "reload", {"bad": False, **rules})
+        if dice.random() < 0.3:
+            yield Step(dice.random() * at_s, "pause")
+            yield Step(at_s + dice.random() * 5, "resume")
+
+
+def _crashes_at_leases(dice: Random, length_s: float) -> Iterator[Step]:
+    """More events than the day has, and crashes aimed at a lease that is on its way to a slow disk."""
+    if dice.random() < 0.5:
+        return
+    number = 1000
+    for _ in _some(dice, 3):
+        events = [Event(number + at, "track", f"u{dice.randrange(20)}") for at in range(30)]
+        number += 30
+        yield _send(dice.random() * 0.2, "routed", events)
+    yield Step(0.0, "slow_disk", {"up_to_s": dice.choice((0.1, 2)), "for_s": length_s})
+    for at_s in (0.0, dice.random() * length_s):
+        when = {"leases": dice.choice((1, 1, 1, 2, 3)), "decisions": dice.choice((2, 3, 5, 9)), "down_s": dice.random()}
+        yield Step(at_s, "crash_at_lease", when)
+
+
+def _replays(dice: Random, steps: list[Step], length_s: float) -> list[Step]:
+    """The steps with more events that nobody takes, and with an operator who tries them again or gives them up."""
+    if dice.random() >= MORE_SHARE:
+        return steps
+    fate: defaultdict[int, dict[str, Any]] = defaultdict(lambda: _fate(dice))
+    steps = _each_event(steps, lambda event: event | fate[event["number"]])
+    for _ in _some(dice, 3):
+        by_id = {"by_id": dice.random() < 0.5}
+        steps.append(Step(dice.random() * length_s * 1.5, "retry_dead", by_id))
+    if dice.random() < 0.3:
+        steps.append(Step(dice.random() * length_s * 1.5, "discard"))
+    return steps
+
+
+def _fate(dice: Random) -> dict[str, Any]:
+    kind = dice.choice(("bad", "refused", "firewall"))
+    return {"kind": kind, "user": f"odd{dice.randrange(2)}"} if dice.random() < 0.3 else {}
+
+
 def _of_apps(dice: Random, steps: list[Step]) -> list[Step]:
     """The steps with each event from one of the apps, which have the same users."""
     app: defaultdict[int, str] = defaultdict(lambda: dice.choice([*APPS]))
@@ -332,3 +381,8 @@ def _knobs(dice: Random, troubles: set[str]) -> dict[str, int]:
         "newest_ids": dice.choice((1, 10, 20_000)),
         "wal_pages": dice.choice((2, 8, 64)),
     }
+
+
+def _portions(dice: Random) -> dict[str, int]:
+    """What share of the day's quota is leased at a time, and how many dead letters are looked at."""
+    return {"lease_share": dice.choice((1, 2, 4, 100)), "scan_rows": dice.choice((1, 3, 5_000))}

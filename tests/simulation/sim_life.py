@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 from sim_disk import Files
+from sim_watch import Watch
 
 from sidecar.daemon import Daemon
-from sidecar.deliver.steps import Send
 from sidecar.errors import SidecarError
 from sidecar.http import Stopping
 from sidecar.outbox import Store, StoreFailed
@@ -85,12 +85,13 @@ class Life:
         self.scope = trio.CancelScope()
         self.killed = False
         self.failed_before = world.disk.failed
+        self.network = FakeNetwork(self._reach_px)
         store = Store(path, durability=world.config.outbox.durability, factory=world.disk.connection())
         try:
             self.daemon = Daemon(
                 world.config,
                 store=store,
-                network=FakeNetwork(self._reach_px),
+                network=self.network,
                 clock=world.clock,
                 runner=Runner(world, self),
                 random=Random(world.dice.random()),
@@ -98,26 +99,11 @@ class Life:
         except BaseException:
             store.connection.close()
             raise
-        self._sending: dict[int, tuple[Any, int]] = {}
-        self._tell_which_event()
+        self.watch = Watch(self)
+        world.px.which = self.watch.event_of
         daemon = self.daemon
         self.routes = Routes(daemon.intake, daemon.outbox, {})
         self.front = Front(self.routes, daemon.intake, daemon.outbox, max_request_bytes=2**20, stopping=self.stopping)
-
-    def _tell_which_event(self) -> None:
-        """Let the model of PX know, for the account, to which event of the outbox a request belongs."""
-        dispatcher, decide = self.daemon.delivery.dispatcher, self.daemon.delivery.dispatcher.decide
-
-        def told(now_s: float) -> Any:
-            self.world.turn()
-            step = decide(now_s)
-            if isinstance(step, Send):
-                self._sending[id(step.request)] = (step.request, step.item.id)
-            self.world.measure(self)
-            return step
-
-        dispatcher.decide = told  # type: ignore[method-assign]
-        self.world.px.which = lambda request: self._sending[id(request)][1]
 
     async def _reach_px(self, request: Request) -> Reply:
         """Who was killed sends nothing more, though trio lets each of its tasks go on until it waits."""
@@ -137,6 +123,9 @@ class Life:
                 assert self.killed or failures >= FAILURES_MAX, f"given up after {failures} failures of the disk"
         if not self.killed:
             self.leave_behind()
+            assert self.network.lanes == self.network.closed, (
+                f"{self.network.lanes - self.network.closed} lanes left open"
+            )
         self._go()
         self.ended.set()
 

@@ -5,6 +5,7 @@ Raises Gone or SidecarError if it did not work; an operator who needs it does it
 
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,45 +24,77 @@ if TYPE_CHECKING:
 __all__ = ["OPERATES", "carry_away"]
 
 
-async def _reload(world: "World", life: Life, bad: bool, people: str | None = None, **changes: Any) -> None:
+async def _reload(
+    world: "World", life: Life, bad: bool, people: str | None = None, drop: list[str] | None = None, **changes: Any
+) -> None:
+    """``changes`` are those of ``[deliver]``, ``drop`` what mapping is to leave out."""
+
     def read() -> Any:
         if bad:
             raise ConfigError("there is a mistake in it")
         deliver = msgspec.structs.replace(world.config.deliver, **changes)
         upserts = world.config.people if people is None else People(users=people, accounts=people)
-        world.config = msgspec.structs.replace(world.config, deliver=deliver, people=upserts)
-        world.most_allowed = max(world.most_allowed, deliver.max_in_flight)
-        world.ceilings.append((trio.current_time(), max(deliver.per_second, world.ceilings[-1][1])))
-        world.days.append((trio.current_time(), max(deliver.per_day, world.days[-1][1])))
+        mapping = world.config.mapping
+        if drop is not None:
+            attributes = msgspec.structs.replace(mapping.attributes, drop=drop)
+            mapping = msgspec.structs.replace(mapping, attributes=attributes)
+        world.config = msgspec.structs.replace(world.config, deliver=deliver, people=upserts, mapping=mapping)
+        world.may_be_in_force(deliver)
         return world.config
 
     async with world.one_reload:  # as one signal after the other is obeyed
         await life.daemon.reload(read)
         if not life.gone.is_set():  # else the next one has begun, with what the file said then
+            notices = life.daemon.desk.notices
+            refused = any(notice.startswith("The configuration was not reloaded") for notice in notices)
+            assert refused or life.daemon.config == world.config, f"not reloaded, and not said: {notices}"
             world.in_force(life.daemon.delivery.dispatcher.config)
         world.met["reload refused" if bad else "reloaded"] += 1
 
 
-async def _pause(_world: "World", life: Life) -> None:
+async def _pause(world: "World", life: Life) -> None:
     await life.daemon.desk.pause()
+    if not life.gone.is_set():
+        # Unless somebody has resumed it meanwhile: from here on, and in the next lives, nothing is sent.
+        world.paused = life.daemon.delivery.dispatcher.destination._operator_since_s is not None
 
 
-async def _resume(_world: "World", life: Life) -> None:
+async def _resume(world: "World", life: Life) -> None:
+    world.paused = False
     await life.daemon.desk.resume()
 
 
-async def _retry_dead(world: "World", life: Life) -> Any:
-    ids = await life.daemon.outbox.read(lambda store: store.connection.execute("SELECT id FROM dead").fetchall())
-    world.replayed.update(one for (one,) in ids)
-    done = await life.daemon.desk.archive.retry(Which(ids=[one for (one,) in ids]))
-    world.met["replayed"] += done["moved"]
-    return done
+async def _retry_dead(world: "World", life: Life, by_id: bool = False) -> Any:
+    """Page by page, as ``px-sidecar dead retry`` does: all of them, or those that it has looked up before."""
+    ids = await life.daemon.outbox.read(_dead)
+    which = Which(ids=ids) if by_id else Which()
+    return await _each_page(world, life, ids, "replayed", partial(life.daemon.desk.archive.retry, which))
 
 
 async def _discard(world: "World", life: Life) -> Any:
-    done = await life.daemon.desk.archive.discard(Which())
-    world.met["discarded"] += done["moved"]
-    return done
+    ids = await life.daemon.outbox.read(_dead)
+    return await _each_page(world, life, ids, "discarded", partial(life.daemon.desk.archive.discard, Which()))
+
+
+def _dead(store: Store) -> set[int]:
+    return {one for (one,) in store.connection.execute("SELECT id FROM dead")}
+
+
+def _dead_again(store: Store) -> set[int]:
+    return {one for (one,) in store.connection.execute("SELECT id FROM dead WHERE id IN (SELECT id FROM replayed)")}
+
+
+async def _each_page(world: "World", life: Life, ids: set[int], what: str, call: Callable[..., Awaitable[Any]]) -> int:
+    """Of those that were dead before none may be dead still, unless it was retried meanwhile."""
+    moved, after = 0, 0
+    while after is not None:
+        done = await call(after=after)
+        moved, after = moved + done["moved"], done["next"]
+        world.met[what] += done["moved"]
+        world.met[f"{what}, more pages"] += after is not None
+    left = await life.daemon.outbox.read(lambda store: ids & (_dead(store) - _dead_again(store)))
+    assert not left or life.gone.is_set(), f"dead letters {left} were passed over"
+    return moved
 
 
 async def _forget(world: "World", life: Life, user: str) -> Any:

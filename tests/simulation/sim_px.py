@@ -11,7 +11,7 @@ import trio
 
 from sidecar.px import Answer, NotSent, Reply, Request, Unknown
 
-__all__ = ["NOT_PROCESSED", "RETRY_AFTER", "Arrival", "Px"]
+__all__ = ["NOT_PROCESSED", "RETRY_AFTER", "Arrival", "Departure", "Px"]
 
 JSON, HTML = "application/json", "text/html; charset=utf-8"
 CREATED = Answer(201, b"{}", content_type=JSON)
@@ -42,25 +42,32 @@ RETRY_AFTER = (
 )
 
 
-class Arrival(NamedTuple):
-    """A request that reached PX: the event's id in the outbox, its number if it says one, what became of it."""
+class Departure(NamedTuple):
+    """A request that left, for the event with this id in the outbox."""
 
     at_s: float
     event_id: int
-    number: int | None
+
+
+class Arrival(NamedTuple):
+    """A request that reached PX; ``account`` is the one that a custom event came with."""
+
+    at_s: float
+    event_id: int
     is_event: bool
+    account: str | None
 
 
 class Px:
     """Answers requests. ``which`` tells the outbox id of a request, for the account only.
 
-    ``sent_s`` are the times of all requests that left, those that never arrived included: all of them count.
+    ``sent`` are all requests that left, those that never arrived included: all of them count.
     """
 
     def __init__(self, dice: Random, log: Callable[[str], None]) -> None:
         self.which: Callable[[Request], int] = lambda _request: 0
         self.product_of: Callable[[int], str] = lambda _number: ""  # the property key that a number should come with
-        self.sent_s: list[float] = []
+        self.sent: list[Departure] = []
         self.arrivals: list[Arrival] = []
         self.first_seen: dict[int, int] = {}  # event id -> place in arrivals
         self.first_stored: dict[int, int] = {}  # event id -> place in arrivals when it was stored
@@ -68,7 +75,6 @@ class Px:
         self.answered: dict[int, Counter[str]] = defaultdict(Counter)  # event id -> kinds of answers
         self.last_call: dict[int, str] = {}  # event id -> how its last request was answered
         self.ambiguous: Counter[int] = Counter()  # event id -> answers lost
-        self.accounts_of: dict[int, str | None] = {}
         self.kinds: Counter[str] = Counter()  # what was answered, for the account of what was tried at all
         self.users: set[str] = set()
         self.accounts: set[str] = set()
@@ -89,7 +95,7 @@ class Px:
     async def answer(self, request: Request) -> Reply:
         """The answer to a request; what PX stores it stores at once or a little later."""
         event_id = self.which(request)
-        self.sent_s.append(trio.current_time())
+        self.sent.append(Departure(trio.current_time(), event_id))
         fault, waits = self._fault()
         how = self._poisoned(request) or fault
         if how == "away":
@@ -141,7 +147,7 @@ class Px:
 
     def _fault(self) -> tuple[str, bool]:
         now_s = trio.current_time()
-        if self.fault_at is not None and self.fault_at[0] == len(self.sent_s):
+        if self.fault_at is not None and self.fault_at[0] == len(self.sent):
             return self.fault_at[1], False
         self._troubles = [one for one in self._troubles if one[0] > now_s]
         if not self.healthy:
@@ -160,7 +166,7 @@ class Px:
         is_event = request.path == "/v1/events/custom"
         number = body["attributes"]["n"] if is_event else None
         self.first_seen.setdefault(event_id, len(self.arrivals))
-        self.arrivals.append(Arrival(trio.current_time(), event_id, number, is_event))
+        self.arrivals.append(Arrival(trio.current_time(), event_id, is_event, body.get("accountId")))
         self._log(f"px gets {request.method} {request.path} for event {event_id}, number {number}")
 
     def _process(self, event_id: int, request: Request, body: dict) -> Answer:
@@ -171,7 +177,6 @@ class Px:
             number = body["attributes"]["n"]
             assert body["propertyKey"] == self.product_of(number), body
             self.stored[number] += 1
-            self.accounts_of.setdefault(number, body.get("accountId"))
             self.first_stored.setdefault(event_id, len(self.arrivals))
             return CREATED
         there, key = (self.users, "identifyId") if request.path.startswith("/v1/users") else (self.accounts, "id")

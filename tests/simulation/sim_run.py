@@ -24,7 +24,9 @@ import sidecar.control.limits
 import sidecar.daemon
 import sidecar.deliver.dispatcher
 import sidecar.deliver.order
+import sidecar.deliver.quota
 import sidecar.outbox.database
+import sidecar.outbox.dead
 import sidecar.outbox.ids
 import sidecar.outbox.room
 import sidecar.outbox.writer
@@ -32,6 +34,17 @@ import sidecar.outbox.writer
 __all__ = ["Run", "run"]
 
 Watch = Callable[[World], trio.abc.Instrument]
+SIZES: tuple[tuple[str, Any, str], ...] = (
+    ("page_rows", sidecar.deliver.dispatcher, "PAGE_ROWS"),
+    ("queue_max", sidecar.deliver.dispatcher, "ASIDE_ROWS"),
+    ("queue_max", sidecar.deliver.dispatcher, "QUEUE_MAX"),
+    ("ready_low", sidecar.deliver.dispatcher, "READY_LOW"),
+    ("queue_max", sidecar.deliver.order, "QUEUE_MAX"),
+    ("waiting_max", sidecar.deliver.order, "WAITING_MAX"),
+    ("commit_rows", sidecar.outbox.writer, "COMMIT_ROWS"),
+    ("lease_share", sidecar.deliver.quota, "LEASE_SHARE"),
+    ("scan_rows", sidecar.outbox.dead, "SCAN_ROWS"),
+)
 
 
 class Run(NamedTuple):
@@ -87,16 +100,7 @@ def _patched(scenario: Scenario):
         (sidecar.outbox.room, "wal_bytes", small_log),
         (scheduler.TheIOManager, "get_events", _news),
     ]
-    if knobs:
-        wanted += [
-            (sidecar.deliver.dispatcher, "PAGE_ROWS", knobs["page_rows"]),
-            (sidecar.deliver.dispatcher, "ASIDE_ROWS", knobs["queue_max"]),
-            (sidecar.deliver.dispatcher, "QUEUE_MAX", knobs["queue_max"]),
-            (sidecar.deliver.dispatcher, "READY_LOW", knobs["ready_low"]),
-            (sidecar.deliver.order, "QUEUE_MAX", knobs["queue_max"]),
-            (sidecar.deliver.order, "WAITING_MAX", knobs["waiting_max"]),
-            (sidecar.outbox.writer, "COMMIT_ROWS", knobs["commit_rows"]),
-        ]
+    wanted += [(place, name, knobs[knob]) for knob, place, name in SIZES if knob in knobs]
     before = [(place, name, getattr(place, name)) for place, name, _ in wanted]
     defaults = sidecar.outbox.ids.MessageIds.__init__.__kwdefaults__
     newest = defaults["newest"]

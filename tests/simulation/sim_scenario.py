@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["APPS", "PRODUCT", "Event", "Keeping", "Scenario", "Step"]
+__all__ = ["APPS", "PRODUCT", "SECRET", "SECRET_NAME", "Event", "Keeping", "Scenario", "Step"]
 
 PRODUCT, OTHER_PRODUCT = "AP-XXXXXXXXXX-2", "AP-YYYYYYYYYY-2"
+# A field that all that apps say has, with a value that is found again in what PX gets, unless it is forbidden.
+SECRET_NAME, SECRET = "secret", b"classified"
 APPS = {"wk_first": PRODUCT, "wk_second": OTHER_PRODUCT}  # write key -> property key
 
 
@@ -54,12 +56,13 @@ class Event(msgspec.Struct, frozen=True):
             said["context"] = {"pad": "x" * self.pad}
         if self.app:
             said["writeKey"] = self.app
-        marks = {"n": self.number} | ({"poison": self.kind} if self.kind in ("refused", "firewall") else {})
+        plain = {"n": self.number, SECRET_NAME: SECRET.decode()}
+        marks = plain | ({"poison": self.kind} if self.kind in ("refused", "firewall") else {})
         match self.kind:
             case "identify":
-                return said | {"type": "identify", "traits": {"n": self.number}}
+                return said | {"type": "identify", "traits": plain}
             case "group":
-                return said | {"type": "group", "groupId": f"g{self.number}", "traits": {"n": self.number}}
+                return said | {"type": "group", "groupId": f"g{self.number}", "traits": plain}
             case "alias":
                 return said | {"type": "alias", "previousId": "x"}
             case "bad":

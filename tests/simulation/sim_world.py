@@ -1,5 +1,6 @@
 """The simulated world: lives one after the other, apps, an operator and a script, and the record of what happened."""
 
+import math
 import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -52,19 +53,23 @@ class World:
         empty_outbox().write(self.last_path)
         self.begun = trio.Event()
         self.ends: list[End] = []
-        self.ceilings: list[tuple[float, float]] = [(self.started_s, scenario.per_second)]
-        self.days: list[tuple[float, int]] = [(self.started_s, scenario.per_day)]
+        # Limits, each with when it began to hold: the ceiling, the day's quota, and what of it normal events may use.
+        self.ceilings: list[tuple[float, float]] = []
+        self.days: list[tuple[float, int]] = []
+        self.normal_days: list[tuple[float, int]] = []
+        self.max_ages: set[float] = set()  # of all configurations that were in force
+        self.in_force(self.config.deliver)
         self.answered: dict[int, str] = {}  # number -> "stored" or "refused", by the first success answer
         self.sent: dict[int, Event] = {}
         self.repeated: set[int] = set()  # numbers that several requests carry
         self.in_order: list[list[int]] = []  # numbers in the order in which one client had them answered
-        self.replayed: set[int] = set()
         self.forgotten: set[str] = set()
         self.carry_rows = 0  # how many are to be moved to another host between two lives
         self.moved: set[int] = set()
-        self.most_loaded = 0
-        self.most_in_flight = 0
-        self.most_allowed = self.config.deliver.max_in_flight  # the most of all configurations
+        self.most_window = 0.0  # the most that was loaded, as a share of what may be
+        self.most_allowed = self.config.deliver.max_in_flight  # of all configurations
+        self.paused = False  # by an operator, who was told so
+        self.wrong: list[str] = []  # what must not be, as it was seen in the moment it was (sim_watch.py)
         self.met: Counter[str] = Counter()  # what this run had of each kind of trouble
         self.stepped = False
         self.one_reload = trio.Lock()
@@ -86,12 +91,6 @@ class World:
         self.turns = self.turns + 1 if now_s == self.turned_s else 0
         self.turned_s = now_s
         assert self.turns < TURNS_MAX, f"turns without end at {now_s - self.started_s} s"
-
-    def measure(self, life: Life) -> None:
-        dispatcher = life.daemon.delivery.dispatcher
-        loaded = len(dispatcher._order.items) + len(dispatcher._held) + len(dispatcher._settling)
-        self.most_loaded = max(self.most_loaded, loaded)
-        self.most_in_flight = max(self.most_in_flight, dispatcher.in_flight())
 
     # Lives --------------------------------------------------------------------------------------------------------
 
@@ -239,6 +238,9 @@ class World:
         life.crash()
         await life.ended.wait()
 
+    async def do_crash_at_lease(self, nursery: trio.Nursery, **when: Any) -> None:
+        (await self.alive()).watch.crash_at_lease(**when)
+
     async def do_reboot(self, nursery: trio.Nursery, down_s: float) -> None:
         await self.do_crash(nursery, 1, down_s)
         self.boots += 1
@@ -272,9 +274,21 @@ class World:
         await self.do_restart(nursery, 1.0, None)
 
     def in_force(self, deliver: Deliver) -> None:
-        """From now on these rates hold."""
-        self.ceilings.append((trio.current_time(), deliver.per_second))
-        self.days.append((trio.current_time(), deliver.per_day))
+        """From now on these limits hold."""
+        now_s = trio.current_time()
+        self.ceilings.append((now_s, deliver.per_second))
+        self.days.append((now_s, deliver.per_day))
+        self.normal_days.append((now_s, _normal(deliver)))
+        self.max_ages.add(deliver.max_age)
+
+    def may_be_in_force(self, deliver: Deliver) -> None:
+        """From now on either these limits hold or those that held, whichever is more."""
+        now_s = trio.current_time()
+        self.ceilings.append((now_s, max(deliver.per_second, self.ceilings[-1][1])))
+        self.days.append((now_s, max(deliver.per_day, self.days[-1][1])))
+        self.normal_days.append((now_s, max(_normal(deliver), self.normal_days[-1][1])))
+        self.max_ages.add(deliver.max_age)
+        self.most_allowed = max(self.most_allowed, deliver.max_in_flight)
 
     # The end ------------------------------------------------------------------------------------------------------
 
@@ -359,3 +373,8 @@ class World:
                     await self._make_room()
             assert not script.cancel_scope.cancelled_caught, "a client or an operator waits for ever"
             await self.recover()
+
+
+def _normal(deliver: Deliver) -> int:
+    """How much of the day's quota is for events of any class."""
+    return deliver.per_day - math.floor(deliver.per_day * deliver.reserve_for_high)

@@ -95,7 +95,7 @@ def length_of_the_story() -> tuple[int, int]:
         return found[0][0]
 
     story(watch)
-    return found[0][0].steps, len(found[0][1].px.sent_s)
+    return found[0][0].steps, len(found[0][1].px.sent)
 
 
 @pytest.mark.parametrize("how", ["kill", "cancel", "clients go away"])

@@ -51,6 +51,8 @@ EVERY = (
         "duplicates",
         "ambiguous",
     ),
+    *("crash at a lease", "sent without a forbidden field", "account known"),
+    *("replayed, more pages", "discarded, more pages"),
     *("refused outbox_full", "refused disk_full", "stored again", *(f"look at {at}" for at in LOOKS)),
     *(f"way {way}" for way in WAYS),
     *(f"app {app}" for app in APPS),
