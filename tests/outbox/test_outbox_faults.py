@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from outbox_files import IN_MEMORY, NOW_MS, Faults, check_account, copied, dead, delivered, dropped, event, pending_ids
+from outbox_day import Day, check_day
+from outbox_files import IN_MEMORY, Faults, copied, event, pending_ids
 
 from sidecar.clock import VirtualClock
-from sidecar.errors import SidecarError
-from sidecar.outbox import Failure, InlineRunner, Keeper, Outbox, Remembered, Room, Store
+from sidecar.outbox import InlineRunner, Outbox, Room, Store
 from sidecar.outbox.database import open_database
 
 FAILURES = [
@@ -26,82 +26,6 @@ FAILURES = [
     (sqlite3.SQLITE_BUSY, False),
     (sqlite3.SQLITE_CORRUPT, True),
 ]
-
-
-class Day:
-    """A scripted day. What was promised to whom is noted as it happens."""
-
-    def __init__(self, path, faults):
-        self.path = path
-        self.store = Store(path, durability="process", factory=faults.factory())
-        self.outbox = Outbox(self.store, VirtualClock(start_wall_ms=NOW_MS), Room(path, 2**30), InlineRunner())
-        self.store.ids._newest_max = 4  # so that ids move to their table in the middle of the day
-        keeper = Keeper(delivered_ms=2000, ids_ms=10**9, dead_ms=10**9, max_users=1)
-        self.outbox.keep = keeper.step
-        self.answered = set()
-        self.settled = []
-        self.outbox.on_settled = lambda settlements: self.settled.extend(one.id for one in settlements)
-
-    async def send(self, *numbers, bad=None):
-        """As an SDK does: again and again until it is answered."""
-        for _ in range(300):
-            try:
-                await self.outbox.accept([event(n, bad=bad) for n in numbers])
-            except SidecarError:
-                await trio.sleep(1)
-            else:
-                self.answered.update(numbers)
-                return
-        raise AssertionError(f"{numbers} were never answered")
-
-    async def ask(self, call, what):
-        for _ in range(300):
-            try:
-                return await call(what)
-            except SidecarError:
-                await trio.sleep(1)
-        raise AssertionError(f"{what} was never done")
-
-    async def run(self):
-        await self.send(1, 2, 3)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.send, 4, 5)
-            nursery.start_soon(self.send, 6)
-            nursery.start_soon(self.send, 7)
-        page = await self.ask(self.outbox.read, lambda store: store.page(high=False, after_id=0))
-        first, second, third, fourth, *_ = (row.id for row in page.rows)
-        self.outbox.note_failure(Failure(second, 1, NOW_MS, NOW_MS, 1, 0, "503"))
-        self.outbox.settle(delivered(first, remember=Remembered("AP", "u1", b"a")), more_expected=True)
-        self.outbox.settle(dropped(second), more_expected=True)
-        await self.send(8, bad="it is bad")
-        await self.send(1, 9)
-        await self.ask(self.outbox.write, lambda store, _now_ms: store.set_meta("paused", "yes"))
-        self.outbox.settle(dead(third), more_expected=True)
-        self.outbox.settle(delivered(fourth, remember=Remembered("AP", "u2", b"b")), more_expected=False)
-        await trio.sleep(6)  # history is pruned, ids move, the reserve is laid by
-        await self.send(10)
-        for _ in range(100):
-            if len(self.settled) == 4:
-                break
-            await trio.sleep(1)
-        self.outbox.stop()
-
-    def check(self):
-        """The file as it is, opened by somebody else."""
-        store = Store(self.path, durability="process")
-        check_account(store)
-        assert self.answered == set(range(1, 11))
-        assert store.counters["accepted"] == 10
-        assert sorted(self.settled) == sorted(set(self.settled))
-        assert len(self.settled) == 4
-        assert (store.counters["delivered"], store.counters["dropped:unmapped"]) == (2, 1)
-        assert (store.counters["dead:refused"], store.counters["dead:bad_event"]) == (1, 1)
-        assert len(pending_ids(store)) == 5
-        assert store.get_meta("paused") == "yes"
-        with store.transaction():
-            again = store.accept([[event(n) for n in range(1, 11)]], NOW_MS)[0]
-        assert again.repeated == 10
-        store.close()
 
 
 @pytest.fixture
@@ -122,7 +46,7 @@ def template(tmp_path_factory):
 async def one_day(folder, template, faults):
     folder.mkdir()
     shutil.copy(template, folder / "o.db")
-    day = Day(folder / "o.db", faults)
+    day = Day(folder / "o.db", durability="process", factory=faults.factory())
     faults.armed = True
     async with trio.open_nursery() as nursery:
         nursery.start_soon(day.outbox.run)
@@ -134,7 +58,7 @@ async def one_day(folder, template, faults):
 
 async def test_without_a_fault_the_day_ends_well(folder, template, autojump_clock):
     day = await one_day(folder / "day", template, Faults())
-    day.check()
+    check_day(day.store.path, day.answered, day.settled)
 
 
 @pytest.mark.parametrize(("code", "after"), FAILURES)
@@ -147,7 +71,7 @@ async def test_no_single_failed_call_loses_or_doubles_anything(folder, template,
         faults.fail_at, faults.code, faults.after = number, code, after
         try:
             day = await one_day(folder / str(number), template, faults)
-            day.check()
+            check_day(day.store.path, day.answered, day.settled)
         except BaseException as error:
             error.add_note(
                 f"the call that failed was number {number}: {faults.calls[number] if number < len(faults.calls) else ''}"
@@ -165,7 +89,7 @@ async def test_a_bad_spell_loses_nothing(folder, template, autojump_clock, code,
         faults.code = code
         faults.fail_at, faults.last = start, start + length
         day = await one_day(folder / str(start), template, faults)
-        day.check()
+        check_day(day.store.path, day.answered, day.settled)
 
 
 async def test_a_crash_right_after_any_answer_loses_nothing(tmp_path, autojump_clock):
