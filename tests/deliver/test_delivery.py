@@ -1,9 +1,10 @@
 """Delivery as a whole under virtual time: the real outbox and dispatcher, and a PX that does what a function says."""
 
 import json
+import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from random import Random
 
@@ -13,6 +14,7 @@ import trio
 from sidecar.clock import VirtualClock
 from sidecar.config import load_text
 from sidecar.daemon import Daemon
+from sidecar.deliver.shell import LANE_IDLE_S
 from sidecar.outbox import InlineRunner, NewEvent, Store
 from sidecar.px import Answer, Reply, Request, Unknown
 from sidecar.px.fake import FakeNetwork
@@ -243,3 +245,38 @@ async def test_a_forgotten_users_events_are_not_sent_even_if_they_were_loaded(tm
         await settled(daemon)
         assert daemon.outbox.counters["dropped:forgotten"] == 20
     assert {one["identifyId"] for one in px.stored} == {"u0"}
+
+
+async def test_a_lease_of_the_days_quota_is_used_only_once_it_is_in_the_file(tmp_path, autojump_clock):
+    px = Px(lambda _one, _px: CREATED)
+    async with delivering(tmp_path, px) as daemon:
+        quota, sends = daemon.delivery.dispatcher.quota, []
+        granted = quota.granted
+
+        def checked(lease):
+            with closing(sqlite3.connect(tmp_path / "outbox.db")) as reader:  # who reads what is committed
+                in_file = set(reader.execute("SELECT minute, boot_id, boot_minute, sent FROM quota"))
+            assert set(map(tuple, lease.rows)) <= in_file
+            sends.append(lease.sends)
+            granted(lease)
+
+        quota.granted = checked
+        await daemon.outbox.accept([event(number, f"u{number}") for number in range(400)])
+        await settled(daemon)
+    assert sum(sends) >= 400
+
+
+async def test_lanes_are_closed_when_nobody_has_needed_them_for_a_while_and_at_the_end(tmp_path, autojump_clock):
+    px = Px(lambda _one, _px: CREATED)
+    async with delivering(tmp_path, px) as daemon:
+        network = daemon.delivery.network
+        await daemon.outbox.accept([event(number, f"u{number}") for number in range(100)])
+        await settled(daemon)
+        first = network.lanes
+        assert first == daemon.delivery.lanes_open > 1
+        await trio.sleep(LANE_IDLE_S + 1)
+        assert (network.closed, daemon.delivery.lanes_open) == (first, 0)
+        await daemon.outbox.accept([event(100, "u")])
+        await settled(daemon)
+        assert (network.lanes, network.closed) == (first + 1, first)
+    assert network.closed == network.lanes

@@ -61,6 +61,10 @@ ROOMS = {
         ("sidecar/deliver/order.py", "sidecar/deliver/prepared.py"),
         tuple(f"tests/deliver/test_{name}.py" for name in ("order_edges", "prepared", "order", "order_after_restart")),
     ),
+    "dispatcher": Room(
+        ("sidecar/deliver/dispatcher.py",),
+        tuple(f"tests/deliver/test_{name}.py" for name in ("dispatcher", "dispatcher_edges", "found_by_simulation")),
+    ),
     "mapping": Room(
         tuple(sorted(str(path.relative_to(ROOT)) for path in (ROOT / "sidecar/mapping").glob("*.py"))),
         (
