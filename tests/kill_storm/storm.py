@@ -5,7 +5,9 @@
     python tests/kill_storm/storm.py --rounds 50 --seed 7  the same moments again, as far as processes allow
     python tests/kill_storm/storm.py --faults              PX fails too: errors, lost answers, answers that are no HTTP
 
-A round: traffic runs, the daemon is killed, in every fourth round the sandbox too, and what was killed starts again.
+A round: traffic runs, the daemon is killed, in every fourth round the sandbox too, and what was killed starts again. In
+every third round the daemon is killed again, up to three times, before it has said that it is there: as it reads its
+configuration, recovers the file or begins to send.
 Traffic is an app with the real Segment SDK over HTTP, and this package's own client over the Unix socket, which knows
 of every event whether it was answered.
 
@@ -14,7 +16,8 @@ What is held against it (DESIGN 1)
 * Nothing is lost: every event that was answered, and every event that the SDK did not report as failed, is at PX.
 * The account of the daemon is exact, and agrees with what PX has.
 * What comes twice had come before in a life that was killed, and of each life no more comes twice than was in flight at
-  its kill: what the daemon says is in flight a moment before, and what arrived at PX after that moment. So the bound is
+  its kill: what the daemon says is in flight a moment before, and what arrived at PX after that moment (of a life that
+  was killed as it began: all that it sent). So the bound is
   what was really under way, a dozen or two, and not only ``max_in_flight``. Where PX loses answers, beside these no more
   comes twice than answers were counted as lost.
 * First arrivals of each user are in the order of the calls.
@@ -36,7 +39,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from stage import Stage, get_json, wait_until  # noqa: E402
+from stage import Stage, get_json, is_ok, wait_until  # noqa: E402
 
 from sidecar.client import Client, NotAccepted  # noqa: E402
 
@@ -47,12 +50,15 @@ FAULTS = ("--error-rate", "0.03", "--drop-answers", "0.01", "--garbage", "0.01")
 LOG_PAGE = 10_000
 LAST_MOMENT_S = 0.1  # between the look at what is in flight and the kill, at most
 MOST_SINCE = 64  # what can arrive in that time, on a busy machine
+START_S = 0.8  # a start is over by then, most of the time
 
 
 class Outcome(NamedTuple):
     """What a storm came to."""
 
     kills: int
+    at_start: int
+    """How many of the kills met a daemon that had not said yet that it is there."""
     answered: int
     arrived: int
     lost: list[str]
@@ -172,7 +178,7 @@ def storm(folder: Path, rounds: int, seed: int, say: Any = lambda _line: None, *
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         stage.processes.append(app)
-        arrivals, in_flight = Arrivals(stage), []
+        arrivals, in_flight, at_start = Arrivals(stage), [], 0
         caller.start()
         for number in range(rounds):
             time.sleep(dice.uniform(0.1, 1.0))
@@ -185,17 +191,20 @@ def storm(folder: Path, rounds: int, seed: int, say: Any = lambda _line: None, *
                 stage.kill(victim)
             if both:
                 sandbox = stage.start_sandbox(*state)
-            in_flight.append(flying + arrivals.look(number, asked_s))
+            in_flight.append(flying + arrivals.look(len(in_flight), asked_s))
+            for _ in range(dice.randint(1, 3) if number % 3 == 2 else 0):
+                at_start += kill_as_it_starts(stage, dice.uniform(0, START_S))
+                in_flight.append(arrivals.look(len(in_flight), 0.0))
             daemon = stage.start_daemon()
             if number % 20 == 19:
                 say(
-                    f"{number + 1} of {rounds} kills, {len(arrivals.seen):,} events at PX, {arrivals.twice.total()} twice"
+                    f"{number + 1} of {rounds} rounds, {len(arrivals.seen):,} events at PX, {arrivals.twice.total()} twice"
                 )
         caller.end()
         # After some failures in a row the SDK's pauses double without a bound.
         said = json.loads(app.communicate(timeout=600 + rounds)[0])
         wait_until(lambda: stage.status()["pending"] == 0, 60 + rounds, what="an empty backlog")
-        arrivals.look(rounds, 0.0)
+        arrivals.look(len(in_flight), 0.0)
         owed = {f"own-{number}" for number in caller.answered}
         owed |= {f"sdk-{number}" for number in range(said["made"])} - set(said["failed"])
         status, took_s = stage.status(), time.monotonic() - began_s
@@ -203,11 +212,20 @@ def storm(folder: Path, rounds: int, seed: int, say: Any = lambda _line: None, *
         caller.end()
         stage.end()
     lost = sorted(owed - arrivals.seen.keys())
-    duplicates = [arrivals.twice[life] for life in range(rounds)]
+    duplicates = [arrivals.twice[life] for life in range(len(in_flight))]
     return Outcome(
-        rounds, len(owed), len(arrivals.seen), lost, duplicates, in_flight, arrivals.repeats,
+        len(in_flight), at_start, len(owed), len(arrivals.seen), lost, duplicates, in_flight, arrivals.repeats,
         status["ambiguous"] if faults else 0, arrivals.disorder(), status, took_s,
     )  # fmt: skip
+
+
+def kill_as_it_starts(stage: Stage, after_s: float) -> bool:
+    """Start the daemon and kill it after that time; whether it had not begun to accept by then."""
+    daemon = stage.start("run", "--config", str(stage.folder / "config.toml"))
+    time.sleep(after_s)
+    accepts = is_ok(f"http://{stage.http}/health")
+    stage.kill(daemon)
+    return not accepts
 
 
 def main() -> None:
@@ -221,7 +239,7 @@ def main() -> None:
             Path(folder), options.rounds, options.seed, lambda line: print(line, flush=True), faults=options.faults
         )
     print(
-        f"seed {options.seed}: kills={outcome.kills} answered={outcome.answered} arrived={outcome.arrived}"
+        f"seed {options.seed}: kills={outcome.kills} at_start={outcome.at_start} answered={outcome.answered} arrived={outcome.arrived}"
         f" lost={len(outcome.lost)} duplicates={sum(outcome.duplicates)} most={max(outcome.duplicates)}"
         f" in_flight={sum(outcome.in_flight)} repeats={outcome.repeats} lost_answers={outcome.forgiven}"
         f" disorder={outcome.disorder} in {outcome.took_s:.0f} s"

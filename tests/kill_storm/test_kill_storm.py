@@ -15,12 +15,13 @@ def test_a_storm_of_kills_loses_nothing_and_repeats_no_more_than_was_in_flight(t
     assert outcome.complaints() == []
     assert outcome.forgiven > 0 or not faults
     assert outcome.answered > 10 * ROUNDS
+    assert outcome.at_start > 2, "no kill met a start"
     assert sum(outcome.duplicates) > 0, "no kill met an event in flight: the storm was no storm"
 
 
 def test_the_storm_can_see():
     exact = {"accepted": 3, "pending": 0, "delivered": 3, "dropped": 0, "dead": 0}
-    well = Outcome(1, 3, 3, [], [1], [1], 0, 0, 0, exact, 1.0)
+    well = Outcome(1, 0, 3, 3, [], [1], [1], 0, 0, 0, exact, 1.0)
     assert well.complaints() == []
     assert well._replace(duplicates=[2], repeats=1, forgiven=2).complaints() == []
     for broken, what in (

@@ -24,6 +24,10 @@ def test_a_short_soak_ends_with_an_exact_account(tmp_path: Path, capsys):
     assert account is not None
     assert account_faults(account) == []
     assert account["status"]["ambiguous"] > 0, "no fault was met: that was no soak"
+    steady = {name: BOUNDS[name] for name in ("rss_mb", "descriptors", "threads")}  # the files only begin to fill
+    found = trends(samples, bounds=steady, slack=2)
+    assert len(found) == len(steady)
+    assert [str(one) for one in found if not one.flat] == []
     assert "account: exact" in capsys.readouterr().out
 
 
