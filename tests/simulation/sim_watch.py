@@ -10,7 +10,8 @@ import trio
 from sim_scenario import SECRET, SECRET_NAME
 
 from sidecar.deliver import dispatcher as sizes
-from sidecar.deliver.steps import Send
+from sidecar.deliver import order as order_sizes
+from sidecar.deliver.steps import AsidePage, NextPage, Send
 from sidecar.px import Request
 
 if TYPE_CHECKING:
@@ -27,14 +28,14 @@ class Watch:
         self._dispatcher = life.daemon.delivery.dispatcher
         self._sending: dict[int, tuple[Request, int]] = {}
         self._mapped: dict[int, Any] = {}  # event id -> what was made of it when it was last sent
-        queue, page = sizes.QUEUE_MAX, sizes.PAGE_ROWS
         in_flight = life.daemon.config.deliver.max_in_flight
-        # What is read at a time may go over the brim of the window by as much, of the front or of what was set aside.
-        self._window = queue * (in_flight + sizes.READY_LOW) + page + max(page, sizes.ASIDE_ROWS)
-        self._queue = queue + 1  # and a dead letter that is retried
+        self._window = sizes.QUEUE_MAX * (in_flight + sizes.READY_LOW) + sizes.PAGE_ROWS
+        self._queue = sizes.QUEUE_MAX + 1  # and a dead letter that is retried
         self._leases_to_go = self._decisions_to_go = 0  # until the crash that was asked for
         self._down_s = 0.0
-        self._decide, self._wants_lease = self._dispatcher.decide, self._dispatcher.quota.wants_lease
+        self._decide, self._wants = self._dispatcher.decide, self._dispatcher.wants
+        self._wants_lease = self._dispatcher.quota.wants_lease
+        self._dispatcher.wants = self._told_wish  # type: ignore[method-assign]
         self._dispatcher.decide = self._told  # type: ignore[method-assign]
         self._dispatcher.quota.wants_lease = self._told_lease  # type: ignore[method-assign]
 
@@ -86,14 +87,25 @@ class Watch:
         self._must(not forbidden or SECRET not in send.request.body, "sent with a field that is forbidden", send)
         world.met["sent without a forbidden field"] += forbidden
 
+    def _told_wish(self) -> Any:
+        """What is asked for has room in the window, and among those who wait if all of it fails."""
+        wish = self._wants()
+        if isinstance(wish, NextPage | AsidePage):
+            order = self._dispatcher._order
+            waiting = len(order._waiting)
+            after = len(order.items) - waiting + wish.limit
+            self._must(after <= self._window, f"{after} events loaded, {self._window} allowed")
+            self._must(waiting + wish.limit <= order_sizes.WAITING_MAX, f"{waiting} wait, {wish.limit} are asked for")
+            self._world.met["the window was nearly full"] += 4 * after > 3 * self._window
+        return wish
+
     def _look_at_memory(self) -> None:
-        """No more is loaded than the window, but the waiting heads and the held; and of no user more than a queue."""
+        """No more is loaded than the window and those who wait, and of no user more than a queue."""
         order = self._dispatcher._order
-        window = len(order.items) - len(order._waiting) - len(self._dispatcher._held)
-        self._must(window <= self._window, f"{window} events loaded, {self._window} allowed")
+        most = self._window + order_sizes.WAITING_MAX
+        self._must(len(order.items) <= most, f"{len(order.items)} events loaded, {most} allowed")
         longest = max(map(len, order._queues.values()), default=0)
         self._must(longest <= self._queue, f"{longest} events in a queue, {self._queue} allowed")
-        self._world.most_window = max(self._world.most_window, window / self._window)
 
     def _must(self, well: bool, what: str, send: Send | None = None) -> None:
         if not well:

@@ -66,7 +66,6 @@ class World:
         self.forgotten: set[str] = set()
         self.carry_rows = 0  # how many are to be moved to another host between two lives
         self.moved: set[int] = set()
-        self.most_window = 0.0  # the most that was loaded, as a share of what may be
         self.most_allowed = self.config.deliver.max_in_flight  # of all configurations
         self.paused = False  # by an operator, who was told so
         self.wrong: list[str] = []  # what must not be, as it was seen in the moment it was (sim_watch.py)

@@ -51,7 +51,7 @@ EVERY = (
         "duplicates",
         "ambiguous",
     ),
-    *("crash at a lease", "sent without a forbidden field", "account known"),
+    *("crash at a lease", "sent without a forbidden field", "account known", "the window was nearly full"),
     *("replayed, more pages", "discarded, more pages"),
     *("refused outbox_full", "refused disk_full", "stored again", *(f"look at {at}" for at in LOOKS)),
     *(f"way {way}" for way in WAYS),
