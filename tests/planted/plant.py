@@ -93,6 +93,40 @@ BUGS = (
         "        self._queues[item.turn] = queue = deque([item])\n"
         "        while len(queue) > 1:\n",
     ),
+    Bug(
+        "mapped when its turn comes",
+        "sidecar/deliver/dispatcher.py",
+        "        until_s = self._leave_at_s(item, leave, now_s)\n",
+        "        if item.prepared is None and (settlement := self._prepare(item)):\n"
+        "            self._order.take(item)\n"
+        "            return self._finish(item, settlement)\n"
+        "        until_s = self._leave_at_s(item, leave, now_s)\n",
+    ),
+    Bug(
+        "a lease used before it is in the file",
+        "sidecar/deliver/shell.py",
+        "            await self._outbox.write(partial(_save_lease, lease))\n"
+        "        except SidecarError:\n"
+        "            # The outbox says on its own surfaces what is wrong with the disk; the quota just asks again.\n"
+        "            self.dispatcher.quota.abandoned(lease)\n",
+        "            self.dispatcher.quota.granted(lease)\n"
+        "            self._decide_again.set()\n"
+        "            return await self._outbox.write(partial(_save_lease, lease))\n"
+        "        except SidecarError:\n"
+        "            pass\n",
+    ),
+    Bug(
+        "a pause that a restart forgets",
+        "sidecar/deliver/destination.py",
+        'return {"operator": self._operator_since_s is not None,',
+        'return {"operator": False,',
+    ),
+    Bug(
+        "the reserve for high events is used by all",
+        "sidecar/deliver/quota.py",
+        "        wait_s = self._wait_s(self.per_day if high else self._normal_limit)\n",
+        "        wait_s = self._wait_s(self.per_day)\n",
+    ),
 )
 
 
