@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -138,17 +139,17 @@ def main() -> None:
     tried: Counter[str] = Counter()
     broken = 0
 
-    def attempt(fault: Fault) -> tuple[Fault, bool, str]:
+    def attempt(fault: Fault) -> tuple[Fault, bool, str | None]:
         try:
-            return fault, try_fault(fault), ""
-        except AssertionError as error:
-            return fault, True, str(error)
+            return fault, try_fault(fault), None
+        except AssertionError:  # which often has no words of its own
+            return fault, True, traceback.format_exc(limit=-1)
 
     faults = faults_of_a_day(asked.every)
     with ThreadPoolExecutor(asked.jobs) as pool:
         for done, (fault, met, wrong) in enumerate(pool.map(attempt, faults), 1):
             tried[f"{fault.call} {fault.error}"] += met
-            if wrong:
+            if wrong is not None:
                 broken += 1
                 print(f"{fault}: {wrong}", flush=True)
             if done % 50 == 0:
