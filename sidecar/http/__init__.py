@@ -6,10 +6,11 @@ stream of any kind, ``serve`` accepts connections for it, ``Stopping`` ends both
 
 from sidecar.http.accept import serve
 from sidecar.http.connection import serve_connection
-from sidecar.http.message import Handler, Hangup, Limits, Places, Raw, Refuse, Request, Response, plain_refusal
+from sidecar.http.message import BUSY, Handler, Hangup, Limits, Places, Raw, Refuse, Request, Response, plain_refusal
 from sidecar.http.stopping import Stopping
 
 __all__ = [
+    "BUSY",
     "Handler",
     "Hangup",
     "Limits",

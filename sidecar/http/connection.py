@@ -11,7 +11,8 @@ Rules
 * A stop ends idle connections at once, but not one that has said nothing yet: its request is on its way, from a client
   that was not refused and so should be answered. It has ``_FRESH_S`` for its first byte.
 * Large and packed bodies need a place (``Places``), so that what a crowd can make us hold is bounded: without one a
-  large body is not read on, and a packed one not inflated. Waiting for it counts against the body's deadline.
+  large body is not read on, and a packed one not inflated. Who gets none by the body's deadline is told that we are busy
+  (503), and not that he was slow: he was not.
 * Any end that we choose lingers: answer, half-close, throw away what still comes for a bounded time, close. The client
   then reads the answer instead of a reset.
 """
@@ -25,7 +26,19 @@ from typing import Final
 import trio
 
 from sidecar.http.coding import decode_body
-from sidecar.http.message import Handler, Hangup, Limits, Places, Raw, Refuse, Refused, Request, Response, plain_refusal
+from sidecar.http.message import (
+    BUSY,
+    Handler,
+    Hangup,
+    Limits,
+    Places,
+    Raw,
+    Refuse,
+    Refused,
+    Request,
+    Response,
+    plain_refusal,
+)
 from sidecar.http.reader import Phase, Reader
 from sidecar.http.stopping import Stopping
 from sidecar.http.transport import short_way
@@ -90,6 +103,7 @@ class _Connection:
         "_send_all",
         "_stopping",
         "_taken",
+        "_waits_for_place",
         "limits",
         "reader",
         "stream",
@@ -115,6 +129,7 @@ class _Connection:
         self._on_error = on_error
         self._places = places
         self._taken: list[trio.CapacityLimiter] = []
+        self._waits_for_place = False
         self._scope = trio.CancelScope()
         self._interruptible = False
         self._fresh = True
@@ -132,7 +147,7 @@ class _Connection:
                 with trio.CancelScope() as self._scope:
                     again = await self._talk()
             if self._scope.cancelled_caught and self._interruptible and self.reader.phase is not Phase.IDLE:
-                self._refusal(_NOT_IN_TIME)
+                self._refusal(BUSY if self._waits_for_place else _NOT_IN_TIME)
             if self._lingers:
                 self.reader = Reader(self.limits)  # the body that will not be whole is let go, and so are its places
                 self._leave_places()
@@ -191,7 +206,9 @@ class _Connection:
         return self.limits.header_s if phase is Phase.HEAD else self.limits.body_s
 
     async def _take(self, places: trio.CapacityLimiter) -> None:
+        self._waits_for_place = True
         await places.acquire_on_behalf_of(self)
+        self._waits_for_place = False
         self._taken.append(places)
 
     def _leave_places(self) -> None:
@@ -204,7 +221,7 @@ class _Connection:
             if self._places:
                 await self._take(self._places.packed)
             return decode_body(request, self.limits.max_body_bytes)
-        return _NOT_IN_TIME
+        return BUSY
 
     async def _answer_ready(self) -> bool:
         """Handle all requests that are there; False when the connection is to end."""
@@ -234,7 +251,7 @@ class _Connection:
                 await self._answer_specially(request, response)
                 return False
             if len(out) > _FLUSH_BYTES:
-                await self._send(out)
+                await self._send(out, large=len(answer) > _FLUSH_BYTES)
                 self._scope.deadline = math.inf
                 out = b""
         self._lingers = not keep_alive and request.keep_alive  # it may be sending the next one already
@@ -257,8 +274,9 @@ class _Connection:
         """Whether a stop ends the connection here: no further request of it has been read, not even in part."""
         return self._stopping.is_set() and not self.reader.ready and self.reader.phase is Phase.IDLE
 
-    async def _send(self, data: bytes) -> None:
-        self._scope.deadline = trio.current_time() + self.limits.idle_s
+    async def _send(self, data: bytes, *, large: bool = False) -> None:
+        patience_s = self.limits.large_s if large else self.limits.idle_s
+        self._scope.deadline = trio.current_time() + patience_s
         if data:
             await self._send_all(data)
 

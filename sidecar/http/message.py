@@ -7,6 +7,7 @@ import msgspec
 import trio
 
 __all__ = [
+    "BUSY",
     "Handler",
     "Hangup",
     "Limits",
@@ -35,7 +36,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     body_s: float = 30.0
     """From the blank line to the end of the body: 4 MiB at 140 kB/s."""
     large_s: float = 5.0
-    """The same from where a large body gets its place (``Places``): who is slow must not keep others from it."""
+    """The same from where a large body gets its place (``Places``): who is slow must not keep others from it. Also for
+    taking one answer of more than 64 KiB, which is ours to hold meanwhile."""
     idle_s: float = 120.0
     """Between two requests, and for taking an answer. Longer than the 60 to 75 s after which SDKs' own pools let an
     idle connection go, so that closing it is theirs and no request meets a closing socket."""
@@ -116,6 +118,10 @@ class Refused(msgspec.Struct, frozen=True):
     code: str
     message: str
     status: int
+
+
+BUSY: Final = Refused("busy", "The server is busy with the requests of others; send this one again.", 503)
+"""Of a request that came in time and waited for us in vain."""
 
 
 def body_too_large(max_body_bytes: int) -> Refused:

@@ -84,7 +84,7 @@ ALERTS: Final = (
     ),
     Alert(
         "PxSidecarRefusesRequests",
-        'rate(px_sidecar_refused_requests_total{code!~"outbox_full|disk_full"}[15m]) > 0',
+        'rate(px_sidecar_refused_requests_total{code!~"outbox_full|disk_full|busy"}[15m]) > 0',
         *("15m", "warning"),
         "Requests are refused on {{ $labels.instance }}: {{ $labels.code }}.",
         "An app sends what cannot be taken and will not succeed by trying again. The log names the error; unknown_write_key means that the key has no [[source]] in the configuration.",

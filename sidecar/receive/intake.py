@@ -15,16 +15,16 @@ from sidecar.events import BadJson, Sealed, decode, encode, merge_batch, seal
 from sidecar.outbox import Accepted, DiskFull, NewEvent, Refused
 from sidecar.receive.sources import Sources, UnknownWriteKey
 
-__all__ = ["BATCH", "Answer", "Intake", "Opened", "nothing_to_store", "refusal"]
+__all__ = ["BATCH", "BUSY_RETRY_AFTER_S", "Answer", "Intake", "Opened", "nothing_to_store", "refusal"]
 
 # The route kind of a body that holds a batch; the others are the types of single calls.
 BATCH: Final = "batch"
-# What one request may become, however little it weighs: twenty times what Segment allows in a batch, and more than fit
-# into max_request_bytes once each has a name, a user and a message id. Beyond it a few bytes each ("1,1,1…") would
-# become millions of rows.
-MAX_EVENTS: Final = 50_000
-# And what the batch's own context may weigh in all its events together.
-MAX_SHARED_BYTES: Final = 32 * 2**20
+# What one request may become, however little it weighs: four times what Segment allows in a batch. A few bytes each
+# ("1,1,1…") would become many thousand rows, and an answer that names each of them.
+MAX_EVENTS: Final = 10_000
+# And what the batch's own context may weigh in all its events together: twice what a request may weigh.
+MAX_SHARED_BYTES: Final = 8 * 2**20
+BUSY_RETRY_AFTER_S: Final = 10
 
 
 class Answer(NamedTuple):

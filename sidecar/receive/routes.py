@@ -3,6 +3,10 @@
 On TCP, a browser on this host could be made to post here by any web page. Browsers say where they come from (``Origin``)
 and what they were told to reach (``Host``), so a foreign Host and any Origin are refused with 403. The Unix socket
 cannot be reached by a browser and is exempt.
+
+A small body may become much: the context of a batch goes into each of its events. So what the requests of one way in have
+become and what waits for its commit is bounded together (``Held``): beyond it nobody's body is opened. SDKs repeat a 503,
+and some of them drop what they get a 408 for (facts: ``px_and_sdks.md`` 3.4), so whoever waits in vain for us gets a 503.
 """
 
 import base64
@@ -17,9 +21,9 @@ import trio
 from sidecar.config.schema import is_loopback_host
 from sidecar.errors import SidecarError
 from sidecar.events import TYPES
-from sidecar.http import Request, Response
+from sidecar.http import BUSY, Request, Response
 from sidecar.outbox import Outbox
-from sidecar.receive.intake import BATCH, Answer, Intake, nothing_to_store, refusal
+from sidecar.receive.intake import BATCH, BUSY_RETRY_AFTER_S, Answer, Intake, nothing_to_store, refusal
 
 __all__ = ["Page", "Routes"]
 
@@ -29,7 +33,39 @@ _KINDS: Final = {f"/v1/{kind}": kind for kind in TYPES} | {f"/v1/{path}": BATCH 
 # The server's codes for what no repetition makes good, and our own for the same.
 _REFUSED_FOR_GOOD: Final = {"too_large": "too_large", "headers_too_large": "too_large", "bad_encoding": "bad_json"}
 _SLASHES: Final = re.compile(r"/{2,}")
+# More than a commit takes; one request may go beyond. How long others wait for it before they are told to come again.
+HELD_MAX_BYTES: Final = 64 * 2**20
+HELD_S: Final = 30.0
+REFUSED_BYTES: Final = 1_000  # about what a bad event takes, with its entry in the answer
 _HOST: Final = re.compile(r"\[([^\]]*)\](?::\d*)?|([^:]*)(?::\d*)?")
+
+
+class Held:
+    """The events of one way in that wait for their commit, in bytes."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._waited_for: trio.Event | None = None
+
+    def is_full(self) -> bool:
+        """Whether the next request has to wait (``room``) before it is opened."""
+        return self.bytes > HELD_MAX_BYTES
+
+    async def room(self) -> bool:
+        """Wait until it is full no more; False if it is for ``HELD_S``."""
+        with trio.move_on_after(HELD_S) as waiting:
+            while self.is_full():
+                if self._waited_for is None:
+                    self._waited_for = trio.Event()
+                await self._waited_for.wait()
+        return not waiting.cancelled_caught
+
+    def more(self, size_bytes: int) -> None:
+        """So much more waits, or less."""
+        self.bytes += size_bytes
+        if self._waited_for is not None and not self.is_full():
+            self._waited_for.set()
+            self._waited_for = None
 
 
 class Routes:
@@ -52,6 +88,7 @@ class Routes:
         self._outbox = outbox
         self._pages = pages
         self._foreign_hosts = foreign_hosts
+        self._held = {True: Held(), False: Held()}  # by being trusted: who comes over the socket has his own
 
     async def over_tcp(self, request: Request) -> Response:
         """Answer a request that came over TCP."""
@@ -73,12 +110,14 @@ class Routes:
         """Words for what never reached a route (``sidecar.http.Refuse``).
 
         What would be refused again is 400, since SDKs repeat 413, 415 and 431 (facts: ``px_and_sdks.md`` 3.4). A
-        request that was too slow (408) and one at which we failed (500) should be repeated, and so keep their status.
+        request that was too slow (408), one that we were too slow for (503) and one at which we failed (500) should be
+        repeated, and so keep their status.
         """
         if code == "too_large":
             message = f"{message.removesuffix('.')}, or raise outbox.max_request_bytes."
         ours = _REFUSED_FOR_GOOD.get(code)
-        said = refusal(code, message, status) if ours is None else refusal(ours, message)
+        after_s = BUSY_RETRY_AFTER_S if status == 503 else None
+        said = refusal(code, message, status, after_s) if ours is None else refusal(ours, message)
         self._intake.count(said.code)
         return _respond(said)
 
@@ -105,6 +144,10 @@ class Routes:
         )
 
     async def _take(self, request: Request, kind: str, *, trusted: bool) -> Answer:
+        held = self._held[trusted]
+        if held.is_full() and not await held.room():
+            self._intake.count(BUSY.code)
+            return refusal(BUSY.code, BUSY.message, BUSY.status, BUSY_RETRY_AFTER_S)
         key = _key_of(request.header(b"authorization")) if self._intake.sources else None
         opened = self._intake.open(request.body, kind, key, trusted=trusted)
         if isinstance(opened, Answer):
@@ -112,7 +155,13 @@ class Routes:
         if not opened.events:
             return nothing_to_store
         try:
-            outcome = await self._outbox.accept(opened.events)
+            note = self._outbox.submit(opened.events)
+            size_bytes = note.size_bytes + REFUSED_BYTES * len(opened.refused)
+            held.more(size_bytes)
+            try:
+                outcome = await note.wait()
+            finally:
+                held.more(-size_bytes)
         except SidecarError as error:
             return self._intake.not_stored(error)
         return self._intake.accepted(opened, outcome)

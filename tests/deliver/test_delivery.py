@@ -280,3 +280,16 @@ async def test_lanes_are_closed_when_nobody_has_needed_them_for_a_while_and_at_t
         await settled(daemon)
         assert (network.lanes, network.closed) == (first + 1, first)
     assert network.closed == network.lanes
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", "null"])
+async def test_a_state_of_delivery_that_was_damaged_in_the_file_is_no_pause(tmp_path, autojump_clock, damaged):
+    px = Px(lambda _one, _px: CREATED)
+    first = make(tmp_path, px)
+    with first.store.transaction():
+        first.store.set_meta("destination", damaged)
+    first.store.close()
+    async with delivering(tmp_path, px) as daemon:
+        await daemon.outbox.accept([event(1, "u")])
+        await settled(daemon)
+    assert len(px.stored) == 1

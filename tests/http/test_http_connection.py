@@ -225,7 +225,8 @@ async def test_a_handler_has_no_deadline(autojump_clock):
         assert answers(await client.rest())[0][2] == b"late"
 
 
-async def test_a_client_that_does_not_take_its_answer_is_let_go(autojump_clock):
+@pytest.mark.parametrize(("size", "patience_s"), [(1, Limits().idle_s), (100_000, Limits().large_s)])
+async def test_a_client_that_does_not_take_its_answer_is_let_go_of_a_large_one_soon(autojump_clock, size, patience_s):
     blocked, server_end = trio.testing.memory_stream_pair()
 
     async def full() -> None:
@@ -234,8 +235,8 @@ async def test_a_client_that_does_not_take_its_answer_is_let_go(autojump_clock):
     server_end.send_stream.send_all_hook = full
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_connection, server_end, echo)
-        await blocked.send_all(post(b"x"))
-    assert trio.current_time() == pytest.approx(Limits().idle_s, abs=2)
+        await blocked.send_all(post(b"x" * size))
+    assert trio.current_time() == pytest.approx(patience_s, abs=2)
 
 
 async def test_a_client_that_leaves_does_not_cancel_its_request():

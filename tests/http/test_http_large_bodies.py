@@ -61,14 +61,16 @@ async def test_a_packed_body_is_not_inflated_before_it_has_a_place():
 
 
 @pytest.mark.parametrize("data", [LARGE, PACKED], ids=["large", "packed"])
-async def test_who_waits_for_a_place_in_vain_is_refused_at_the_deadline_of_the_body(autojump_clock, data):
+async def test_who_waits_for_a_place_in_vain_is_told_that_we_are_busy_and_not_that_he_was_slow(autojump_clock, data):
+    """He was told 408, at which some SDKs drop what they sent; a 503 they all send again."""
     places = Places(1)
     for kind in (places.large, places.packed):
         await kind.acquire_on_behalf_of("somebody who keeps it")
     async with served(places=places, limits=Limits(body_s=30)) as client:
         await client.send(post(b"before") + data)
         before, refused = answers(await client.rest())
-        assert (before[2], refused[0]) == (b"before", 408)
+        assert (before[2], refused[0]) == (b"before", 503)
+        assert b"busy" in refused[2]
         assert trio.current_time() == pytest.approx(30, abs=3)
         assert [request.body for request in client.requests] == [b"before"]
 

@@ -96,7 +96,13 @@ BAD = {
     "http/2 by prior knowledge": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "bad_request"),
     "tls": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "bad_request"),
     "no http at all": (b"hello\r\n\r\n", "bad_request"),
+    "a proxy's request": (b"CONNECT evil:443 HTTP/1.1\r\nHost: evil:443\r\n\r\n", "bad_request"),
+    "http/1.2": (post(b"Content-Length: 3", body=b"abc", version=b"1.2"), "bad_request"),
     "too long a body": (post(b"Content-Length: 5001"), "too_large"),
+    "one chunk that is too long": (
+        post(b"Transfer-Encoding: chunked", body=b"1389\r\n" + b"x" * 5001 + b"\r\n0\r\n\r\n"),
+        "too_large",
+    ),
     "too long a chunked body": (
         post(b"Transfer-Encoding: chunked", body=b"1000\r\n" + b"x" * 4096 + b"\r\n1000\r\n" + b"x" * 4096 + b"\r\n"),
         "too_large",

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,20 @@ def test_a_marked_outbox_is_recovered_at_the_next_start_only(path):
     store = open_outbox(path, durability="process")
     assert store.notice == ""
     store.close()
+
+
+def test_two_recoveries_in_one_second_keep_both_damaged_files(path, monkeypatch):
+    class Now(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+    monkeypatch.setattr(recovery, "datetime", Now)
+    for _ in range(2):
+        spoil(path, 20)
+        open_outbox(path, durability="process").close()
+    kept = sorted(name for name in names(path) if ".damaged-" in name and not name.endswith("-wal"))
+    assert kept == ["o.db.damaged-20260102T030405Z", "o.db.damaged-20260102T030405Zx"]
 
 
 def test_an_index_that_has_lost_an_event_is_noticed_by_the_counters(path):

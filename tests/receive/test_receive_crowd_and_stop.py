@@ -65,18 +65,25 @@ async def test_a_crowd_on_one_way_in_keeps_nobody_out_of_another(tmp_path):
 
 
 class Held:
-    """An outbox whose commits wait until they are let go."""
+    """An outbox to which requests come only once they are let go."""
+
+    size_bytes = 0
 
     def __init__(self, rooms: Rooms) -> None:
         self.go = trio.Event()
         self.asked = trio.Event()
-        self._accept = rooms.outbox.accept
-        rooms.outbox.accept = self._held
+        self._submit = rooms.outbox.submit
+        rooms.outbox.submit = self._held
 
-    async def _held(self, events):
+    def _held(self, events):
         self.asked.set()
+        self._events = events
+        return self
+
+    async def wait(self):
+        events = self._events
         await self.go.wait()
-        return await self._accept(events)
+        return await self._submit(events).wait()
 
 
 async def test_at_a_stop_what_was_read_is_stored_and_answered_with_the_end_of_the_connection(tmp_path):
@@ -138,11 +145,11 @@ def logged_by(name: str):
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 async def test_a_request_at_which_we_fail_gets_500_is_told_and_the_next_one_is_served(tmp_path, kind):
     async with receiving(tmp_path / "o.db") as rooms:
-        accept, rooms.outbox.accept = rooms.outbox.accept, None
+        submit, rooms.outbox.submit = rooms.outbox.submit, None
         with logged_by("sidecar.receive.front") as told:
             (said,) = answers(await rooms.exchange(request(), kind))
         assert (said.status, said.json["code"], said.headers["connection"]) == (500, "internal", "close")
         assert len(told) == 1
         assert told[0].startswith("POST /v1/track failed: TypeError")
-        rooms.outbox.accept = accept
+        rooms.outbox.submit = submit
         assert (await rooms.post("/v1/track", track(), kind=kind)).body == OK
