@@ -37,9 +37,9 @@ def parse_size_bytes(text: str) -> int:
 
 def show_duration(seconds: float) -> str:
     """A duration as a person would say it, two units at most: ``"1h 23m"``, ``"4.2s"``, ``"12ms"``."""
-    if seconds < 1:
+    if seconds < 0.9995:  # each limit is where the next unit would be rounded to: 59.97 s are "1m", not "60.0s"
         return f"{seconds * 1000:.0f}ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f}s"
     whole = round(seconds)
     for unit_s, unit, small_s, small in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
@@ -53,10 +53,10 @@ def show_size(size_bytes: int) -> str:
     """A size in binary units with three significant digits: ``"1.5 GiB"``, ``"980 KiB"``, ``"12 B"``."""
     value = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1000:
+        if value < 999.5:  # from there on three digits would be written 1e+03
             return f"{value:.3g} {unit}"
         value /= 1024
-    return f"{value:.3g} TiB"
+    return f"{value:.3g} TiB" if value < 999.5 else f"{value:,.0f} TiB"
 
 
 def show_count(count: int) -> str:

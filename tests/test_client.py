@@ -13,6 +13,7 @@ import uuid
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -389,3 +390,8 @@ def test_importing_it_imports_nothing_heavy():
     foreign = {name for name in loaded if name not in sys.stdlib_module_names and name != "sidecar"}
     assert not foreign
     assert not loaded & {"asyncio", "http", "urllib", "ssl", "sqlite3", "email", "logging", "multiprocessing"}
+
+
+def test_a_mapping_that_is_no_dict_is_sent_as_one(client, sidecar):
+    client.track("u", "E", {"plan": MappingProxyType({"name": "gold", "seats": 5})})
+    assert sidecar.events[0]["properties"] == {"plan": {"name": "gold", "seats": 5}}

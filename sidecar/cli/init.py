@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -202,4 +203,5 @@ def _tell(path: Path, key_file: Path, key_written: bool, *, by_unit: bool, insta
         unit, flags = (f"px-sidecar@{instance}", f" --instance {instance}") if instance else ("px-sidecar", "")
         click.echo(f"Next: px-sidecar{flags} check --live && systemctl enable --now {unit}")
     else:
-        click.echo(f"Next: px-sidecar check --live --config {path} && px-sidecar run --config {path}")
+        named = shlex.quote(str(path))
+        click.echo(f"Next: px-sidecar check --live --config {named} && px-sidecar run --config {named}")

@@ -206,3 +206,99 @@ def test_a_wrong_or_read_only_key_is_found(px, tmp_path, verb, key: str):
 def test_what_an_answer_says_about_key_and_region(reply, level: str, said: str):
     one = judged(classify(reply, wall_ms=0), "https://px.example")
     assert (one.level, said in one.message) == (level, True), one.message
+
+
+# Places ----------------------------------------------------------------------------------------------------------------
+
+
+def judged_place(path: Path, what: str = "outbox") -> tuple[str, str]:
+    """Level and message about the folder of an outbox at ``path``."""
+    one = next(one for one in findings.outbox_place(path, 1) if one.what == what)
+    return one.level, one.message
+
+
+def test_a_folder_that_is_not_there_yet_is_the_daemons_to_make_and_check_makes_nothing(tmp_path):
+    folder = tmp_path / "var" / "px-sidecar"
+    assert judged_place(folder / "outbox.db") == ("ok", f"{folder} is not there yet; the daemon makes it.")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_this_user_cannot_make_or_write_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(findings.os, "access", lambda *_asked: False)  # root may do everything
+    level, message = judged_place(tmp_path / "absent" / "outbox.db")
+    assert (level, "make it for the daemon" in message) == ("error", True)
+    level, message = judged_place(tmp_path / "outbox.db")
+    assert (level, "chown it" in message) == ("error", True)
+
+
+@pytest.mark.parametrize(("mode", "level"), [(0o777, "warning"), (0o1777, "ok"), (0o750, "ok")])
+def test_a_folder_that_everybody_can_write_is_found_unless_it_is_sticky(tmp_path, mode: int, level: str):
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(mode)
+    found_level, message = judged_place(folder / "outbox.db")
+    assert (found_level, "chmod o-w" in message) == (level, level == "warning")
+
+
+def test_sockets_in_a_folder_of_somebody_else_are_an_error(place: Place, monkeypatch):
+    monkeypatch.setattr(findings.os, "access", lambda *_asked: False)
+    ones = {one.what: one for one in findings.sockets(place.config, running=False)}
+    assert {ones["unix socket"].level, ones["control socket"].level} == {"error"}
+    assert "run this as the daemon's user" in ones["unix socket"].message
+
+
+def test_a_unix_socket_that_systemd_holds_is_good_and_a_control_socket_that_a_stranger_holds_is_wrong(place: Place):
+    with socket.socket(socket.AF_UNIX) as events, socket.socket(socket.AF_UNIX) as stranger:
+        for one, path in ((events, place.unix), (stranger, place.control)):
+            one.bind(path)
+            one.listen()
+        ones = {one.what: one for one in findings.sockets(place.config, running=False)}
+    assert (ones["unix socket"].level, "held open, by systemd" in ones["unix socket"].message) == ("ok", True)
+    assert ones["control socket"].level == "error"
+    assert "no px-sidecar; stop it" in ones["control socket"].message
+
+
+def test_a_socket_that_a_killed_daemon_left_is_no_trouble(place: Place):
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(place.unix)
+    ones = {one.what: one for one in findings.sockets(place.config, running=False)}
+    assert ones["unix socket"] == findings.Finding("ok", "unix socket", f"{place.unix} is there.")
+
+
+def test_few_open_files_are_found_with_the_number_to_allow(place: Place, monkeypatch):
+    monkeypatch.setattr(findings.resource, "getrlimit", lambda _which: (256, 1024))
+    files = next(one for one in findings.limits(place.config) if one.what == "open files")
+    assert (files.level, "At most 1024" in files.message, "allow 4096" in files.message) == ("warning", True, True)
+
+
+@pytest.mark.parametrize(("version", "warned"), [((3, 40, 1), True), ((3, 51, 3), False)])
+def test_an_sqlite_that_bears_no_second_program_warns_of_one(version, warned: bool):
+    one = findings.sqlite(version)
+    assert one.message.startswith(".".join(map(str, version)))
+    assert ("Litestream" in one.message) is warned
+
+
+def test_a_person_without_a_key_of_ones_own_is_judged_by_the_one_that_the_units_hand_over(place, verb, monkeypatch):
+    monkeypatch.delenv("PX_SIDECAR_PX_API_KEY")
+    monkeypatch.setattr("sidecar.cli.px_asking.KEY_FOLDER", place.folder)
+    assert found(verb("check", "--json", *place.flags), "API key")[0] == "error"
+    (place.folder / "api_key").write_text("the-key\n")
+    assert found(verb("check", "--json", *place.flags), "API key")[0] == "ok"
+
+
+def test_a_configuration_that_everybody_can_write_is_wrong(place: Place, verb):
+    place.file.chmod(0o666)
+    ran = verb("check", "--json", *place.flags)
+    assert ran.code == 1
+    level, message = next(
+        (one["level"], one["message"]) for one in ran.json["findings"] if "chmod o-w" in one["message"]
+    )
+    assert (level, str(place.file) in message) == ("error", True)
+
+
+def test_an_authority_that_is_no_certificate_is_found_before_px_is_asked(tmp_path, verb):
+    authority = tmp_path / "ca.pem"
+    authority.write_text("nothing of the kind\n")
+    place = Place(tmp_path, px=f'ca_file = "{authority}"')
+    level, message = found(verb("check", "--json", *place.flags), "way to PX")
+    assert (level, str(authority) in message) == ("error", True)

@@ -1,7 +1,10 @@
 """`px-sidecar events`, with and without a daemon."""
 
 import pytest
-from living import Place
+from living import Place, always, wait_until
+
+from sidecar.control.records import found_event
+from sidecar.outbox.lookup import Found
 
 LISTED = {
     *("id", "state", "class", "name", "user", "messageId", "received_ms", "settled_ms"),
@@ -85,3 +88,57 @@ def test_an_event_that_is_not_there_says_so(place: Place, verb):
         ran = verb("events", "show", "99", *place.flags)
     assert ran.code == 1
     assert "no event 99" in ran.err
+
+
+def test_a_list_of_nothing_says_so_beside_the_output(place: Place, verb):
+    with place.living():
+        ran = verb("events", "list", "--user", "nobody", *place.flags)
+    assert (ran.code, ran.out) == (0, "")
+    assert "no such events" in ran.err
+
+
+def test_an_event_of_a_message_id_is_found_alone(place: Place, verb):
+    with place.living() as daemon:
+        message_id = daemon.track("u1", "Feature Used")
+        daemon.track("u1", "Feature Used")
+        daemon.settle()
+        ran = verb("events", "list", "--message-id", message_id, "--json", *place.flags)
+    assert [event["messageId"] for event in ran.json["events"]] == [message_id]
+
+
+def test_a_pending_event_of_high_priority_is_shown_with_the_attempts_that_failed(tmp_path, verb):
+    place = Place(tmp_path, '[mapping.event."Subscription Started"]\npriority = "high"\n')
+    with place.living(always(503)) as daemon:
+        daemon.track("u1", "Subscription Started")
+        wait_until(lambda: daemon.status()["slowest_user"], "a failed attempt")
+        listed = verb("events", "list", *place.flags)
+        shown = verb("events", "show", "1", *place.flags)
+    assert "pending, high" in listed.out
+    assert "first failed" in shown.out
+    assert "last failed" in shown.out
+    assert "why" in shown.out
+    assert "503" in shown.out
+
+
+def test_what_today_drops_is_told_of_an_event_that_was_accepted_before(place: Place, verb):
+    with place.living() as daemon:
+        daemon.track(None, "Feature Used", anonymous_id="somebody")
+        daemon.settle()
+        shown = verb("events", "show", "1", *place.flags)
+    assert "today's mapping: dropped (no_user)" in shown.out
+    assert "POST" not in shown.out
+
+
+def test_a_control_socket_that_was_named_is_not_replaced_by_the_file(place: Place, verb):
+    with place.living() as daemon:
+        daemon.track("u1", "Feature Used")
+        daemon.settle()
+    ran = verb("events", "list", "--control", str(place.folder / "absent.sock"), *place.flags)
+    assert (ran.code, ran.out) == (69, "")
+    assert "absent.sock" in ran.err
+
+
+def test_a_row_that_the_disk_has_garbled_is_listed_without_its_event():
+    garbled = Found(7, "pending", False, 0, "u1", 0, None, None, None, 0, b"\xff\xff")
+    told = found_event(garbled, lambda event: event)
+    assert (told["id"], told["user"], told["event"], told["messageId"]) == (7, "u1", {}, None)

@@ -93,3 +93,58 @@ def test_a_folder_that_cannot_be_written_is_told(verb, tmp_path):
     ran = verb("init", *GIVEN, "--config", str(tmp_path / "file" / "config.toml"))
     assert ran.code == 1
     assert ran.err.count("\n") == 1
+
+
+def test_an_answer_that_is_no_product_key_is_asked_again_and_one_given_is_wrong_usage(verb, tmp_path):
+    path = tmp_path / "config.toml"
+    ran = verb("init", "--config", str(path), stdin="us\ntwo words\nAP-XXXXXXXXXX-2\nnone\n1\n\n")
+    assert ran.code == 0
+    assert "A product key is one word, as AP-XXXXXXXXXX-2." in ran.err
+    assert load(str(path), {}).px.property_key == "AP-XXXXXXXXXX-2"
+    given = verb("init", "--yes", "--property-key", "two words", "--config", str(tmp_path / "other.toml"))
+    assert (given.code, "a product key is one word" in given.err) == (2, True)
+    assert not (tmp_path / "other.toml").exists()
+
+
+def test_an_empty_answer_for_the_api_key_means_later(verb, tmp_path):
+    ran = verb("init", "--config", str(tmp_path / "config.toml"), stdin="us\nAP-XXXXXXXXXX-2\nnone\n1\n\n")
+    assert ran.code == 0
+    assert f"Still to do: put the REST API key alone into {tmp_path / 'api_key'}" in ran.out
+    assert not (tmp_path / "api_key").exists()
+
+
+def test_a_configuration_that_cannot_be_read_is_told_and_left_alone(verb, tmp_path):
+    path = tmp_path / "config.toml"
+    path.mkdir()  # root may read every file
+    ran = verb("init", *GIVEN, "--config", str(path))
+    assert ran.code == 1
+    assert f"{path} cannot be read (Is a directory); use sudo" in ran.err
+    assert list(path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("instance", "follows"),
+    [
+        ([], "Next: px-sidecar check --live && systemctl enable --now px-sidecar\n"),
+        (
+            ["--instance", "eu"],
+            "Next: px-sidecar --instance eu check --live && systemctl enable --now px-sidecar@eu\n",
+        ),
+    ],
+)
+def test_where_the_units_look_the_next_step_is_the_unit_and_the_key_has_no_path(
+    verb, tmp_path, monkeypatch, instance: list[str], follows: str
+):
+    default = tmp_path / "config.toml"
+    monkeypatch.setattr("sidecar.cli.init.DEFAULT_PATH", str(default))
+    ran = verb(*instance, "init", *GIVEN, "--config", str(default))
+    assert ran.code == 0
+    assert ran.out.endswith(follows)
+    assert "api_key_file" not in default.read_text()
+
+
+def test_a_path_with_a_space_broke_the_next_command(verb, tmp_path):
+    path = tmp_path / "my app" / "config.toml"
+    ran = verb("init", *GIVEN, "--config", str(path))
+    assert ran.out.endswith(f"Next: px-sidecar check --live --config '{path}' && px-sidecar run --config '{path}'\n")
+    assert load(str(path), {}).px.api_key_file == str(path.with_name("api_key"))

@@ -1,8 +1,9 @@
 """`px-sidecar send`, through the command line."""
 
 import json
+import threading
 
-from living import Place, always
+from living import Place, always, wait_until
 
 
 def test_send_ends_once_the_event_is_on_disk(place: Place, verb):
@@ -95,3 +96,57 @@ def test_send_verify_says_what_a_key_without_read_needs(px, tmp_path, verb):
         ran = verb("send", "Used", "--user", "u1", "--verify", *place.flags, PX_SIDECAR_PX_API_KEY="another-key")
     assert ran.code == 1
     assert "Read permission" in ran.err
+
+
+def test_send_wait_tells_of_attempts_that_failed_and_of_the_one_that_did_not(place: Place, verb):
+    replies = iter([503, 201])
+
+    async def recovers(request):
+        return await always(next(replies))(request)
+
+    with place.living(recovers):
+        ran = verb("send", "Feature Used", "--user", "u1", "--wait", *place.flags)
+    assert ran.code == 0
+    assert ran.err.startswith("attempt 1 failed: PX answered 503")
+    assert ran.out.startswith("delivered: PX answered 201 at attempt 2\n")
+
+
+def test_send_wait_says_that_the_event_is_kept_if_the_daemon_stops_meanwhile(place: Place, verb):
+    with place.living(always(503)) as daemon:
+        ran = []
+        arguments = ["send", "Feature Used", "--user", "u1", "--wait", *place.flags]
+        waiting = threading.Thread(target=lambda: ran.append(verb(*arguments)))
+        waiting.start()
+        wait_until(lambda: daemon.status()["retries"], "a failed attempt")
+    waiting.join(10)
+    assert ran[0].code == 1
+    assert "The daemon stopped meanwhile; the event is kept (" in ran[0].err
+
+
+def test_send_wait_gives_up_in_time_though_others_are_served_all_the_while(place: Place, verb):
+    async def only_the_others(request):
+        return await always(503 if b"Mine" in request.body else 201)(request)
+
+    with place.living(only_the_others) as daemon:
+        ended = threading.Event()
+
+        def traffic() -> None:
+            while not ended.wait(0.02):
+                daemon.track("u1", "Other")
+
+        others = threading.Thread(target=traffic)
+        others.start()
+        try:
+            ran = verb("send", "Mine", "--wait", "--user", "u1", "--timeout", "400ms", *place.flags)
+        finally:
+            ended.set()
+            others.join(10)
+    assert ran.code == 1
+    assert "kept, but not delivered yet" in ran.err
+
+
+def test_a_time_that_is_none_is_wrong_usage(place: Place, verb):
+    ran = verb("send", "Feature Used", "--wait", "--timeout", "soon", *place.flags)
+    assert ran.code == 2
+    assert "'soon'" in ran.err
+    assert ran.out == ""

@@ -78,3 +78,48 @@ def test_an_accepted_event_is_shown_by_todays_privacy_rules(place: Place):
         "user": "u1",
         "event": {"type": "track", "event": "Feature Used", "properties": "redacted"},
     }
+
+
+def test_tail_tells_why_an_event_died_and_shows_no_payload_if_none_is_wanted(place: Place, verb):
+    body = b'{"externalapierror":{"status":"BAD_REQUEST","message":"eventName is unknown"}}'
+    with place.living(always(400, body)) as daemon:
+        end = tail_in_background(daemon, verb, "--what", "dead", "--count", "1", "--no-payload")
+        daemon.track("u1", "Feature Used")
+        (line,) = end().out.splitlines()
+    assert "dead      Feature Used of u1  400  refused" in line
+    assert "eventName is unknown" in line
+
+
+def test_tail_names_the_attempt_and_the_reason_of_one_that_is_tried_again(place: Place, verb):
+    with place.living(always(503)) as daemon:
+        end = tail_in_background(daemon, verb, "--what", "retry", "--count", "1", "--no-payload")
+        daemon.track("u1", "Feature Used")
+        (line,) = end().out.splitlines()
+    assert "retry     Feature Used of u1" in line
+    assert "  attempt 1: " in line
+    assert "503" in line
+
+
+def test_tail_shows_a_dropped_event_by_its_reason(place: Place, verb):
+    with place.living() as daemon:
+        end = tail_in_background(daemon, verb, "--what", "dropped", "--count", "1")
+        daemon.track(None, "Feature Used", anonymous_id="somebody")
+        first = end().out.splitlines()[0]
+    assert "dropped   Feature Used" in first
+    assert "no_user" in first
+    assert " of " not in first
+
+
+def test_tail_tells_how_many_records_a_slow_terminal_missed_and_does_not_count_that_as_one(place: Place, verb):
+    burst = [{"at": "1970-01-01T00:00:00.000Z", "what": "accepted", "name": f"Event {n}"} for n in range(300)]
+    with place.living() as daemon:
+        end = tail_in_background(daemon, verb, "--count", "257")
+        feed = daemon.daemon.feed
+        daemon.do(lambda: [feed.publish(record) for record in burst])  # at once: nobody reads in between
+        wait_until(lambda: not next(iter(feed._readers))._waiting, "reading what there was room for")
+        daemon.do(lambda: feed.publish(burst[0]))
+        lines = end().out.splitlines()
+    assert len(lines) == 258
+    assert "accepted  Event 255" in lines[255]
+    assert lines[256] == "… missed 44 records: this terminal is too slow"
+    assert "Event 0" in lines[257]

@@ -100,3 +100,10 @@ def test_the_json_schema_knows_every_key_and_the_same_defaults():
     assert schema["properties"]["source"]["items"]["required"] == ["write_key"]
     event = schema["properties"]["mapping"]["properties"]["event"]["additionalProperties"]
     assert event["properties"]["user_type"] == {"enum": ["USER", "VISITOR", "LEAD"]}
+
+
+@pytest.mark.parametrize("text", ["1500ms", "0.0005s", "90s", "24h", "2d"])
+def test_a_duration_is_shown_as_one_that_means_the_same(text: str):
+    config = load_text(f'[outbox]\nkeep_delivered = "{text}"\n')
+    again = load_text(as_toml(config))
+    assert again.outbox.keep_delivered == config.outbox.keep_delivered

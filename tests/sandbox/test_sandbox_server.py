@@ -283,3 +283,13 @@ async def test_it_runs_inside_a_nursery_until_it_is_stopped(make_box):
                 await client.post(EVENTS, json=event(seq=3))
         stopping.set()
     assert box.report("attributes.seq").distinct == 3
+
+
+@pytest.mark.parametrize("count", [0, 500, 501])
+async def test_all_stored_events_are_shown_one_a_line(make_box, count):
+    box = make_box(per_second=0, per_day=0)
+    async with client_of(box) as call:
+        for number in range(count):
+            await call("POST", EVENTS, event(seq=number))
+        _, _, body = await call("GET", "/sandbox/events", b"")
+    assert [json.loads(line) for line in body.splitlines()] == [event(seq=number) for number in range(count)]

@@ -1,0 +1,33 @@
+"""How durations and sizes are written for people."""
+
+import pytest
+
+from sidecar.units import show_duration, show_size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.012, "12ms"), (4.2, "4.2s"), (60, "1m"), (90, "1m 30s"), (3600, "1h"), (4980, "1h 23m"), (180_000, "2d 2h")],
+)
+def test_a_duration_has_two_units_at_most(seconds: float, text: str):
+    assert show_duration(seconds) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.9997, "1.0s"), (59.97, "1m"), (59.9, "59.9s"), (3599.8, "1h")])
+def test_a_duration_just_below_a_unit_was_written_as_sixty_of_the_smaller_one(seconds: float, text: str):
+    assert show_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"), [(12, "12 B"), (980 * 1024, "980 KiB"), (3 * 2**29, "1.5 GiB"), (900 * 2**40, "900 TiB")]
+)
+def test_a_size_has_three_digits(size_bytes: int, text: str):
+    assert show_size(size_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(int(999.7 * 2**10), "0.976 MiB"), (int(999.7 * 2**30), "0.976 TiB"), (2_000 * 2**40, "2,000 TiB")],
+)
+def test_a_size_just_below_a_thousand_was_written_as_1e_03(size_bytes: int, text: str):
+    assert show_size(size_bytes) == text
