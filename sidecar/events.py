@@ -36,6 +36,7 @@ __all__ = [
     "decode",
     "decode_stored",
     "encode",
+    "encode_mended",
     "merge_batch",
     "readable",
     "seal",
@@ -101,7 +102,7 @@ def seal(event: Any, max_event_bytes: int, kind: str | None = None) -> Sealed:
     odd ``messageId`` is replaced by a fresh one. The event is changed in place.
     """
     if not isinstance(event, dict):
-        return Sealed(None, str(uuid.uuid4()), _encode_mended(event), "the event is not a JSON object")
+        return Sealed(None, str(uuid.uuid4()), encode_mended(event), "the event is not a JSON object")
     if kind is not None:
         event["type"] = kind
     event.pop("writeKey", None)
@@ -109,11 +110,11 @@ def seal(event: Any, max_event_bytes: int, kind: str | None = None) -> Sealed:
     try:
         body = encode(event)
     except (UnicodeEncodeError, RecursionError):
-        body = _encode_mended(event)
+        body = encode_mended(event)
         event = _decode_strict(body)
         message_id = _message_id(event)
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(event):
-        return Sealed(event, message_id, _encode_mended(event), f"it is nested deeper than {MAX_DEPTH} levels")
+        return Sealed(event, message_id, encode_mended(event), f"it is nested deeper than {MAX_DEPTH} levels")
     return Sealed(event, message_id, body, _why_bad(event, body, max_event_bytes))
 
 
@@ -226,7 +227,8 @@ def _cut_depth(text: str) -> str:
     return "".join(kept)
 
 
-def _encode_mended(value: Any) -> bytes:
+def encode_mended(value: Any) -> bytes:
+    """The JSON text of a value with lone surrogates replaced, and without what is nested beyond any allowed depth."""
     return encode(_mend(value))
 
 

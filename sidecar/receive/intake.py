@@ -11,7 +11,7 @@ from itertools import repeat
 from typing import Any, Final, NamedTuple, Protocol
 
 from sidecar.errors import SidecarError
-from sidecar.events import BadJson, Sealed, decode, encode, merge_batch, seal
+from sidecar.events import BadJson, Sealed, decode, encode, encode_mended, merge_batch, seal
 from sidecar.outbox import Accepted, DiskFull, NewEvent, Refused
 from sidecar.receive.sources import Sources, UnknownWriteKey
 
@@ -201,7 +201,7 @@ def _weight(shared: dict[str, Any]) -> int:
     try:
         return len(encode(shared))
     except (UnicodeEncodeError, RecursionError):
-        return len(repr(shared))
+        return len(encode_mended(shared))
 
 
 def _text(value: Any) -> str | None:

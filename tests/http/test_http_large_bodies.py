@@ -75,6 +75,20 @@ async def test_who_waits_for_a_place_in_vain_is_told_that_we_are_busy_and_not_th
         assert [request.body for request in client.requests] == [b"before"]
 
 
+async def test_who_got_a_place_late_has_as_long_for_the_rest_as_others(autojump_clock):
+    """What it had waited for us counted as its own: the rest had to come in what was left of its 30 s."""
+    places = Places(1)
+    await places.large.acquire_on_behalf_of("another")
+    async with served(places=places, limits=Limits(body_s=30)) as client:
+        await client.send(BEGUN)
+        await trio.sleep(29)
+        places.large.release_on_behalf_of("another")
+        await trio.sleep(4)
+        await client.send(LARGE[len(BEGUN) :])
+        assert len(bodies(await client.until_quiet())[0]) == 3 * LARGE_BYTES
+    assert taken(places) == (0, 0)
+
+
 async def test_who_is_slow_with_a_large_body_loses_its_place_soon_and_keeps_no_packed_one_out(autojump_clock):
     places = Places(1)
     async with served(places=places) as slow, served(places=places) as second, served(places=places) as packed:

@@ -268,6 +268,17 @@ async def test_what_never_reaches_a_route_is_refused_in_the_same_form(tmp_path, 
         assert rooms.refused == ([code] if status == 400 else [])
 
 
+@pytest.mark.parametrize("depth", range(900, 1_000, 5))
+async def test_a_context_of_a_batch_that_was_nested_very_deep_was_answered_500_for_ever(tmp_path, depth):
+    """There was one depth that JSON could read, and that could not be weighed."""
+    nested = b'{"a":' * depth + b"1" + b"}" * depth
+    async with receiving(tmp_path / "o.db") as rooms:
+        for at in range(5):
+            deeper = nested.replace(b"1", b'{"a":' * at + b"1" + b"}" * at)
+            opened = rooms.intake.open(b'{"context":%b,"batch":[{}]}' % deeper, "batch", None, trusted=False)
+            assert getattr(opened, "status", 400) == 400
+
+
 async def test_a_gzip_bomb_is_refused_and_not_held(tmp_path):
     async with receiving(tmp_path / "o.db") as rooms:
         bomb = gzip.compress(bytes(50 * 2**20))
