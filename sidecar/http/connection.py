@@ -103,7 +103,6 @@ class _Connection:
         "_send_all",
         "_stopping",
         "_taken",
-        "_waits_for_place",
         "limits",
         "reader",
         "stream",
@@ -129,7 +128,6 @@ class _Connection:
         self._on_error = on_error
         self._places = places
         self._taken: list[trio.CapacityLimiter] = []
-        self._waits_for_place = False
         self._scope = trio.CancelScope()
         self._interruptible = False
         self._fresh = True
@@ -147,7 +145,7 @@ class _Connection:
                 with trio.CancelScope() as self._scope:
                     again = await self._talk()
             if self._scope.cancelled_caught and self._interruptible and self.reader.phase is not Phase.IDLE:
-                self._refusal(BUSY if self._waits_for_place else _NOT_IN_TIME)
+                self._refusal(_NOT_IN_TIME if self._missing_place() is None else BUSY)
             if self._lingers:
                 self.reader = Reader(self.limits)  # the body that will not be whole is let go, and so are its places
                 self._leave_places()
@@ -188,8 +186,8 @@ class _Connection:
                     return False
                 scope.deadline = trio.current_time() + _FRESH_S
             self._interruptible = True
-            if self._places and phase is Phase.BODY and reader.body_bytes >= Places.LARGE_BYTES and not self._taken:
-                await self._take(self._places.large)
+            if (place := self._missing_place()) is not None:
+                await self._take(place)
                 scope.deadline = trio.current_time() + self.limits.large_s  # however long we kept it waiting
             data = await receive_some(_READ_BYTES)
             self._interruptible = self._fresh = False
@@ -205,10 +203,14 @@ class _Connection:
             return self.limits.idle_s
         return self.limits.header_s if phase is Phase.HEAD else self.limits.body_s
 
+    def _missing_place(self) -> trio.CapacityLimiter | None:
+        """Where the body that is being read needs a place before it is read on; None if it may be."""
+        if self._places is None or self._taken or self.reader.phase is not Phase.BODY:
+            return None
+        return self._places.large if self.reader.body_bytes >= Places.LARGE_BYTES else None
+
     async def _take(self, places: trio.CapacityLimiter) -> None:
-        self._waits_for_place = True
         await places.acquire_on_behalf_of(self)
-        self._waits_for_place = False
         self._taken.append(places)
 
     def _leave_places(self) -> None:

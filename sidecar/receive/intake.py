@@ -15,7 +15,7 @@ from sidecar.events import BadJson, Sealed, decode, encode, encode_mended, merge
 from sidecar.outbox import Accepted, DiskFull, NewEvent, Refused
 from sidecar.receive.sources import Sources, UnknownWriteKey
 
-__all__ = ["BATCH", "BUSY_RETRY_AFTER_S", "Answer", "Intake", "Opened", "nothing_to_store", "refusal"]
+__all__ = ["BATCH", "Answer", "Intake", "Opened", "nothing_to_store", "refusal"]
 
 # The route kind of a body that holds a batch; the others are the types of single calls.
 BATCH: Final = "batch"
@@ -24,7 +24,6 @@ BATCH: Final = "batch"
 MAX_EVENTS: Final = 10_000
 # And what the batch's own context may weigh in all its events together: twice what a request may weigh.
 MAX_SHARED_BYTES: Final = 8 * 2**20
-BUSY_RETRY_AFTER_S: Final = 10
 
 
 class Answer(NamedTuple):

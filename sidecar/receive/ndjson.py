@@ -26,6 +26,7 @@ import trio
 from sidecar.errors import SidecarError
 from sidecar.http import Stopping
 from sidecar.outbox import Note, Outbox
+from sidecar.receive.held import Held
 from sidecar.receive.intake import Answer, Intake, Opened, nothing_to_store, refusal
 
 __all__ = ["Crowd", "Lines", "serve_ndjson"]
@@ -47,8 +48,6 @@ _READ_BYTES: Final = 16 * 1024
 # A line is long from here on; how long a client may take for the rest of one, once it has a place.
 LONG_LINE_BYTES: Final = 64 * 1024
 LONG_LINE_S: Final = 5.0
-# Of all connections: more than a commit takes.
-CROWD_MAX_BYTES: Final = 64 * 2**20
 
 _too_slow: Final = refusal("timeout", f"The line did not end within {LONG_LINE_S:.0f} s.", 408)
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
@@ -61,7 +60,7 @@ class Crowd:
 
     def __init__(self, long_lines: int) -> None:
         self.long_lines = trio.CapacityLimiter(long_lines)
-        self.waiting_bytes = 0
+        self.held = Held()
 
 
 async def serve_ndjson(
@@ -179,7 +178,7 @@ class _Debts:
             if first is not None and (
                 len(self._waiting) > WAITING_MAX
                 or self._waiting_bytes > WAITING_MAX_BYTES
-                or self._crowd.waiting_bytes > CROWD_MAX_BYTES
+                or self._crowd.held.is_full()
             ):
                 await first.done.wait()
             elif len(self._ready) > ANSWERS_MAX_BYTES:
@@ -237,7 +236,7 @@ class _Debts:
 
     def _weigh(self, more_bytes: int) -> None:
         self._waiting_bytes += more_bytes
-        self._crowd.waiting_bytes += more_bytes
+        self._crowd.held.more(more_bytes)
 
     def _change(self) -> None:
         self._changed.set()

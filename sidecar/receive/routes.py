@@ -23,7 +23,8 @@ from sidecar.errors import SidecarError
 from sidecar.events import TYPES
 from sidecar.http import BUSY, Request, Response
 from sidecar.outbox import Outbox
-from sidecar.receive.intake import BATCH, BUSY_RETRY_AFTER_S, Answer, Intake, nothing_to_store, refusal
+from sidecar.receive.held import Held
+from sidecar.receive.intake import BATCH, Answer, Intake, nothing_to_store, refusal
 
 __all__ = ["Page", "Routes"]
 
@@ -33,39 +34,9 @@ _KINDS: Final = {f"/v1/{kind}": kind for kind in TYPES} | {f"/v1/{path}": BATCH 
 # The server's codes for what no repetition makes good, and our own for the same.
 _REFUSED_FOR_GOOD: Final = {"too_large": "too_large", "headers_too_large": "too_large", "bad_encoding": "bad_json"}
 _SLASHES: Final = re.compile(r"/{2,}")
-# More than a commit takes; one request may go beyond. How long others wait for it before they are told to come again.
-HELD_MAX_BYTES: Final = 64 * 2**20
-HELD_S: Final = 30.0
 REFUSED_BYTES: Final = 1_000  # about what a bad event takes, with its entry in the answer
+BUSY_RETRY_AFTER_S: Final = 10
 _HOST: Final = re.compile(r"\[([^\]]*)\](?::\d*)?|([^:]*)(?::\d*)?")
-
-
-class Held:
-    """The events of one way in that wait for their commit, in bytes."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self._waited_for: trio.Event | None = None
-
-    def is_full(self) -> bool:
-        """Whether the next request has to wait (``room``) before it is opened."""
-        return self.bytes > HELD_MAX_BYTES
-
-    async def room(self) -> bool:
-        """Wait until it is full no more; False if it is for ``HELD_S``."""
-        with trio.move_on_after(HELD_S) as waiting:
-            while self.is_full():
-                if self._waited_for is None:
-                    self._waited_for = trio.Event()
-                await self._waited_for.wait()
-        return not waiting.cancelled_caught
-
-    def more(self, size_bytes: int) -> None:
-        """So much more waits, or less."""
-        self.bytes += size_bytes
-        if self._waited_for is not None and not self.is_full():
-            self._waited_for.set()
-            self._waited_for = None
 
 
 class Routes:
@@ -113,13 +84,16 @@ class Routes:
         request that was too slow (408), one that we were too slow for (503) and one at which we failed (500) should be
         repeated, and so keep their status.
         """
+        return _respond(self._refused(code, message, status))
+
+    def _refused(self, code: str, message: str, status: int) -> Answer:
         if code == "too_large":
             message = f"{message.removesuffix('.')}, or raise outbox.max_request_bytes."
         ours = _REFUSED_FOR_GOOD.get(code)
         after_s = BUSY_RETRY_AFTER_S if status == 503 else None
         said = refusal(code, message, status, after_s) if ours is None else refusal(ours, message)
         self._intake.count(said.code)
-        return _respond(said)
+        return said
 
     async def _answer(self, request: Request, *, trusted: bool) -> Response:
         path = request.path
@@ -146,8 +120,7 @@ class Routes:
     async def _take(self, request: Request, kind: str, *, trusted: bool) -> Answer:
         held = self._held[trusted]
         if held.is_full() and not await held.room():
-            self._intake.count(BUSY.code)
-            return refusal(BUSY.code, BUSY.message, BUSY.status, BUSY_RETRY_AFTER_S)
+            return self._refused(BUSY.code, BUSY.message, BUSY.status)
         key = _key_of(request.header(b"authorization")) if self._intake.sources else None
         opened = self._intake.open(request.body, kind, key, trusted=trusted)
         if isinstance(opened, Answer):

@@ -57,6 +57,11 @@ class House:
             random=lambda: 0.5,
         )
 
+    def reload(self, text: str) -> None:
+        """What the daemon does with a changed configuration."""
+        config = load_text(text)
+        self.it.reconfigure(config.deliver, compile_mapping(config.mapping, config.people))
+
     def feed(self) -> bool:
         fed = False
         while (wanted := self.it.wants()) is not None:
@@ -289,8 +294,7 @@ def test_an_event_whose_turn_had_come_before_a_reload_left_with_what_the_reload_
     house = House(rows=[track(1, properties={"email": "ann@example.com", "n": 1})])
     house.it.destination.pause(house.clock.now_s)
     assert isinstance(house.next(), Rest)
-    stricter = load_text('[mapping.attributes]\ndrop = ["email"]')
-    house.it.reconfigure(stricter.deliver, compile_mapping(stricter.mapping, stricter.people))
+    house.reload('[mapping.attributes]\ndrop = ["email"]')
     house.clock.now_s += 10
     house.it.destination.resume(house.clock.now_s)
     assert json.loads(house.send().request.body)["attributes"] == {"n": 1}
@@ -349,8 +353,7 @@ def test_a_probe_of_several_requests_does_not_wait_for_itself():
 def test_max_in_flight_that_a_reload_lowered_holds_for_the_next_send():
     house = House("[deliver]\nmax_in_flight = 2", rows=[track(1, "a"), track(2, "b")])
     house.send()
-    lower = load_text("[deliver]\nmax_in_flight = 1")
-    house.it.reconfigure(lower.deliver, compile_mapping(lower.mapping, lower.people))
+    house.reload("[deliver]\nmax_in_flight = 1")
     house.clock.now_s += 1
     assert isinstance(house.next(), Rest)
 

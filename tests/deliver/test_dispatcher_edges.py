@@ -6,21 +6,14 @@ from collections import Counter
 import pytest
 from test_dispatcher import CREATED, House, settlement, track
 
-from sidecar.config import load_text
 from sidecar.deliver.dispatcher import READY_LOW
 from sidecar.deliver.order import QUEUE_MAX
 from sidecar.deliver.steps import AsidePage, NextPage, Rest, Send, Settle
-from sidecar.mapping import compile_mapping
 from sidecar.outbox import PAGE_ROWS, Failure, Page, Row, State
 from sidecar.px import Answer, NotSent, Unknown
 
 HTML = Answer(403, b"<html>403</html>", None, "text/html")
 START_MS = 1_700_000_000_000
-
-
-def reload(house: House, text: str) -> None:
-    config = load_text(text)
-    house.it.reconfigure(config.deliver, compile_mapping(config.mapping, config.people))
 
 
 def wait_until_sent(house: House) -> Send:
@@ -122,14 +115,14 @@ def test_a_failed_attempt_gives_its_slot_back_and_the_next_one_is_mapped_by_the_
     house = House(rows=[track(1, properties={"email": "ann@example.com", "n": 1})])
     house.reply(house.send(), Answer(503))
     assert house.it.in_flight() == 0
-    reload(house, '[mapping.attributes]\ndrop = ["email"]')
+    house.reload('[mapping.attributes]\ndrop = ["email"]')
     assert json.loads(wait_until_sent(house).request.body)["attributes"] == {"n": 1}
 
 
 def test_what_was_not_sent_is_mapped_by_the_rules_of_the_next_attempt():
     house = House(rows=[track(1, properties={"email": "ann@example.com", "n": 1})])
     assert house.reply(house.send(), NotSent("refused")) == []
-    reload(house, '[mapping.attributes]\ndrop = ["email"]')
+    house.reload('[mapping.attributes]\ndrop = ["email"]')
     assert json.loads(wait_until_sent(house).request.body)["attributes"] == {"n": 1}
 
 
@@ -279,8 +272,7 @@ def test_a_retried_letter_is_found_although_a_page_of_others_comes_after_the_rew
 
 def test_a_reload_reaches_the_quota_and_the_destination():
     house = House()
-    reload(
-        house,
+    house.reload(
         '[deliver]\nper_second = 50\nper_day = 5000\npace = "spread"\nreserve_for_high = 0.5\n'
         'retry_initial = "3s"\nretry_max = "40s"',
     )

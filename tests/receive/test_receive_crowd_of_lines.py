@@ -6,7 +6,7 @@ from receive_help import MAX_EVENT_BYTES, receiving
 from test_receive_ndjson import OK, Clogged, line, read_lines
 
 from sidecar.outbox import Accepted, Note
-from sidecar.receive import ndjson
+from sidecar.receive import held, ndjson
 
 LONG = 3_000
 
@@ -65,7 +65,7 @@ async def test_a_line_that_is_too_long_holds_no_place_while_it_is_passed_over(tm
 
 
 async def test_all_together_are_not_read_ahead_of_the_disk_without_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr(ndjson, "CROWD_MAX_BYTES", 20 * MAX_EVENT_BYTES)
+    monkeypatch.setattr(held, "HELD_MAX_BYTES", 20 * MAX_EVENT_BYTES)
     async with receiving(tmp_path / "o.db") as rooms:
         submitted, note = [], Note([], MAX_EVENT_BYTES)
         rooms.outbox.submit = lambda events: submitted.append(events) or note
@@ -81,7 +81,7 @@ async def test_all_together_are_not_read_ahead_of_the_disk_without_bound(tmp_pat
         for stream in streams:
             await read_lines(stream, 10)
         assert len(submitted) == 500
-        assert rooms.front._crowd.waiting_bytes == 0
+        assert rooms.front._crowd.held.bytes == 0
 
 
 async def test_what_a_client_owed_that_was_given_up_weighs_on_nobody(tmp_path, autojump_clock):
@@ -90,4 +90,4 @@ async def test_what_a_client_owed_that_was_given_up_weighs_on_nobody(tmp_path, a
         rooms.outbox.submit = lambda events: note
         rooms.stopping.set()
         await rooms.front.unix(Clogged(line(1) * 10))
-        assert rooms.front._crowd.waiting_bytes == 0
+        assert rooms.front._crowd.held.bytes == 0

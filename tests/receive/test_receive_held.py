@@ -6,7 +6,7 @@ import trio
 import trio.testing
 from receive_help import answers, receiving, track
 
-from sidecar.receive import routes
+from sidecar.receive import held as bounds
 from sidecar.receive.intake import MAX_SHARED_BYTES
 
 CONTEXT = {"text": "x" * 500}
@@ -34,7 +34,7 @@ class StalledDisk:
 
 
 async def test_small_bodies_that_become_much_took_all_memory_while_the_disk_was_slow(tmp_path, monkeypatch):
-    monkeypatch.setattr(routes, "HELD_MAX_BYTES", 100_000)
+    monkeypatch.setattr(bounds, "HELD_MAX_BYTES", 100_000)
     async with receiving(tmp_path / "o.db") as rooms:
         disk, opened = StalledDisk(rooms), []
         open_it = rooms.intake.open
@@ -59,7 +59,7 @@ async def test_small_bodies_that_become_much_took_all_memory_while_the_disk_was_
 
 
 async def test_who_waits_for_the_others_in_vain_is_told_to_come_again(tmp_path, monkeypatch, autojump_clock):
-    monkeypatch.setattr(routes, "HELD_MAX_BYTES", 10_000)
+    monkeypatch.setattr(bounds, "HELD_MAX_BYTES", 10_000)
     async with receiving(tmp_path / "o.db") as rooms:
         disk = StalledDisk(rooms)
         first = rooms.connect()
@@ -68,7 +68,7 @@ async def test_who_waits_for_the_others_in_vain_is_told_to_come_again(tmp_path, 
         said = await rooms.post("/v1/track", track())
         assert (said.status, said.json["code"], said.headers["retry-after"]) == (503, "busy", "10")
         assert rooms.refused == ["busy"]
-        assert trio.current_time() >= routes.HELD_S
+        assert trio.current_time() >= bounds.HELD_S
         disk.goes_on.set()
         (said,) = answers(bytes(await first.receive_some(65_536)))
         assert said.status == 200
@@ -79,3 +79,19 @@ async def test_a_context_that_would_fill_the_outbox_many_times_over_is_refused(t
         body = json.dumps({"batch": [{}] * 1_000, "context": {"text": "x" * (MAX_SHARED_BYTES // 1_000)}}).encode()
         said = rooms.intake.open(body, "batch", None, trusted=False)
         assert (said.status, said.code) == (400, "too_large")
+
+
+async def test_bad_events_weigh_what_they_and_their_entries_in_the_answer_take(tmp_path, monkeypatch, autojump_clock):
+    """A few bytes each, they were held by the hundred thousand."""
+    monkeypatch.setattr(bounds, "HELD_MAX_BYTES", 40_000)
+    async with receiving(tmp_path / "o.db") as rooms:
+        disk = StalledDisk(rooms)
+        body = b'{"batch":[%b1]}' % (b"1," * 49)
+        first = rooms.connect()
+        await first.send_all(
+            b"POST /v1/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        await trio.testing.wait_all_tasks_blocked()
+        said = await rooms.post("/v1/track", track())
+        assert (said.status, said.json["code"]) == (503, "busy")
+        disk.goes_on.set()

@@ -39,7 +39,7 @@ async def _reload(
             attributes = msgspec.structs.replace(mapping.attributes, drop=drop)
             mapping = msgspec.structs.replace(mapping, attributes=attributes)
         world.config = msgspec.structs.replace(world.config, deliver=deliver, people=upserts, mapping=mapping)
-        world.may_be_in_force(deliver)
+        world.in_force(deliver, perhaps=True)
         return world.config
 
     async with world.one_reload:  # as one signal after the other is obeyed

@@ -55,9 +55,10 @@ class World:
         self.ends: list[End] = []
         # Limits, each with when it began to hold: the ceiling, the day's quota, and what of it normal events may use.
         self.ceilings: list[tuple[float, float]] = []
-        self.days: list[tuple[float, int]] = []
-        self.normal_days: list[tuple[float, int]] = []
+        self.days: list[tuple[float, float]] = []
+        self.normal_days: list[tuple[float, float]] = []
         self.max_ages: set[float] = set()  # of all configurations that were in force
+        self.most_allowed = 0  # in flight, of all configurations
         self.in_force(self.config.deliver)
         self.answered: dict[int, str] = {}  # number -> "stored" or "refused", by the first success answer
         self.sent: dict[int, Event] = {}
@@ -66,7 +67,6 @@ class World:
         self.forgotten: set[str] = set()
         self.carry_rows = 0  # how many are to be moved to another host between two lives
         self.moved: set[int] = set()
-        self.most_allowed = self.config.deliver.max_in_flight  # of all configurations
         self.paused = False  # by an operator, who was told so
         self.wrong: list[str] = []  # what must not be, as it was seen in the moment it was (sim_watch.py)
         self.met: Counter[str] = Counter()  # what this run had of each kind of trouble
@@ -272,20 +272,14 @@ class World:
         self.carry_rows = rows
         await self.do_restart(nursery, 1.0, None)
 
-    def in_force(self, deliver: Deliver) -> None:
-        """From now on these limits hold."""
-        now_s = trio.current_time()
-        self.ceilings.append((now_s, deliver.per_second))
-        self.days.append((now_s, deliver.per_day))
-        self.normal_days.append((now_s, _normal(deliver)))
-        self.max_ages.add(deliver.max_age)
-
-    def may_be_in_force(self, deliver: Deliver) -> None:
-        """From now on either these limits hold or those that held, whichever is more."""
-        now_s = trio.current_time()
-        self.ceilings.append((now_s, max(deliver.per_second, self.ceilings[-1][1])))
-        self.days.append((now_s, max(deliver.per_day, self.days[-1][1])))
-        self.normal_days.append((now_s, max(_normal(deliver), self.normal_days[-1][1])))
+    def in_force(self, deliver: Deliver, *, perhaps: bool = False) -> None:
+        """From now on these limits hold; ``perhaps``: or those that held, whichever is more."""
+        for limits, limit in (
+            (self.ceilings, deliver.per_second),
+            (self.days, deliver.per_day),
+            (self.normal_days, _normal(deliver)),
+        ):
+            limits.append((trio.current_time(), max(limit, limits[-1][1]) if perhaps else limit))
         self.max_ages.add(deliver.max_age)
         self.most_allowed = max(self.most_allowed, deliver.max_in_flight)
 
