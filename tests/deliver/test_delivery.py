@@ -282,7 +282,7 @@ async def test_lanes_are_closed_when_nobody_has_needed_them_for_a_while_and_at_t
     assert network.closed == network.lanes
 
 
-@pytest.mark.parametrize("damaged", ["{", "[]", "null"])
+@pytest.mark.parametrize("damaged", ["{", "[]", "null", "[1]", '"open"'])
 async def test_a_state_of_delivery_that_was_damaged_in_the_file_is_no_pause(tmp_path, autojump_clock, damaged):
     px = Px(lambda _one, _px: CREATED)
     first = make(tmp_path, px)
