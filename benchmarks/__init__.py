@@ -1,15 +1,15 @@
-"""Benchmarks: what px-sidecar does on this machine, beside what is physically possible on it.
+"""Benchmarks: the performance of px-sidecar on this machine, next to the physical limit of the machine.
 
 Rules
 -----
-* What counts is a ratio: a figure and its limit are measured in one run, one right after the other, several times in
-  turn, and medians are compared. Absolute figures are reported beside it.
-* The load is made by processes of their own (``load.py``), which were checked not to be the bottleneck: the same
-  generator against the server that stores nothing is one of the figures.
-* The daemon is the real one, in a process of its own with an outbox on disk; PX is the sandbox on loopback.
-* What the kernel knows is read from the kernel: processor time, memory, context switches and bytes written of a
-  process come from ``/proc``, arrivals at PX from the sandbox's log.
-* No benchmark fails for a timing. It fails if it does not measure what it says: an event lost, a wrong answer.
+* Ratios count: a figure and its limit are measured in one run, alternately and several times, and medians are compared.
+  Absolute figures are reported beside the ratio.
+* Separate processes generate the load (``load.py``). They are not the bottleneck: the same generator against a server
+  that stores nothing is one of the figures.
+* The daemon is a real process with an outbox on disk; PX is the sandbox on loopback.
+* Processor time, memory, context switches and bytes written are read from ``/proc``; arrivals at PX from the sandbox's
+  log.
+* No benchmark fails for a timing. It fails if its measurement is invalid: an event is lost, an answer is wrong.
 
-``python -m benchmarks --help`` says how to run them.
+``python -m benchmarks --help`` lists the options; the page is benchmarks/README.md.
 """

@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME …]``: run, print the table, write JSON, draw."""
+"""``python -m benchmarks [NAME …]``: run benchmarks, print a table, write JSON, draw plots."""
 
 import importlib
 import importlib.util
@@ -12,34 +12,36 @@ from rich.table import Table
 
 from benchmarks.results import Figure, Results, machine, rounded
 
-NAMES = ("ceiling", "ingest", "cost", "scale", "recovery", "alternatives")
+NAMES = ("day", "ceiling", "ingest", "cost", "scale", "recovery", "alternatives", "fleet")
 
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(NAMES))
+@click.option("--quick", is_flag=True, help="Small sizes that only test the benchmarks; the figures are meaningless.")
 @click.option(
-    "--quick", is_flag=True, help="Sizes that only prove that the benchmarks work; their figures mean nothing."
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write all results to this file."
 )
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write everything here.")
-@click.option("--plots", type=click.Path(file_okay=False, path_type=Path), help="Draw into this folder.")
+@click.option("--plots", type=click.Path(file_okay=False, path_type=Path), help="Draw plots into this folder.")
 def main(names: tuple[str, ...], quick: bool, json_path: Path | None, plots: Path | None) -> None:
-    """Measure px-sidecar on this machine, beside what is physically possible on it.
+    """Measure px-sidecar on this machine, next to its physical limits.
 
-    Without NAMES all of them, about half an hour. Needs 12 GB of disk below $TMPDIR for `scale`, which has to be a
-    real disk. The plots need matplotlib: pip install 'px-sidecar[bench]'.
+    Without NAMES all benchmarks run, in about half an hour. `scale` needs 12 GB below $TMPDIR on a real disk. Plots need
+    matplotlib: pip install 'px-sidecar[bench]'.
     """
     if plots is not None and importlib.util.find_spec("matplotlib") is None:
-        raise click.UsageError("--plots draws with matplotlib, which is missing: pip install 'px-sidecar[bench]'.")
+        raise click.UsageError(
+            "--plots needs matplotlib, which is not installed; run `pip install 'px-sidecar[bench]'`."
+        )
     console = Console(width=None if sys.stdout.isatty() else 150)
     results = Results(machine=machine(), quick=quick)
-    began_s = time.monotonic()
+    started_s = time.monotonic()
 
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began_s:6.0f}s  {text}", highlight=False)
+    def report_progress(text: str) -> None:
+        console.print(f"[dim]{time.monotonic() - started_s:6.0f}s  {text}", highlight=False)
 
     for name in names or NAMES:
-        say(f"[bold]{name}")
-        importlib.import_module(f"benchmarks.{name}").run(results, say, quick)
+        report_progress(f"[bold]{name}")
+        importlib.import_module(f"benchmarks.{name}").run(results, report_progress, quick)
     console.print(table(results))
     if json_path is not None:
         json_path.write_bytes(results.as_json())
@@ -48,23 +50,23 @@ def main(names: tuple[str, ...], quick: bool, json_path: Path | None, plots: Pat
 
 
 def table(results: Results) -> Table:
-    """All figures for people."""
+    """Return all figures as a table."""
     facts = results.machine
     caption = f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB, Linux {facts['kernel']}, "
     caption += f"Python {facts['python']}, SQLite {facts['sqlite']}; load before: {facts['load_before']}"
     if results.quick:
-        caption += "\n--quick: these figures mean nothing"
-    shown = Table(caption=caption, caption_justify="left")
+        caption += "\n--quick: these figures are meaningless"
+    made = Table(caption=caption, caption_justify="left")
     for name in ("what", "measured", "limit", "ratio", "target", "met"):
-        shown.add_column(name, justify="left" if name == "what" else "right")
-    before = ""
+        made.add_column(name, justify="left" if name == "what" else "right")
+    previous = ""
     for figure in results.figures:
-        if figure.benchmark != before:
-            shown.add_section()
-            shown.add_row(f"[bold]{figure.benchmark}")
-            before = figure.benchmark
-        shown.add_row(*_row(figure))
-    return shown
+        if figure.benchmark != previous:
+            made.add_section()
+            made.add_row(f"[bold]{figure.benchmark}")
+            previous = figure.benchmark
+        made.add_row(*_row(figure))
+    return made
 
 
 def _row(figure: Figure) -> tuple[str, ...]:

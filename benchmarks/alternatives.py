@@ -1,13 +1,13 @@
-"""What one would use instead, doing the same work: what is lost, what blocks the app, how fast a backlog goes.
+"""Alternatives doing the same work: which events are lost, what blocks the app, how fast a backlog drains.
 
-Two scenes for each, with PX answering in 100 ms:
+Two scenarios for each, with PX answering in 100 ms:
 
-*outage*  the app calls at a steady rate; after a moment PX is away (connections refused) for a minute, then back.
-*crash*   the app calls at a steady rate and is ended with ``kill -9``; then it is started again and sends what it has
-          on disk. The sidecar is killed with it.
+*outage*  The app calls at a steady rate; then PX is unavailable (connections refused) for a minute.
+*crash*   The app calls at a steady rate and is killed with ``kill -9``, the sidecar with it; then it is started again and
+          sends the events on disk.
 
-*Lost* are events whose call had returned, that neither arrived nor are still on disk. The SDK speaks Segment's protocol
-and not PX's, so it gets a stand-in for Segment that is away just as long.
+*Lost* are events whose call had returned and that neither arrived nor are still on disk. The SDK speaks Segment's protocol,
+not PX's, so it sends to a stand-in for Segment that is unavailable for the same time.
 """
 
 import json
@@ -26,7 +26,7 @@ from benchmarks.rig import Rig, free_port, open_rig, wait_until
 
 __all__ = ["run"]
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 NAME = "alternatives"
 LABELS = {
     "sdk": "Segment SDK, sending straight",
@@ -38,8 +38,8 @@ PER_SECOND = 50
 BEFORE_S = 2.0
 
 
-class _Scene:
-    """One alternative with PX (or Segment) behind it."""
+class _Scenario:
+    """One alternative, with PX or the stand-in for Segment."""
 
     def __init__(self, rig: Rig, kind: str) -> None:
         self.rig, self.kind = rig, kind
@@ -65,15 +65,15 @@ class _Scene:
         except OSError:
             return False
 
-    def start_app(self, events: int, patience_s: float) -> subprocess.Popen[bytes]:
+    def start_app(self, events: int, timeout_s: float) -> subprocess.Popen[bytes]:
         work = Work(
             url=f"http://127.0.0.1:{self.port}", unix=str(self.rig.unix), folder=str(self.rig.folder),
-            per_second=PER_SECOND, events=events, prefix=os.urandom(4).hex(), patience_s=patience_s,
+            per_second=PER_SECOND, events=events, prefix=os.urandom(4).hex(), timeout_s=timeout_s,
         )  # fmt: skip
         return self.rig.start(["-m", "benchmarks.apps", self.kind, msgspec.json.encode(work).decode()])
 
-    def called(self) -> dict[str, float]:
-        """The events whose call has returned, and the milliseconds it took."""
+    def calls(self) -> dict[str, float]:
+        """Return the events whose call has returned, with the milliseconds of the call."""
         lines = (self.rig.folder / "called.ndjson").read_text().splitlines()
         return dict(json.loads(line) for line in lines)
 
@@ -84,13 +84,13 @@ class _Scene:
         return [str(entry.messageId) for entry in self.rig.arrivals()]
 
     def lost(self) -> tuple[int, int, int]:
-        """Events lost, arrived twice, and still on disk."""
-        arrived, left = self.arrived(), left_on_disk(self.kind, str(self.rig.folder))
-        lost = self.called().keys() - set(arrived) - left
-        return len(lost), len(arrived) - len(set(arrived)), len(left)
+        """Return the numbers of events lost, arrived twice, and still on disk."""
+        arrived, on_disk = self.arrived(), left_on_disk(self.kind, str(self.rig.folder))
+        lost = self.calls().keys() - set(arrived) - on_disk
+        return len(lost), len(arrived) - len(set(arrived)), len(on_disk)
 
-    def leaving_s(self) -> float:
-        """How long the app had to wait when it wanted to end; what is on disk does not make it wait."""
+    def exit_wait_s(self) -> float:
+        """Return how many seconds the app waited at its exit; queues on disk do not make it wait."""
         path = self.rig.folder / "leaving"
         return float(path.read_text()) if path.exists() else 0.0
 
@@ -98,57 +98,57 @@ class _Scene:
         return self.daemon is None or self.rig.status()["pending"] == 0
 
 
-def run(results: Results, say: Say, quick: bool) -> None:
-    """Both scenes for each."""
+def run(results: Results, report: Report, quick: bool) -> None:
+    """Run both scenarios for each alternative."""
     for kind in LABELS:
-        _outage(results, say, kind, away_s=3 if quick else 60)
-        _crash(results, say, kind, seconds=1 if quick else 5)
+        _outage(results, report, kind, away_s=3 if quick else 60)
+        _crash(results, report, kind, seconds=1 if quick else 5)
 
 
-def _outage(results: Results, say: Say, kind: str, away_s: float) -> None:
-    say(f"{LABELS[kind]}: PX is away for {away_s:g} s")
+def _outage(results: Results, report: Report, kind: str, away_s: float) -> None:
+    report(f"{LABELS[kind]}: PX is away for {away_s:g} s")
     events = int(PER_SECOND * (BEFORE_S + away_s / 3))
     with open_rig() as rig:
-        scene = _Scene(rig, kind)
-        app = scene.start_app(events, patience_s=BEFORE_S + away_s + 20)
+        scenario = _Scenario(rig, kind)
+        app = scenario.start_app(events, timeout_s=BEFORE_S + away_s + 20)
         sleep(BEFORE_S)
-        rig.stop(scene.px, signal.SIGKILL)
+        rig.stop(scenario.px, signal.SIGKILL)
         sleep(away_s)
-        scene.px = scene.start_px()
+        scenario.px = scenario.start_px()
         app.wait(300)
-        wait_until(scene.drained, 300, "an empty backlog")
-        took_ms = list(scene.called().values())
-        lost, twice, left = scene.lost()
-        leaving_s = scene.leaving_s()
+        wait_until(scenario.drained, 300, "an empty backlog")
+        took_ms = list(scenario.calls().values())
+        lost, repeated, on_disk = scenario.lost()
+        exit_wait_s = scenario.exit_wait_s()
     assert len(took_ms) == events, f"{len(took_ms)} of {events} calls returned: {LABELS[kind]}"
     label = LABELS[kind]
-    note = f"of {events:,}" + (f"; {left:,} still on disk {20 + BEFORE_S:g} s later" if left else "")
+    note = f"of {events:,}" + (f"; {on_disk:,} still on disk {20 + BEFORE_S:g} s later" if on_disk else "")
     results.add(NAME, f"{label}: lost in an outage of {away_s:g} s", lost, "events", note=note)
-    results.add(NAME, f"{label}: arrived twice, outage", twice, "events")
+    results.add(NAME, f"{label}: arrived twice, outage", repeated, "events")
     results.add(NAME, f"{label}: a call of the app, median", median(took_ms), "ms")
     results.add(NAME, f"{label}: a call of the app, 99th percentile", percentile(took_ms, 0.99), "ms")
-    results.add(NAME, f"{label}: the app's exit during the outage waits", leaving_s, "s")
+    results.add(NAME, f"{label}: the app's exit during the outage waits", exit_wait_s, "s")
 
 
-def _crash(results: Results, say: Say, kind: str, seconds: float) -> None:
-    say(f"{LABELS[kind]}: crash")
+def _crash(results: Results, report: Report, kind: str, seconds: float) -> None:
+    report(f"{LABELS[kind]}: crash")
     with open_rig() as rig:
-        scene = _Scene(rig, kind)
-        app = scene.start_app(100_000, patience_s=0)
+        scenario = _Scenario(rig, kind)
+        app = scenario.start_app(100_000, timeout_s=0)
         wait_until(lambda: (rig.folder / "called.ndjson").exists(), 20, "the app's first call")
         sleep(seconds)
         rig.stop(app, signal.SIGKILL)
-        before = len(scene.arrived())
-        if scene.daemon is not None:
-            rig.stop(scene.daemon, signal.SIGKILL)
-            scene.daemon = rig.start_daemon()
+        before = len(scenario.arrived())
+        if scenario.daemon is not None:
+            rig.stop(scenario.daemon, signal.SIGKILL)
+            scenario.daemon = rig.start_daemon()
         if kind in ("naive", "persist_queue"):
-            scene.start_app(0, patience_s=seconds).wait(60)
-        wait_until(scene.drained, 60, "an empty backlog")
+            scenario.start_app(0, timeout_s=seconds).wait(60)
+        wait_until(scenario.drained, 60, "an empty backlog")
         sleep(0.5)
-        lost, twice, left = scene.lost()
-        called = len(scene.called())
-    note = f"of {called:,}; {before:,} had arrived before the crash, {left:,} are still on disk {seconds:g} s later"
+        lost, repeated, on_disk = scenario.lost()
+        calls = len(scenario.calls())
+    note = f"of {calls:,}; {before:,} had arrived before the crash, {on_disk:,} are still on disk {seconds:g} s later"
     results.add(NAME, f"{LABELS[kind]}: lost in a crash", lost, "events", note=note)
-    results.add(NAME, f"{LABELS[kind]}: arrived twice, crash", twice, "events")
+    results.add(NAME, f"{LABELS[kind]}: arrived twice, crash", repeated, "events")
     results.add(NAME, f"{LABELS[kind]}: reached PX while the app made {PER_SECOND} calls/s", before / seconds, "/s")

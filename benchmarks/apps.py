@@ -1,9 +1,9 @@
-"""The apps that ``alternatives`` compares, each a process of its own: ``python -m benchmarks.apps KIND '{…}'``.
+"""The apps that ``alternatives`` compares, each a separate process: ``python -m benchmarks.apps KIND '{…}'``.
 
-All do the same work: a call per event at a steady rate, noted in a file once the call has returned. What stands behind
-the call differs: the SDK's queue in memory, a table with a thread that sends, ``persist-queue`` with the same thread, or
-the sidecar's socket. The two queues on disk are what a team writes in an afternoon: in order, one request at a time,
-paced, tried again after a second, gone from the disk when PX has answered.
+All do the same work: one call per event at a steady rate, recorded in a file after the call has returned. Behind the call
+is the SDK's queue in memory, a table with a sending thread, ``persist-queue`` with the same thread, or the sidecar's
+socket. The two queues on disk are a simple implementation: in order, one request at a time, paced, retried after a second,
+deleted when PX has answered.
 """
 
 import json
@@ -26,11 +26,11 @@ from sidecar.http import Request, Response, serve, serve_connection
 __all__ = ["KINDS", "Work", "left_on_disk"]
 
 PACE_S = 1 / 190
-AGAIN_S = 1.0
+RETRY_S = 1.0
 
 
 class Work(msgspec.Struct, kw_only=True):
-    """What an app does. ``events`` 0: only send what an earlier run has left on disk."""
+    """The work of an app. With ``events`` 0 it only sends the events that an earlier run left on disk."""
 
     url: str
     unix: str
@@ -38,11 +38,11 @@ class Work(msgspec.Struct, kw_only=True):
     per_second: float
     events: int
     prefix: str
-    patience_s: float
+    timeout_s: float
 
     @property
-    def called(self) -> Path:
-        """Where each call is noted."""
+    def calls_path(self) -> Path:
+        """The file that records each call."""
         return Path(self.folder) / "called.ndjson"
 
 
@@ -51,7 +51,7 @@ def properties() -> dict[str, Any]:
 
 
 def px_body(user: str, message_id: str) -> bytes:
-    """What PX gets of it: what the sidecar's mapping makes."""
+    """Return the body for PX, as the sidecar's mapping makes it."""
     event = {
         "identifyId": user, "propertyKey": "AP-XXXXXXXXXX-2", "userType": "USER", "eventName": "Feature Used",
         "eventId": message_id, "date": time.time_ns() // 1_000_000, "attributes": properties(),
@@ -60,47 +60,47 @@ def px_body(user: str, message_id: str) -> bytes:
 
 
 def call_all(work: Work, call: Callable[[str, str], None]) -> None:
-    """The app's own work: a call per event, at its rate."""
-    began_s = time.monotonic()
-    with work.called.open("ab", buffering=0) as called:
+    """Make one call per event, at the rate."""
+    started_s = time.monotonic()
+    with work.calls_path.open("ab", buffering=0) as calls:
         for number in range(work.events):
-            time.sleep(max(0.0, began_s + number / work.per_second - time.monotonic()))
+            time.sleep(max(0.0, started_s + number / work.per_second - time.monotonic()))
             message_id = f"{work.prefix}{number:08d}"
-            at_s = time.monotonic()
+            call_s = time.monotonic()
             call(f"user-{number % USERS:04d}", message_id)
-            called.write(json.dumps([message_id, 1000 * (time.monotonic() - at_s)]).encode() + b"\n")
+            calls.write(json.dumps([message_id, 1000 * (time.monotonic() - call_s)]).encode() + b"\n")
 
 
-class _Poster(threading.Thread):
-    """Sends in order what ``next_one`` gives, and tells ``sent`` when PX has answered."""
+class _Sender(threading.Thread):
+    """Sends the items of ``next_item`` in order, and calls ``sent`` after PX has answered."""
 
     def __init__(
-        self, url: str, next_one: Callable[[], Any], body_of: Callable[[Any], bytes], sent: Callable[[Any], None]
+        self, url: str, next_item: Callable[[], Any], body_of: Callable[[Any], bytes], sent: Callable[[Any], None]
     ):
         super().__init__(daemon=True)
         self._client = httpx.Client(headers={"X-APTRINSIC-API-KEY": "sandbox-key"}, timeout=30)
-        self._url, self._next, self._body_of, self._sent = url + "/v1/events/custom", next_one, body_of, sent
+        self._url, self._next, self._body_of, self._sent = url + "/v1/events/custom", next_item, body_of, sent
 
     def run(self) -> None:
         headers = {"Content-Type": "application/json"}
         while True:
-            one = self._next()
-            if one is None:
+            item = self._next()
+            if item is None:
                 time.sleep(0.02)
                 continue
             while True:
                 try:
-                    if self._client.post(self._url, content=self._body_of(one), headers=headers).is_success:
+                    if self._client.post(self._url, content=self._body_of(item), headers=headers).is_success:
                         break
                 except httpx.HTTPError:
                     pass
-                time.sleep(AGAIN_S)
-            self._sent(one)
+                time.sleep(RETRY_S)
+            self._sent(item)
             time.sleep(PACE_S)
 
 
 def sdk(work: Work) -> None:
-    """The Segment SDK for Python, as its quick start shows it, with an orderly shutdown."""
+    """Use the Segment SDK for Python as in its quick start, with an orderly shutdown."""
     from segment.analytics.client import Client
 
     client = Client("any", host=work.url)
@@ -109,13 +109,13 @@ def sdk(work: Work) -> None:
         client.track(user, "Feature Used", properties(), message_id=message_id)
 
     call_all(work, call)
-    at_s = time.monotonic()
+    call_s = time.monotonic()
     client.shutdown()
-    (Path(work.folder) / "leaving").write_text(f"{time.monotonic() - at_s:.3f}")
+    (Path(work.folder) / "leaving").write_text(f"{time.monotonic() - call_s:.3f}")
 
 
 def naive(work: Work) -> None:
-    """A table, a commit per event, a thread."""
+    """Use a table with one commit per event, and a sending thread."""
     path = Path(work.folder) / "naive.db"
     writer, reader = (sqlite3.connect(path, isolation_level=None, check_same_thread=False) for _ in range(2))
     writer.execute("PRAGMA journal_mode = WAL")
@@ -125,11 +125,11 @@ def naive(work: Work) -> None:
     def sent(row: tuple[int, bytes]) -> None:
         reader.execute("DELETE FROM outbox WHERE id = ?", (row[0],))
 
-    def next_one() -> tuple[int, bytes] | None:
-        found: tuple[int, bytes] | None = reader.execute("SELECT id, body FROM outbox ORDER BY id LIMIT 1").fetchone()
-        return found
+    def next_item() -> tuple[int, bytes] | None:
+        row: tuple[int, bytes] | None = reader.execute("SELECT id, body FROM outbox ORDER BY id LIMIT 1").fetchone()
+        return row
 
-    _Poster(work.url, next_one, lambda row: row[1], sent).start()
+    _Sender(work.url, next_item, lambda row: row[1], sent).start()
     call_all(
         work, lambda user, id_: writer.execute("INSERT INTO outbox (body) VALUES (?)", (px_body(user, id_),)) and None
     )
@@ -137,10 +137,10 @@ def naive(work: Work) -> None:
 
 
 def persist_queue(work: Work) -> None:
-    """``persist-queue``: its SQLite queue with acknowledgements."""
+    """Use the SQLite queue with acknowledgments of ``persist-queue``."""
     queue = _ack_queue(work.folder)
 
-    def next_one() -> Any:
+    def next_item() -> Any:
         import persistqueue
 
         try:
@@ -148,7 +148,7 @@ def persist_queue(work: Work) -> None:
         except persistqueue.Empty:
             return None
 
-    _Poster(work.url, next_one, lambda body: body, queue.ack).start()
+    _Sender(work.url, next_item, lambda body: body, queue.ack).start()
     call_all(work, lambda user, id_: queue.put(px_body(user, id_)) and None)
     _wait(work, lambda: queue.size == 0 and queue.unack_count() == 0)
 
@@ -160,7 +160,7 @@ def _ack_queue(folder: str) -> Any:
 
 
 def sidecar(work: Work) -> None:
-    """The sidecar's own client, over the Unix socket."""
+    """Use the sidecar's client over the Unix socket."""
     from sidecar.client import Client
 
     with Client(work.unix) as client:
@@ -175,15 +175,15 @@ KINDS: dict[str, Callable[[Work], None]] = {
 }
 
 
-def _wait(work: Work, true: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + work.patience_s
-    while time.monotonic() < deadline_s and not true():
+def _wait(work: Work, condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + work.timeout_s
+    while time.monotonic() < deadline_s and not condition():
         time.sleep(0.2)
-    os._exit(0)  # the thread that sends may be in the middle: what it has not finished is on disk
+    os._exit(0)  # the sending thread may be busy: unfinished events are on disk
 
 
 def left_on_disk(kind: str, folder: str) -> set[str]:
-    """The message ids that an app's queue still holds."""
+    """Return the message ids still in an app's queue."""
     if kind == "naive":
         with sqlite3.connect(Path(folder) / "naive.db") as connection:
             bodies = [row[0] for row in connection.execute("SELECT body FROM outbox")]
@@ -199,7 +199,7 @@ def left_on_disk(kind: str, folder: str) -> set[str]:
 
 
 def segment(port: int, path: str) -> None:
-    """Accept batches as Segment does, and note the message ids; killed and started again it goes on."""
+    """Accept batches as Segment does, and append the message ids to a file that survives restarts."""
 
     async def handler(request: Request) -> Response:
         with Path(path).open("ab") as log:  # noqa: ASYNC230 - the kernel takes it at once

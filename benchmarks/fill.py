@@ -1,12 +1,12 @@
-"""Build an outbox file quickly, through the Store, in big transactions."""
+"""Build an outbox file quickly, through the Store, in large transactions."""
 
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.traffic import USERS, event_bytes, message_id
-from sidecar.outbox import NewEvent, Settlement, State, Store, open_outbox
-from sidecar.outbox.ids import MessageIds
+from benchmarks.traffic import USERS, event_bytes, message_id, user_of
+from sidecar.outbox import EventState, NewEvent, Settlement, Store, open_outbox
+from sidecar.outbox.dedup import DedupIndex
 
 __all__ = ["fill", "new_events"]
 
@@ -16,9 +16,9 @@ CACHE_KIB = 512 * 1024
 
 
 def new_events(start: int, stop: int, users: int = USERS) -> list[NewEvent]:
-    """Events as the intake makes them."""
+    """Return events as the receive package makes them."""
     return [
-        NewEvent(0, False, f"user-{number % users:04d}", message_id(number), event_bytes(number, users))
+        NewEvent(0, False, f"user-{user_of(number, users):04d}", message_id(number), event_bytes(number, users))
         for number in range(start, stop)
     ]
 
@@ -28,16 +28,16 @@ def _slices(total: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + ROWS_PER_COMMIT, total)
 
 
-def fill(path: Path, *, pending: int = 0, delivered: int = 0, dead: int = 0, say: Callable[[str], None]) -> None:
-    """An outbox with so many events in each state.
+def fill(path: Path, *, pending: int = 0, delivered: int = 0, dead: int = 0, report: Callable[[str], None]) -> None:
+    """Build an outbox with the given number of events in each state.
 
-    What is saved here changes nothing of the file: fsyncs, since nothing crashes while building, a larger cache, and
-    message ids that go to their table in larger sorted batches.
+    Nothing crashes while it is built, so it skips fsyncs, uses a larger cache and writes message ids in larger sorted
+    batches. The resulting file is the same.
     """
     store: Store = open_outbox(path, durability="process")
     store.connection.execute("PRAGMA synchronous = OFF")
     store.connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    store.ids = MessageIds(store.connection, newest=IDS_PER_BATCH)
+    store.ids = DedupIndex(store.connection, newest=IDS_PER_BATCH)
     now_ms = time.time_ns() // 1_000_000
     total = pending + delivered + dead
     try:
@@ -45,22 +45,22 @@ def fill(path: Path, *, pending: int = 0, delivered: int = 0, dead: int = 0, say
             with store.transaction():
                 first_id = store.value("next_id") + 1
                 store.accept([new_events(start, stop)], now_ms)
-                gone = [State.DELIVERED] * max(0, min(stop, delivered) - start)
-                gone += [State.DEAD] * max(0, min(stop, delivered + dead) - max(start, delivered))
-                store.settle(list(_settlements(first_id, gone)), now_ms)
+                states = [EventState.DELIVERED] * max(0, min(stop, delivered) - start)
+                states += [EventState.DEAD] * max(0, min(stop, delivered + dead) - max(start, delivered))
+                store.settle(list(_settlements(first_id, states)), now_ms)
             if stop % 1_000_000 == 0:
-                say(f"built {stop:,} of {total:,} events")
+                report(f"built {stop:,} of {total:,} events")
         with store.transaction():
-            store.flush_ids(all_of_them=True)
+            store.flush_ids(everything=True)
     finally:
         store.close()
 
 
-def _settlements(first_id: int, states: list[State]) -> Iterator[Settlement]:
+def _settlements(first_id: int, states: list[EventState]) -> Iterator[Settlement]:
     for event_id, state in enumerate(states, first_id):
-        if state is State.DELIVERED:
-            yield Settlement(event_id, False, State.DELIVERED, "", 201, "", attempts=1)
+        if state is EventState.DELIVERED:
+            yield Settlement(event_id, False, EventState.DELIVERED, "", 201, "", attempts=1)
         else:
             yield Settlement(
-                event_id, False, State.DEAD, "refused", 400, "PX answered 400.", attempts=1, name="Feature Used"
+                event_id, False, EventState.DEAD, "refused", 400, "PX answered 400.", attempts=1, name="Feature Used"
             )

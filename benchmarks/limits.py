@@ -1,10 +1,11 @@
-"""What is physically possible on this machine: each figure of ``ingest`` and ``cost`` has its limit here.
+"""The physical limits of this machine for the figures of ``ingest`` and ``cost``.
 
-``python -m benchmarks.limits serve PORT [judge]`` is a process of its own: a server on the same HTTP parser that stores
-nothing. The others are called in a process of their own too, ``python -m benchmarks.limits group_commit …``.
+Each limit is a function that runs in its own process, ``python -m benchmarks.limits NAME '[ARGUMENTS]'``: a server on the
+same HTTP parser that stores nothing, the same rows without HTTP and JSON, one bare commit, the bare transport.
 """
 
 import json
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,25 +18,26 @@ import httpx
 import trio
 
 from benchmarks.fill import fill, new_events
+from benchmarks.results import percentile
 from sidecar.clock import SystemClock
-from sidecar.config import Mapping, People
+from sidecar.config import load_text
 from sidecar.http import Request, Response, serve, serve_connection
-from sidecar.mapping import compile_mapping
-from sidecar.outbox import Outbox, Room, ThreadRunner, open_outbox
-from sidecar.receive import Intake, Sources
-from sidecar.receive.intake import BATCH
+from sidecar.mapping import LiveSettings, compile_settings
+from sidecar.outbox import Capacity, Outbox, ThreadRunner, open_outbox
+from sidecar.receive import EventParser
+from sidecar.receive.parse import BATCH
 
 __all__ = ["bare_commits", "group_commit", "run_limit", "transport_alone"]
 
-ROOM_BYTES = 64 * 2**30
+MAX_BYTES = 64 * 2**30
 WARM_UP_S = 1.0
-# Building ten million rows on a slow disk.
+# Enough for building ten million rows on a slow disk.
 TIMEOUT_S = 3600
 ANSWER = b'{"success":true,"stored":false}'
 
 
 def run_limit(name: str, *arguments: object, on: set[int] | None = None) -> Any:
-    """Run one of this file's functions in a process of its own, and return its result."""
+    """Run a function of this file in its own process and return its result. Raises RuntimeError if it fails."""
     command = [sys.executable, "-m", "benchmarks.limits", name, json.dumps(arguments)]
     if on is not None:
         command = ["taskset", "-c", ",".join(map(str, sorted(on))), *command]
@@ -50,61 +52,81 @@ def run_limit(name: str, *arguments: object, on: set[int] | None = None) -> Any:
 
 
 def group_commit(path: str, events: int, batch: int, callers: int, durability: str) -> float:
-    """Events per second through ``Outbox.accept``, by so many callers at once: the same tables, ids and commits."""
+    """Measure events per second through ``Outbox.accept`` with concurrent callers: the same tables, ids and commits."""
     return trio.run(_group_commit, Path(path), events, batch, callers, durability)
 
 
 async def _group_commit(path: Path, events: int, batch: int, callers: int, durability: str) -> float:
     runner = ThreadRunner()
     store = await runner.run(lambda: open_outbox(path, durability="disk" if durability == "disk" else "process"))
-    outbox = Outbox(store, SystemClock(), Room(path, ROOM_BYTES), runner)
+    outbox = Outbox(store, SystemClock(), Capacity(path, MAX_BYTES), runner)
     batches = iter([new_events(start, start + batch) for start in range(0, events, batch)])
     took_s = 0.0
 
     async def caller() -> None:
-        for one in batches:
-            await outbox.accept(one)
+        for events in batches:
+            await outbox.accept(events)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(outbox.run)
-        began_s = time.perf_counter()
+        started_s = time.perf_counter()
         async with trio.open_nursery() as all_callers:
             for _ in range(callers):
                 all_callers.start_soon(caller)
-        took_s = time.perf_counter() - began_s
+        took_s = time.perf_counter() - started_s
         outbox.stop()
     await runner.run(store.close)
     return events / took_s
 
 
 def bare_commits(path: str, count: int) -> float:
-    """Milliseconds of one fsynced commit of one row into the same table by plain ``sqlite3``: the median."""
+    """Measure one fsynced commit of one row with plain ``sqlite3``: the median, in milliseconds."""
     store = open_outbox(Path(path), durability="disk")
     connection, took_ms = store.connection, []
     for event in new_events(0, count):
-        began_s = time.perf_counter()
+        started_s = time.perf_counter()
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(
             "INSERT INTO events (state, source, user, received_ms, body) VALUES (0, 0, ?, 0, ?)",
             (event.user, event.body),
         )
         connection.execute("COMMIT")
-        took_ms.append(1000 * (time.perf_counter() - began_s))
+        took_ms.append(1000 * (time.perf_counter() - started_s))
     connection.close()
     return median(took_ms)
+
+
+def paced_commits(path: str, per_second: float, seconds: float) -> dict[str, float]:
+    """Measure a row of the same size in a synced transaction, again and again at a pace: what no design avoids."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    for pragma in ("journal_mode = WAL", "synchronous = FULL"):
+        connection.execute(f"PRAGMA {pragma}").fetchall()
+    connection.execute("CREATE TABLE events (id INTEGER PRIMARY KEY, user TEXT, body BLOB)")
+    events = new_events(0, max(2, int(per_second * seconds)))
+    took_ms: list[float] = []
+    cpu_s, started_s = time.process_time(), time.perf_counter()
+    for number, event in enumerate(events):
+        time.sleep(max(0.0, started_s + number / per_second - time.perf_counter()))
+        began_s = time.perf_counter()
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT INTO events (user, body) VALUES (?, ?)", (event.user, event.body))
+        connection.execute("COMMIT")
+        took_ms.append(1000 * (time.perf_counter() - began_s))
+    cpu_ms = 1000 * (time.process_time() - cpu_s) / len(events)
+    connection.close()
+    return {"cpu_ms": cpu_ms, "p50_ms": percentile(took_ms, 0.5), "p99_ms": percentile(took_ms, 0.99)}
 
 
 # The same parser without a store -----------------------------------------------------------------------------------
 
 
-def serve_nothing(port: int, judge: bool) -> None:
-    """Serve until killed: HTTP is parsed and answered; with ``judge`` the event is decoded and judged too."""
-    mapper = compile_mapping(Mapping(), People())
-    intake = Intake(Sources([], lambda _digest, _key: 0), mapper, max_event_bytes=32 * 1024)
+def serve_nothing(port: int, parse_events: bool) -> None:
+    """Serve until killed: parse HTTP and answer; with ``parse_events`` also decode and validate the events."""
+    parser = EventParser(LiveSettings(compile_settings(load_text(""), {}, {})))
 
     async def handler(request: Request) -> Response:
-        if judge:
-            intake.open(request.body, "track" if request.path == "/v1/track" else BATCH, None, trusted=False)
+        if parse_events:
+            parser.parse(request.body, "track" if request.path == "/v1/track" else BATCH, None, trusted=False)
         return Response(200, ANSWER)
 
     async def connection(stream: trio.abc.Stream) -> None:
@@ -117,11 +139,11 @@ def serve_nothing(port: int, judge: bool) -> None:
     trio.run(main)
 
 
-# The transport without anything around it ---------------------------------------------------------------------------
+# The transport alone ---------------------------------------------------------------------------
 
 
 def transport_alone(url: str, per_second: float, seconds: float) -> dict[str, float]:
-    """CPU per request of ``httpx.AsyncHTTPTransport`` alone, paced, over lanes of one connection, as the daemon's are."""
+    """Measure CPU per request of ``httpx.AsyncHTTPTransport`` alone, paced, over lanes of one connection as in the daemon."""
     return trio.run(_transport_alone, url, per_second, seconds)
 
 
@@ -157,9 +179,9 @@ async def _transport_alone(url: str, per_second: float, seconds: float) -> dict[
         idle.append(transport)
 
     async with trio.open_nursery() as nursery:
-        began_s = trio.current_time()
+        started_s = trio.current_time()
         for number in range(int(per_second * (WARM_UP_S + seconds))):
-            await trio.sleep_until(began_s + number / per_second)
+            await trio.sleep_until(started_s + number / per_second)
             if number == int(per_second * WARM_UP_S):
                 cpu_s, sent = time.process_time(), 0
             nursery.start_soon(send)
@@ -173,13 +195,14 @@ async def _transport_alone(url: str, per_second: float, seconds: float) -> dict[
 
 
 def filled(path: str, pending: int, delivered: int, dead: int) -> None:
-    """Build an outbox, in a process of its own so that this one stays small."""
-    fill(Path(path), pending=pending, delivered=delivered, dead=dead, say=lambda text: print(text, file=sys.stderr))
+    """Build an outbox in a separate process, so that the memory of the benchmark stays small."""
+    fill(Path(path), pending=pending, delivered=delivered, dead=dead, report=lambda text: print(text, file=sys.stderr))
 
 
 _NAMES: dict[str, Callable[..., Any]] = {
     "group_commit": group_commit,
     "bare_commits": bare_commits,
+    "paced_commits": paced_commits,
     "transport_alone": transport_alone,
     "filled": filled,
     "serve_nothing": serve_nothing,

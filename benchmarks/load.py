@@ -1,10 +1,10 @@
-"""The load generator, a process of its own: ``python -m benchmarks.load '{"address": …}'`` prints what it measured.
+"""The load generator, a separate process: ``python -m benchmarks.load '{"address": …}'`` prints what it measured.
 
-Raw sockets, requests that are built before the clock starts, and one look at the kernel for all connections at once:
-about 10 µs of processor time a request, so that one core of it saturates one core of any server in Python.
+It uses raw sockets, builds requests before the clock starts, and polls all connections with one system call: about 10 µs of
+processor time per request, so that one core of load saturates one core of any server in Python.
 
-Two ways: as fast as answers come (each connection keeps ``ahead`` requests out and sends the next upon an answer), or
-at a ``rate`` per second on one connection, where each answer is noted with the time it came.
+Two modes: as fast as answers come (each connection keeps ``ahead`` requests in flight and sends the next one after an
+answer), or at a ``rate`` per second on one connection, recording the time of each answer.
 """
 
 import json
@@ -22,18 +22,18 @@ import msgspec
 from benchmarks.results import percentile, spread
 from benchmarks.traffic import event_bytes, message_id
 
-__all__ = ["Load", "Measured", "paced", "run_load"]
+__all__ = ["Load", "Measured", "run_load", "run_paced"]
 
 
 class Load(msgspec.Struct, kw_only=True):
-    """What to send where."""
+    """What to send, and where."""
 
     address: str
     """A port on 127.0.0.1, or the path of a Unix socket."""
     form: str = "http"
     """http | ndjson"""
     batch: int = 1
-    """Events of a request; 1 sends single calls (HTTP) or an object a line (NDJSON)."""
+    """Events per request; 1 sends single calls (HTTP) or one object per line (NDJSON)."""
     connections: int = 1
     ahead: int = 1
     events: int = 0
@@ -43,18 +43,18 @@ class Load(msgspec.Struct, kw_only=True):
 
 
 class Measured(msgspec.Struct, kw_only=True):
-    """What came of it."""
+    """The measurement."""
 
     events: int
     seconds: float
     cpu_s: float
-    """Processor time of the generator while it sent: near ``seconds`` means that it was the bottleneck."""
+    """Processor time of the generator: close to ``seconds`` it was the bottleneck."""
     p50_ms: float
     p99_ms: float
     max_ms: float
     spread_ms: list[float]
     answered: dict[str, float] = {}
-    """With a rate: message id to CLOCK_BOOTTIME of its answer."""
+    """With a rate: message id → CLOCK_BOOTTIME of its answer."""
 
     @property
     def per_second(self) -> float:
@@ -62,7 +62,7 @@ class Measured(msgspec.Struct, kw_only=True):
 
 
 def run_load(load: Load, *, on: set[int] | None = None, timeout_s: float = 600) -> Measured:
-    """Run a generator to its end, on the cores ``on``. Raises RuntimeError if a request was not answered with success."""
+    """Run a generator on the cores ``on`` until it ends. Raises RuntimeError if a request does not succeed."""
     command = [sys.executable, "-m", "benchmarks.load", msgspec.json.encode(load).decode()]
     if on is not None:
         command = ["taskset", "-c", ",".join(map(str, sorted(on))), *command]
@@ -75,7 +75,7 @@ def run_load(load: Load, *, on: set[int] | None = None, timeout_s: float = 600) 
 
 
 def request(load: Load, number: int) -> bytes:
-    """The bytes of one request that begins with event ``number``."""
+    """Return the bytes of one request, starting with event ``number``."""
     if load.batch == 1:
         body = event_bytes(number, load.users)
     else:
@@ -100,81 +100,83 @@ def connect(address: str) -> socket.socket:
 
 
 class _Connection:
-    """One socket with the requests that are out on it."""
+    """One socket, and the send times of its unanswered requests."""
 
     def __init__(self, load: Load) -> None:
         self.socket = connect(load.address)
-        self.out: deque[float] = deque()
+        self.sent_s: deque[float] = deque()
         self._ndjson = load.form == "ndjson"
         self._rest = b""
 
     def send(self, data: bytes) -> None:
-        self.out.append(time.perf_counter())
+        self.sent_s.append(time.perf_counter())
         self.socket.sendall(data)
 
     def answers(self) -> int:
-        """Read what is there; how many whole answers that completes. Raises RuntimeError for one that is no success."""
+        """Read available data; return the number of answers it completes. Raises RuntimeError for an answer without success."""
         data = self._rest + self.socket.recv(65536)
         if self._ndjson:
-            whole, newline, self._rest = data.rpartition(b"\n")
-            answers = (whole + newline).count(b"\n")
-            good = whole.count(b'"success":true')
+            complete, newline, self._rest = data.rpartition(b"\n")
+            answers = (complete + newline).count(b"\n")
+            good = complete.count(b'"success":true')
         else:
-            # One answer at a time is out on a connection, and it is a JSON object without another inside.
-            whole, self._rest = (data, b"") if data.endswith(b"}") else (b"", data)
-            answers = 1 if whole else 0
-            good = whole.count(b" 200 OK\r\n") if b'"success":true' in whole or b'"stored":false' in whole else 0
-        if not data or good != answers or b'"refused"' in whole or b'"repeated"' in whole:
-            raise RuntimeError(f"not an answer of success: {data[:300]!r}")
+            # One answer at a time is pending per connection, and it is a JSON object without nested objects.
+            complete, self._rest = (data, b"") if data.endswith(b"}") else (b"", data)
+            answers = 1 if complete else 0
+            good = (
+                complete.count(b" 200 OK\r\n") if b'"success":true' in complete or b'"stored":false' in complete else 0
+            )
+        if not data or good != answers or b'"refused"' in complete or b'"repeated"' in complete:
+            raise RuntimeError(f"not a successful answer: {data[:300]!r}")
         return answers
 
 
-def flat_out(load: Load) -> Measured:
-    """As fast as answers come."""
+def run_unpaced(load: Load) -> Measured:
+    """Send as fast as answers come."""
     requests = deque([request(load, number) for number in range(0, load.events, load.batch)])
     count = len(requests)
     connections = [_Connection(load) for _ in range(load.connections)]
-    by_number = {one.socket.fileno(): one for one in connections}
+    by_number = {connection.socket.fileno(): connection for connection in connections}
     poll = select.epoll()
     for number in by_number:
         poll.register(number, select.EPOLLIN)
     took_s: list[float] = []
-    cpu_s, began_s = time.process_time(), time.perf_counter()
-    for one in connections:
+    cpu_s, started_s = time.process_time(), time.perf_counter()
+    for connection in connections:
         for _ in range(load.ahead):
             if requests:
-                one.send(requests.popleft())
+                connection.send(requests.popleft())
     while len(took_s) < count:
         for number, _event in poll.poll(10):
-            one = by_number[number]
-            for _ in range(one.answers()):
-                took_s.append(time.perf_counter() - one.out.popleft())
+            connection = by_number[number]
+            for _ in range(connection.answers()):
+                took_s.append(time.perf_counter() - connection.sent_s.popleft())
                 if requests:
-                    one.send(requests.popleft())
-    seconds = time.perf_counter() - began_s
-    return measured(count * load.batch, seconds, time.process_time() - cpu_s, took_s)
+                    connection.send(requests.popleft())
+    seconds = time.perf_counter() - started_s
+    return summarize(count * load.batch, seconds, time.process_time() - cpu_s, took_s)
 
 
-def paced(load: Load) -> Measured:
-    """At a rate, on one connection, each answer waited for."""
-    one = _Connection(load)
+def run_paced(load: Load) -> Measured:
+    """Send at a rate on one connection, waiting for each answer."""
+    connection = _Connection(load)
     answered: dict[str, float] = {}
     took_s: list[float] = []
-    cpu_s, began_s = time.process_time(), time.perf_counter()
+    cpu_s, started_s = time.process_time(), time.perf_counter()
     for number in range(load.events):
-        time.sleep(max(0.0, began_s + number / load.rate - time.perf_counter()))
-        one.send(request(load, number))
-        while not one.answers():
+        time.sleep(max(0.0, started_s + number / load.rate - time.perf_counter()))
+        connection.send(request(load, number))
+        while not connection.answers():
             pass
-        took_s.append(time.perf_counter() - one.out.popleft())
+        took_s.append(time.perf_counter() - connection.sent_s.popleft())
         answered[message_id(number)] = time.clock_gettime(time.CLOCK_BOOTTIME)
-    found = measured(load.events, time.perf_counter() - began_s, time.process_time() - cpu_s, took_s)
-    found.answered = answered
-    return found
+    result = summarize(load.events, time.perf_counter() - started_s, time.process_time() - cpu_s, took_s)
+    result.answered = answered
+    return result
 
 
-def measured(events: int, seconds: float, cpu_s: float, took_s: list[float]) -> Measured:
-    took_ms = [1000 * one for one in took_s]
+def summarize(events: int, seconds: float, cpu_s: float, took_s: list[float]) -> Measured:
+    took_ms = [1000 * answer_s for answer_s in took_s]
     return Measured(
         events=events,
         seconds=seconds,
@@ -187,10 +189,10 @@ def measured(events: int, seconds: float, cpu_s: float, took_s: list[float]) -> 
 
 
 def main(arguments: list[str]) -> None:
-    given: dict[str, Any] = json.loads(arguments[0])
-    load = msgspec.convert(given, Load)
-    found = paced(load) if load.rate else flat_out(load)
-    sys.stdout.buffer.write(msgspec.json.encode(found))
+    options: dict[str, Any] = json.loads(arguments[0])
+    load = msgspec.convert(options, Load)
+    result = run_paced(load) if load.rate else run_unpaced(load)
+    sys.stdout.buffer.write(msgspec.json.encode(result))
 
 
 if __name__ == "__main__":

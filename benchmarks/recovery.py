@@ -1,7 +1,7 @@
-"""``kill -9`` under load, again and again: how long until it accepts and delivers again, and is anything lost.
+"""Repeated ``kill -9`` under load: the time until the daemon accepts and delivers again, and lost events.
 
-An app sends batches and tries again until they are answered. In the middle the daemon is killed and started at once, as
-systemd does (which would also keep the sockets open; here they are bound anew, so that the gap is the whole start).
+An app sends batches and retries until they are answered. The daemon is killed and started at once, as systemd does.
+systemd would also keep the sockets open; here they are closed, so that the gap is the whole start.
 """
 
 import json
@@ -19,7 +19,7 @@ from benchmarks.traffic import message_id
 
 __all__ = ["run"]
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 NAME = "recovery"
 LATENCY_MS = 100
 PER_SECOND = 190
@@ -30,7 +30,7 @@ KILLS_VARIABLE = "PX_SIDECAR_BENCH_KILLS"
 
 
 class App(threading.Thread):
-    """Sends batches until told to stop; ``accepted`` are the message ids that were answered with success."""
+    """Sends batches until ``stop``; ``accepted`` holds the message ids answered with success."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
@@ -52,7 +52,7 @@ class App(threading.Thread):
                     connection.close()
                 connection = None
                 sleep(0.002)
-                continue  # the same batch again: message ids make that safe
+                continue  # send the same batch again: its message ids make that safe
             self.answered_s.append(_now_s())
             self.accepted += [message_id(number + at) for at in range(BATCH)]
             number += BATCH
@@ -68,8 +68,8 @@ class App(threading.Thread):
         self.join(20)
 
 
-def run(results: Results, say: Say, quick: bool) -> None:
-    """Kill it so many times ($PX_SIDECAR_BENCH_KILLS, else 20) and hold everything accepted against PX's log."""
+def run(results: Results, report: Report, quick: bool) -> None:
+    """Kill the daemon $PX_SIDECAR_BENCH_KILLS times (default 20) and compare accepted events with PX's log."""
     kills = int(os.environ.get(KILLS_VARIABLE, "2" if quick else "20"))
     to_accept_ms: list[float] = []
     to_deliver_ms: list[float] = []
@@ -81,7 +81,7 @@ def run(results: Results, say: Say, quick: bool) -> None:
         app.start()
         for number in range(kills):
             if number % 10 == 0:
-                say(f"kill -9, {number} of {kills}")
+                report(f"kill -9, {number} of {kills}")
             sleep(0.5 if quick else RUNNING_S)
             killed_s = _now_s()
             rig.stop(daemon, 9)
@@ -92,7 +92,7 @@ def run(results: Results, say: Say, quick: bool) -> None:
             to_deliver_ms.append(1000 * ((_first_after(rig, killed_s) or 0) - killed_s))
         app.stop()
         accepted = set(app.accepted)
-        say(f"draining; {len(accepted):,} were accepted")
+        report(f"draining; {len(accepted):,} were accepted")
         wait_until(lambda: rig.status()["pending"] == 0 or sleep(0.2), 60 + len(accepted) / 100, "an empty backlog")
         arrived = [str(entry.messageId) for entry in rig.arrivals()]
     lost, repeated = len(accepted - set(arrived)), len(arrived) - len(set(arrived))
@@ -114,12 +114,12 @@ def run(results: Results, say: Say, quick: bool) -> None:
 
 
 def _first_after(rig: Rig, killed_s: float) -> float | None:
-    """When the first request after the kill reached PX; what was on its way at the kill came within 5 ms."""
+    """Return when the first request after the kill reached PX; requests already sent arrive within 5 ms."""
     total = rig.report()["requests"]
     start = max(0, total - 2 * PER_SECOND)
     page = json.loads(rig.ask(rig.sandbox_port, f"/sandbox/log?start={start}&limit=1000")[1])
-    found = [entry["arrival_s"] for entry in page["entries"] if entry["arrival_s"] > killed_s + 0.005]
-    return found[0] if found else None
+    later = [entry["arrival_s"] for entry in page["entries"] if entry["arrival_s"] > killed_s + 0.005]
+    return later[0] if later else None
 
 
 def _now_s() -> float:

@@ -1,4 +1,4 @@
-"""What a benchmark hands back: rows of a table, series for pictures, and the facts of the machine they hold for."""
+"""The results of a run: figures for the table, series for the plots, and a description of the machine."""
 
 import os
 import platform
@@ -15,10 +15,10 @@ __all__ = ["Figure", "Results", "machine", "percentile", "rounded", "spread"]
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One measured number, in one row of the table.
+    """One measured number: a row of the table.
 
-    ``limit`` is what it was measured against in the same run, ``of`` says what that is, and ``ratio`` is measured by
-    limit. ``target`` bounds the ratio (or the number itself, if there is no limit) from the side that ``bound`` names.
+    ``limit`` is the number it is compared with, measured in the same run, ``of`` describes it, and ``ratio`` is measured
+    divided by limit. ``target`` bounds the ratio (without a limit: the number) on the side that ``bound`` names.
     """
 
     benchmark: str
@@ -34,17 +34,17 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def ratio(self) -> float | None:
-        """Measured by limit."""
+        """Measured divided by limit; None without a limit."""
         return None if not self.limit else self.measured / self.limit
 
     @property
     def bound_text(self) -> str:
-        """The target for people, as in ``≥ 0.8``; empty without one."""
+        """The target as text, as in ``≥ 0.8``; empty without one."""
         return "" if self.target is None else f"{'≥' if self.bound == 'least' else '≤'} {self.target:g}"
 
     @property
     def met(self) -> bool | None:
-        """Whether the target holds; None without one."""
+        """Whether the target is met; None without one."""
         if self.target is None:
             return None
         value = self.measured if self.limit is None else self.measured / self.limit
@@ -52,7 +52,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Results(msgspec.Struct, kw_only=True):
-    """Everything of one run: figures, series for the pictures by name, and the machine."""
+    """All results of one run: figures, series for the plots by name, and the machine."""
 
     machine: dict[str, Any]
     quick: bool = False
@@ -60,7 +60,7 @@ class Results(msgspec.Struct, kw_only=True):
     series: dict[str, Any] = {}
 
     def add(self, benchmark: str, name: str, values: float | Sequence[float], unit: str, **more: Any) -> Figure:
-        """Add a figure; of several repeats the median counts, and all are kept."""
+        """Add a figure: the median of the values; all values are kept in ``repeats``."""
         repeats = [values] if isinstance(values, int | float) else list(values)
         figure = Figure(
             benchmark=benchmark,
@@ -74,31 +74,31 @@ class Results(msgspec.Struct, kw_only=True):
         return figure
 
     def as_json(self) -> bytes:
-        """The whole of it, with ratio and met worked out."""
+        """Return everything as JSON, with ``ratio`` and ``met`` computed."""
         rows = [msgspec.to_builtins(figure) | {"ratio": figure.ratio, "met": figure.met} for figure in self.figures]
-        whole = {"machine": self.machine, "quick": self.quick, "figures": rows, "series": self.series}
-        return msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n"
+        document = {"machine": self.machine, "quick": self.quick, "figures": rows, "series": self.series}
+        return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that ``share`` of the values (0 to 1) do not exceed."""
+    """Return the value that a ``share`` (0 to 1) of the values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def spread(values: Sequence[float], points: int = 200) -> list[float]:
-    """The distribution in so many evenly spaced percentiles, for a picture."""
+    """Return the distribution as evenly spaced percentiles, for a plot."""
     ordered = sorted(values)
     return [ordered[min(len(ordered) - 1, round(at / points * (len(ordered) - 1)))] for at in range(points + 1)]
 
 
 def rounded(value: float) -> str:
-    """A number for people: four digits, or whole from a thousand on."""
+    """Return a number as text: four digits, or a whole number from a thousand on."""
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
 
 
 def machine() -> dict[str, Any]:
-    """What the figures hold for, without the host's name."""
+    """Describe the machine, without its host name."""
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

@@ -1,7 +1,7 @@
-"""The processes of a benchmark, and what the kernel knows of them.
+"""The processes of a benchmark, and their resource usage from the kernel.
 
-On a machine with two cores or more, ``apart`` gives the daemon the first core and the load and the sandbox the others,
-so that the one does not steal from the other; the benchmarks say where they do so.
+With two cores or more, ``split_cores`` gives the daemon the first core, and load and sandbox the others, so that they do
+not compete; each benchmark says where it does so.
 """
 
 import http.client
@@ -18,32 +18,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sidecar.sandbox.journal import LogEntry
-from sidecar.sandbox.ports import free_ports
+from sidecar.sandbox.server import free_ports
 
-__all__ = ["Rig", "Usage", "apart", "free_port", "open_rig", "usage", "wait_until"]
+__all__ = ["Rig", "Usage", "free_port", "open_rig", "split_cores", "usage", "wait_until"]
 
-STARTED_S = 60.0
+START_TIMEOUT_S = 60.0
 KEY = "sandbox-key"
-# The daemon as an installation has it: numpy comes with matplotlib, which only the pictures need, and sqlite-utils would
-# load it into the daemon if it finds it (12 MB).
+# An installation has no numpy; here matplotlib brings it along, and sqlite-utils would import it into the daemon (12 MB).
 DAEMON = "import sys; sys.modules['numpy'] = None; from sidecar.cli import main; main()"
 POLL_S = 0.002
 LOG_PAGE = 10_000
 
 
 def cores() -> list[int]:
-    """The cores that this run may use."""
+    """Return the cores that this run may use."""
     return sorted(os.sched_getaffinity(0))
 
 
-def apart() -> tuple[set[int], set[int]]:
-    """The daemon's core, and the cores of everybody else; with a single core both are that one."""
-    own = cores()
-    return {own[0]}, set(own[1:] or own)
+def split_cores() -> tuple[set[int], set[int]]:
+    """Return the daemon's core and the cores of all other processes; with one core both are that core."""
+    available = cores()
+    return {available[0]}, set(available[1:] or available)
 
 
 class Usage(NamedTuple):
-    """What a process has used so far, its threads together."""
+    """The resource usage of a process so far, all threads together."""
 
     cpu_s: float
     switches: int
@@ -52,7 +51,7 @@ class Usage(NamedTuple):
     peak_bytes: int
 
     def since(self, before: "Usage") -> "Usage":
-        """The difference to an earlier look; memory as it is now."""
+        """Return the difference to an earlier reading; memory is the current one."""
         return Usage(
             self.cpu_s - before.cpu_s,
             self.switches - before.switches,
@@ -63,14 +62,14 @@ class Usage(NamedTuple):
 
 
 def usage(pid: int) -> Usage:
-    """What the process has used so far, by its processor clock (clock_getcpuclockid(3), nanoseconds) and /proc."""
+    """Read the usage of a process from its processor clock (clock_getcpuclockid(3), nanoseconds) and /proc."""
     folder = Path(f"/proc/{pid}")
     switches = 0
     for task in (folder / "task").iterdir():
         try:
             lines = _fields(task / "status")
         except (FileNotFoundError, ProcessLookupError):
-            continue  # a thread that just ended
+            continue  # a thread that has just ended
         switches += int(lines["voluntary_ctxt_switches"]) + int(lines["nonvoluntary_ctxt_switches"])
     status = _fields(folder / "status")
     written = int(_fields(folder / "io")["write_bytes"])
@@ -87,19 +86,19 @@ def free_port() -> int:
     return free_ports(1)[0]
 
 
-def wait_until(true: Callable[[], object], timeout_s: float, what: str) -> float:
-    """Wait for it and return the seconds it took. Raises TimeoutError."""
-    began_s = time.monotonic()
-    while not true():
-        if time.monotonic() - began_s > timeout_s:
+def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> float:
+    """Wait for the condition and return the seconds it took. Raises TimeoutError."""
+    started_s = time.monotonic()
+    while not condition():
+        if time.monotonic() - started_s > timeout_s:
             raise TimeoutError(f"{what} did not happen within {timeout_s:g} s")
         time.sleep(POLL_S)
-    return time.monotonic() - began_s
+    return time.monotonic() - started_s
 
 
 @contextmanager
 def open_rig() -> Iterator["Rig"]:
-    """A rig in a folder of its own below $TMPDIR (a real disk, please); all of it is gone at the end."""
+    """Yield a rig in a new folder below $TMPDIR, which should be a real disk; everything is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="px-sidecar-bench-") as folder:
         rig = Rig(Path(folder))
         try:
@@ -109,7 +108,7 @@ def open_rig() -> Iterator["Rig"]:
 
 
 class Rig:
-    """A folder with a sandbox and a daemon that are started, killed and started again."""
+    """A folder with a sandbox and a daemon that can be started, killed and started again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -121,7 +120,7 @@ class Rig:
     def configure(
         self, *, outbox: str = "", deliver: str = "", px_port: int | None = None, scheme: str = "http"
     ) -> None:
-        """Write the daemon's configuration. Without ``px_port`` PX is this rig's sandbox, running or not."""
+        """Write the daemon's configuration. Without ``px_port``, PX is the sandbox of this rig, running or not."""
         (self.folder / "config.toml").write_text(
             f"""[px]
 property_key = "AP-XXXXXXXXXX-2"
@@ -141,24 +140,24 @@ eventId = "messageId"
         )
 
     def start_sandbox(self, *options: str, on: set[int] | None = None) -> subprocess.Popen[bytes]:
-        """Start the sandbox; returns when it answers. ``on``: the cores it may use."""
+        """Start the sandbox and wait until it answers. ``on``: the cores it may use."""
         process = self.start(["-m", "sidecar", "sandbox", "--port", str(self.sandbox_port), *options], on)
-        wait_until(lambda: self._answers(process, self.sandbox_port), STARTED_S, "the sandbox's start")
+        wait_until(lambda: self._answers(process, self.sandbox_port), START_TIMEOUT_S, "the sandbox's start")
         return process
 
     def start_daemon(self, *, on: set[int] | None = None) -> subprocess.Popen[bytes]:
-        """Start the daemon; returns when it accepts events. ``on``: the cores it may use."""
+        """Start the daemon and wait until it accepts events. ``on``: the cores it may use."""
         process = self.start(["-c", DAEMON, "run", "--config", str(self.folder / "config.toml")], on)
-        wait_until(lambda: self._answers(process, self.http_port, "/health"), STARTED_S, "the daemon's start")
+        wait_until(lambda: self._answers(process, self.http_port, "/health"), START_TIMEOUT_S, "the daemon's start")
         return process
 
     def start(self, arguments: list[str], on: set[int] | None = None) -> subprocess.Popen[bytes]:
-        """Start a Python process of ours. What it prints is in ``log``."""
+        """Start a Python process of this repository; ``log`` returns its output."""
         environ = {key: value for key, value in os.environ.items() if not key.startswith("PX_SIDECAR_")}
         environ["PX_SIDECAR_PX_API_KEY"] = KEY
         before = os.sched_getaffinity(0)
         if on is not None:
-            os.sched_setaffinity(0, on)  # inherited by the child from its first instruction on
+            os.sched_setaffinity(0, on)  # inherited by the child at its start
         try:
             with (self.folder / "processes.log").open("ab") as log:
                 process = subprocess.Popen(
@@ -171,7 +170,7 @@ eventId = "messageId"
 
     def _answers(self, process: subprocess.Popen[bytes], port: int, path: str = "/sandbox/faults") -> bool:
         if process.poll() is not None:
-            raise RuntimeError(f"a process ended with {process.returncode}; it said: {self.log()[-800:]}")
+            raise RuntimeError(f"a process ended with {process.returncode}; its log ends with: {self.log()[-800:]}")
         try:
             return self.ask(port, path)[0] == 200
         except OSError:
@@ -182,7 +181,7 @@ eventId = "messageId"
 
     @staticmethod
     def ask(port: int, path: str, method: str = "GET", body: bytes = b"") -> tuple[int, bytes]:
-        """One HTTP request on loopback."""
+        """Send one HTTP request on loopback; return status and body."""
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         try:
             connection.request(method, path, body or None)
@@ -192,27 +191,27 @@ eventId = "messageId"
             connection.close()
 
     def status(self) -> dict[str, Any]:
-        """The daemon's status."""
+        """Return the status of the daemon."""
         status: dict[str, Any] = json.loads(self.ask(self.http_port, "/status")[1])
         return status
 
     def report(self) -> dict[str, Any]:
-        """The sandbox's figures."""
+        """Return the report of the sandbox."""
         report: dict[str, Any] = json.loads(self.ask(self.sandbox_port, "/sandbox/report")[1])
         return report
 
     def arrivals(self) -> list[LogEntry]:
-        """Every event that arrived at the sandbox and was stored, in order."""
-        found: list[LogEntry] = []
+        """Return every event stored at the sandbox, in order of arrival."""
+        arrivals: list[LogEntry] = []
         start: int | None = 0
         while start is not None:
             page = json.loads(self.ask(self.sandbox_port, f"/sandbox/log?start={start}&limit={LOG_PAGE}")[1])
-            found += [LogEntry(**entry) for entry in page["entries"] if entry["stored"]]
+            arrivals += [LogEntry(**entry) for entry in page["entries"] if entry["stored"]]
             start = page["next"]
-        return found
+        return arrivals
 
     def faults(self, **faults: Any) -> None:
-        """Change what the sandbox does wrong."""
+        """Set the faults of the sandbox."""
         status, body = self.ask(self.sandbox_port, "/sandbox/faults", "POST", json.dumps(faults).encode())
         assert status == 200, body
 
@@ -220,8 +219,8 @@ eventId = "messageId"
         process.send_signal(number)
         process.wait(60)
 
-    def forget_outbox(self) -> None:
-        """Remove the outbox, so that the next daemon starts with an empty one."""
+    def delete_outbox(self) -> None:
+        """Delete the outbox, so that the next daemon starts with an empty one."""
         for path in self.folder.glob("outbox.db*"):
             path.unlink()
 

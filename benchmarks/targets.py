@@ -1,4 +1,4 @@
-"""What a full run says, as the two tables of README.md: ``python -m benchmarks.targets RESULTS.json``."""
+"""The two tables of README.md from the results of a full run: ``python -m benchmarks.targets RESULTS.json``."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from benchmarks.results import Results, rounded
 
 __all__ = ["alternatives_as_markdown", "targets_as_markdown"]
 
-# The figures of each alternative that tell most, and what README calls them.
+# The figures of each alternative in the table, and their column headings.
 COMPARED: Final = {
     "lost in an outage of 60 s": "lost, PX away for 60 s",
     "lost in a crash": "lost, `kill -9`",
@@ -22,7 +22,7 @@ COMPARED: Final = {
 
 
 def targets_as_markdown(results: Results) -> str:
-    """One row for each figure that has a target, of what ``python -m benchmarks --json`` has written."""
+    """Return a table with one row for each figure that has a target."""
     rows = [
         "| | measured | beside it, in the same run | ratio | target | met |",
         "| --- | --: | --: | --: | --: | --- |",
@@ -45,14 +45,14 @@ def targets_as_markdown(results: Results) -> str:
 
 
 def alternatives_as_markdown(results: Results) -> str:
-    """One row for each thing that one could use."""
+    """Return a table with one row for each alternative."""
     rows: dict[str, dict[str, str]] = {}
     for figure in results.figures:
-        way, _, name = figure.name.partition(": ")
+        label, _, name = figure.name.partition(": ")
         if figure.benchmark == "alternatives" and name in COMPARED:
-            rows.setdefault(way, {})[name] = f"{rounded(figure.measured)} {figure.unit}"
+            rows.setdefault(label, {})[name] = f"{rounded(figure.measured)} {figure.unit}"
     lines = [f"| | {' | '.join(COMPARED.values())} |", "| --- |" + " --: |" * len(COMPARED)]
-    lines += [f"| {way} | {' | '.join(found[name] for name in COMPARED)} |" for way, found in rows.items()]
+    lines += [f"| {label} | {' | '.join(found[name] for name in COMPARED)} |" for label, found in rows.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -1,16 +1,17 @@
-"""The events that the benchmarks send: like the seed's example, 330 bytes as an SDK writes them."""
+"""The events that the benchmarks send: a typical track call, 330 bytes as an SDK writes it."""
 
 import itertools
 import json
 import os
 
-__all__ = ["USERS", "event_bytes", "ids", "template"]
+__all__ = ["USERS", "event_bytes", "ids", "template", "user_of"]
 
 USERS = 1_000
+SCATTER = 611_953  # has no divisor in common with a number of users that is a power of ten
 
 
 def template() -> tuple[bytes, bytes, bytes]:
-    """An event's JSON in three pieces: user number (4 digits) and message id (24 characters) go between them."""
+    """Return the JSON of an event in three parts; user number (4 digits) and message id (24 characters) go between them."""
     text = json.dumps(
         {
             "type": "track",
@@ -29,7 +30,7 @@ def template() -> tuple[bytes, bytes, bytes]:
 
 
 def ids() -> "itertools.count[int]":
-    """Numbers for message ids, behind a prefix of this process that no other run has."""
+    """Return numbers for message ids, which get a prefix unique to this process."""
     return itertools.count()
 
 
@@ -38,10 +39,15 @@ _BEFORE, _BETWEEN, _AFTER = template()
 
 
 def event_bytes(number: int, users: int = USERS) -> bytes:
-    """The event with this number; its message id is unique to number and process."""
-    return b"%b%04d%b%b%012d%b" % (_BEFORE, number % users, _BETWEEN, _PREFIX, number, _AFTER)
+    """Return the event with this number; its message id is unique to number and process."""
+    return b"%b%04d%b%b%012d%b" % (_BEFORE, user_of(number, users), _BETWEEN, _PREFIX, number, _AFTER)
+
+
+def user_of(number: int, users: int) -> int:
+    """Return the user of the event with this number: each in turn, and neighbors far apart, as in an app."""
+    return number * SCATTER % users
 
 
 def message_id(number: int) -> str:
-    """The message id of that event."""
+    """Return the message id of the event with this number."""
     return f"{_PREFIX.decode()}{number:012d}"

@@ -1,395 +1,578 @@
-"""The daemon: who runs, who stops first, in what order.
+"""The daemon: which parts exist, which tasks run, and in which order they stop.
 
-The way of an event through the rooms::
+The path of an event through the packages::
 
     receive ──► outbox ──► deliver ──► px
-                  ▲            │ mapping says what to send
+                  ▲            │ mapping decides what to send
                   └─ settled ◄─┘
 
-Starting: the lock, the file, the sockets, then everybody at once, and READY when events can be accepted and stored.
+``build`` constructs the application: every object gets what it needs in its constructor, and nothing is wired
+afterwards. ``serve`` runs it. A start takes the lock and binds the sockets (``startup.py``), opens the file while clients wait, starts
+all tasks, and reports READY once events can be accepted and stored. A stop has three steps; each waits for the one before::
 
-Stopping has an order; each step waits for the one before::
+    1. delivery sends nothing more; requests in flight finish, or their deadline passes. Events are accepted meanwhile,
+       so that a restart refuses clients only between the end of this process and the first steps of the next
+    2. the listeners accept nothing more; clients in their queues, and requests that were read, are stored and answered
+    3. the writer commits what is queued and stops; the file is checkpointed and closed
 
-    1. the listeners accept no more; requests already read are stored and answered
-    2. nothing more is sent; what is in flight comes back, or its deadline passes
-    3. the writer commits what is left and stops; the file is checkpointed and closed
-
-A second signal ends all of it at once. What was answered is on disk at any moment, so that costs repeats at most.
+With ``fleet.on_stop = "drain"`` step 2 comes first. A second signal ends everything at once. Every answered event is on
+disk at any moment, so this can cause duplicates at PX but no loss.
 """
 
-import json
+import gc
 import logging
-import signal
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from sidecar import __version__
 from sidecar.clock import Clock, SystemClock
-from sidecar.config import Config, Secret, reloaded
-from sidecar.control.desk import DESTINATION, Desk
-from sidecar.control.limits import warn_of_limits
-from sidecar.control.pages import pages_of
-from sidecar.control.server import serve_control
+from sidecar.collector import CollectionPace
+from sidecar.config import Config, ConfigFile, DeliverConfig, Secret, fleet_password
+from sidecar.control.audit import AuditRoutes
+from sidecar.control.backlog import BacklogRoutes
+from sidecar.control.config_calls import ConfigRoutes
+from sidecar.control.dead_groups import DeadGroupRoutes
+from sidecar.control.delivery_control import (
+    DeliveryControl,
+    load_destination,
+    load_settings,
+    restored_destination,
+    save_delivery,
+    watch_pause,
+)
+from sidecar.control.export import lift_export
+from sidecar.control.fleet_calls import FleetRoutes
+from sidecar.control.hung_stop import end_if_disk_hangs
+from sidecar.control.idle_rules import IdleRulesRoutes, watch_rules
+from sidecar.control.limits import watch_limits, watch_names
+from sidecar.control.mapping_preview import MappingRoutes
+from sidecar.control.outbox_admin import OutboxAdmin
+from sidecar.control.pages import UNHEALTHY_AFTER_S, health_problems, pages_of
+from sidecar.control.px_calls import PxRoutes
+from sidecar.control.reload import Reloaded, Reloader
+from sidecar.control.server import ControlRoutes, serve_control
+from sidecar.control.signals import handle_signals
+from sidecar.control.starting import refuse_while_starting
+from sidecar.control.state import Notices, StateReader, status_line
+from sidecar.control.trace import TraceRoutes
+from sidecar.control.watch import WatchRoutes, record_series
 from sidecar.deliver.bucket import Bucket
+from sidecar.deliver.delivery_loop import Delivery, DeliverySignals
 from sidecar.deliver.destination import Destination
 from sidecar.deliver.dispatcher import Dispatcher
-from sidecar.deliver.quota import Quota, QuotaRow
-from sidecar.deliver.shell import Delivery
-from sidecar.errors import Failed, SidecarError
-from sidecar.http import Stopping
-from sidecar.mapping import compile_mapping
-from sidecar.observe import DISPATCHER, WRITER, Feed, Marks, Metrics, feed_watchdog, prove
-from sidecar.outbox import Keeper, Outbox, Room, Runner, Store, ThreadRunner, marking, open_outbox, take_lock
-from sidecar.px import Answer, Network, NotSent, Reply, Unknown
+from sidecar.deliver.errands import Errands
+from sidecar.deliver.limiter import LocalLimiter, SharedLimiter, SharedPace
+from sidecar.deliver.quota import DailyCaps, Quota, QuotaRow
+from sidecar.http import Shutdown
+from sidecar.mapping import LiveSettings
+from sidecar.observe import (
+    WRITER,
+    DaemonTelemetry,
+    LogLines,
+    LogMasks,
+    Telemetry,
+    feed_watchdog,
+    probe,
+)
+from sidecar.outbox import (
+    Capacity,
+    ClockTrust,
+    Lock,
+    Outbox,
+    Runner,
+    Store,
+    ThreadRunner,
+    damage_marker,
+    hold_lock,
+    load_clock_record,
+    open_outbox,
+    real_path,
+    run_housekeeping,
+)
+from sidecar.px import Network
+from sidecar.px.key_renewal import KeyRenewal
 from sidecar.px.transport import HttpxNetwork
-from sidecar.receive import Front, Intake, Opened, Routes, Sources, bind_control, bind_listeners, raise_descriptor_limit
-from sidecar.receive.listeners import renew_certificate
-from sidecar.systemd import Notifier, inherited_sockets, watchdog_s
+from sidecar.receive import (
+    BoundSockets,
+    ClientMemory,
+    EventParser,
+    IngestServer,
+    Routes,
+    StartingServer,
+    bind_control,
+    bind_control_read,
+    bind_events,
+    keep_open,
+    watch_inherited,
+)
+from sidecar.receive.listeners import renew_certificate, try_certificate
+from sidecar.startup import Claimed
+from sidecar.systemd import Notifier, watchdog_s
 
-__all__ = ["Daemon", "open_store", "serve_daemon"]
+if TYPE_CHECKING:  # without [fleet] no code of the fleet is loaded
+    from sidecar.fleet.runner import Fleet
+
+__all__ = [
+    "Application",
+    "Seams",
+    "build",
+    "build_dispatcher",
+    "open_store",
+    "reload",
+    "serve",
+    "serve_daemon",
+    "serve_sockets",
+]
 
 log = logging.getLogger(__name__)
 
-PROOF_EVERY_S = 1.0
+PROBE_EVERY_S = 1.0
+Bind = Callable[[], AbstractContextManager[socket.socket | None]]
+DRAIN_LOOK_S = 0.05
 RECOVERY_STEP_S = 60.0
-UNHEALTHY_AFTER_S = 15.0
+
+
+class Seams(NamedTuple):
+    """Everything that connects to the outside world; tests and the simulation pass fakes.
+
+    ``config_file`` is the file that the configuration came from, ``read_config`` what a reload that an operator asks
+    for over the control socket reads, ``log_lines`` keeps the newest lines of the log.
+    """
+
+    store: Store
+    network: Network
+    clock: Clock
+    runner: Runner
+    random: Random
+    notifier: Notifier = Notifier({})
+    config_file: ConfigFile | None = None
+    read_config: Callable[[], Awaitable[Config]] | None = None
+    log_lines: LogLines | None = None
+    key: KeyRenewal | None = None
+    masks: LogMasks | None = None
+    # Joins a fleet with the configuration in force; None without [fleet].
+    join_fleet: "Callable[[Callable[[], Config]], Fleet] | None" = None
+
+    @property
+    def instance(self) -> str:
+        """The name of this daemon (``--instance``), which its hints carry; empty for the usual one."""
+        return self.config_file.instance if self.config_file else ""
+
+
+class Application(NamedTuple):
+    """All parts of one daemon, connected but not running."""
+
+    settings: LiveSettings
+    clock: Clock
+    store: Store
+    telemetry: DaemonTelemetry
+    outbox: Outbox
+    parser: EventParser
+    delivery: Delivery
+    errands: Errands
+    notices: Notices
+    state: StateReader
+    admin: OutboxAdmin
+    delivery_control: DeliveryControl
+    control: ControlRoutes
+    reloader: Reloader
+    notifier: Notifier
+    fleet: "Fleet | None" = None
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self.settings.now.config
+
+
+def build(config: Config, seams: Seams) -> Application:
+    """Construct the application. Raises ConfigError if mapping rules contradict each other."""
+    store, clock = seams.store, seams.clock
+    settings = LiveSettings(load_settings(config, store))
+    if (note := lift_export(store)) is not None:
+        log.info("The export of %d events to %s is over: this daemon was started.", note.moved, note.file)
+    telemetry = DaemonTelemetry(clock, lambda: settings.now.mapper.redact, version=__version__)
+    capacity = Capacity(store.path, config.outbox.max_bytes, when_full=config.outbox.when_full)
+    fleet = seams.join_fleet(lambda: settings.now.config) if seams.join_fleet else None
+    trust = ClockTrust(clock, load_clock_record(store))
+    dispatcher = build_dispatcher(settings, telemetry, store, clock, seams.random, fleet, trust)
+    signals = DeliverySignals(dispatcher)
+    outbox = Outbox(*(store, clock, capacity, seams.runner), telemetry=telemetry, listener=signals, clock_trust=trust)
+    renew_key = partial(_renew_key, seams.key, settings) if seams.key else None
+    delivery = Delivery(dispatcher, signals, outbox, seams.network, clock, telemetry, renew_key)
+    errands = Errands(delivery, clock, telemetry)
+    notices = Notices(startup=store.notice)
+    known = (store, outbox, settings, clock, notices, seams.instance)
+    state = StateReader(*known, delivery=delivery, telemetry=telemetry, fleet=fleet)
+    admin = OutboxAdmin(outbox, settings, delivery)
+    delivery_control = DeliveryControl(delivery, outbox, clock, renew_key)
+    reloader = Reloader(settings, outbox, delivery, notices, seams.notifier, clock, seams.key, seams.masks)
+    audit = AuditRoutes(outbox)
+    more = (
+        audit,
+        WatchRoutes(telemetry, seams.log_lines or LogLines()),
+        DeadGroupRoutes(outbox),
+        BacklogRoutes(outbox, settings, delivery),
+        FleetRoutes(fleet),
+        MappingRoutes(outbox, settings, seams.config_file),
+        IdleRulesRoutes(outbox, settings),
+        ConfigRoutes(settings, seams.config_file, seams.read_config and partial(reloader.reload, seams.read_config)),
+        PxRoutes(seams.network, admin, outbox, settings, clock, errands),
+        TraceRoutes(outbox, settings, clock, state, telemetry.refusals.describe),
+    )
+    control = ControlRoutes(
+        *(state, admin, settings, clock),
+        delivery=delivery_control,
+        feed=telemetry.feed,
+        audit=audit,
+        more=[routes.routes for routes in more],
+    )
+    return Application(
+        settings=settings,
+        clock=clock,
+        store=store,
+        telemetry=telemetry,
+        outbox=outbox,
+        parser=EventParser(settings),
+        delivery=delivery,
+        errands=errands,
+        notices=notices,
+        state=state,
+        admin=admin,
+        delivery_control=delivery_control,
+        control=control,
+        reloader=reloader,
+        notifier=seams.notifier,
+        fleet=fleet,
+    )
+
+
+def build_dispatcher(
+    settings: LiveSettings,
+    telemetry: Telemetry,
+    store: Store,
+    clock: Clock,
+    random: Random,
+    shared: SharedPace | None = None,
+    clock_trust: ClockTrust | None = None,
+) -> Dispatcher:
+    """Construct the dispatcher with the day's quota and the destination state that the previous process saved."""
+
+    def deliver_config() -> DeliverConfig:
+        return settings.now.config.deliver
+
+    trust = clock_trust or ClockTrust(clock, load_clock_record(store))
+    now_s = clock.monotonic_s()
+    rows = [QuotaRow(*row) for row in store.quota_rows()]
+    bucket = Bucket(deliver_config().host_per_second, now_s, spaced=deliver_config().hosts > 1)
+    quota = Quota(deliver_config, clock=clock, rows=rows, trust=trust)
+    return Dispatcher(
+        caps=DailyCaps(store.cap_rows()),
+        settings=settings,
+        telemetry=telemetry,
+        limiter=(
+            SharedLimiter(bucket, quota, deliver_config, shared)
+            if shared
+            else LocalLimiter(bucket, quota, deliver_config)
+        ),
+        destination=Destination(
+            now_s=now_s,
+            config=deliver_config,
+            random=random.random,
+            saved=restored_destination(load_destination(store), clock),
+        ),
+        clock=clock,
+        random=random.random,
+        clock_trust=trust,
+    )
+
+
+async def serve(app: Application, ingest: Callable[[], Awaitable[None]]) -> None:
+    """Run until ``ingest``, which serves the listeners, returns; then stop in order.
+
+    Raises StoreFailed if the disk fails permanently. Cancellation loses no answered event.
+    """
+    # One nursery per step of the stop: an outer one keeps running until the inner one has ended.
+    async with trio.open_nursery() as writer:
+        writer.start_soon(app.outbox.run)
+        if app.fleet:
+            writer.start_soon(app.fleet.run, app.outbox.write, app.errands.demand, app.delivery.wake)
+        async with trio.open_nursery() as delivery:
+            await delivery.start(partial(app.delivery.run, stop_timeout_s=app.config.deliver.stop_timeout))
+            async with trio.open_nursery() as background:
+                background.start_soon(run_housekeeping, app.outbox, app.settings)
+                background.start_soon(watch_limits, app.outbox, app.settings, app.clock, app.notices)
+                background.start_soon(watch_pause, app.delivery, app.outbox, app.clock)
+                background.start_soon(watch_names, app.outbox, app.notices)
+                background.start_soon(watch_rules, app.outbox, app.settings, app.notices)
+                background.start_soon(
+                    probe, app.telemetry.heartbeats, WRITER, partial(app.outbox.write, _no_op), PROBE_EVERY_S
+                )
+                background.start_soon(_keep_dispatcher_awake, app.delivery)
+                background.start_soon(record_series, app.telemetry, app.outbox, app.clock)
+                background.start_soon(_report_to_systemd, app)
+                await ingest()
+                background.cancel_scope.cancel()
+            if app.fleet and _drains(app):
+                await _drain(app, app.fleet)
+            app.delivery.stop()
+        if app.fleet:
+            await app.fleet.leave(app.outbox.write)
+        await save_delivery(app.delivery, app.outbox, app.clock)
+        app.outbox.stop()
+
+
+def _drains(app: Application) -> bool:
+    """True if delivery continues after the listeners are closed, until nothing is ready."""
+    return app.fleet is not None and app.config.fleet.on_stop == "drain"
+
+
+async def _drain(app: Application, fleet: "Fleet") -> None:
+    """Ask for slots as high priority until nothing is ready or out, for ``deliver.stop_timeout`` at most."""
+    dispatcher = app.delivery.dispatcher
+    fleet.drain()
+    with trio.move_on_after(app.config.deliver.stop_timeout):
+        # Polled: neither loading nor the destination reports that nothing is left.
+        while any(dispatcher.demand(app.clock.monotonic_s())) or dispatcher.has_requests_out:  # noqa: ASYNC110
+            await trio.sleep(DRAIN_LOOK_S)
+
+
+async def _keep_dispatcher_awake(delivery: Delivery) -> None:
+    """Wake the dispatcher every second so that its heartbeat stays fresh while idle."""
+    while True:
+        delivery.wake()
+        await trio.sleep(PROBE_EVERY_S)
+
+
+def _no_op(_store: Store, _now_ms: int) -> None:
+    """Do nothing in a transaction, which proves that the writer works."""
+
+
+async def _report_to_systemd(app: Application) -> None:
+    """Feed the watchdog while the daemon is healthy by its heartbeats, and update the line that ``systemctl status`` shows."""
+    async with trio.open_nursery() as nursery:
+        limit_s = watchdog_s()
+        if limit_s is not None:
+            nursery.start_soon(
+                partial(
+                    feed_watchdog,
+                    app.telemetry.heartbeats,
+                    app.notifier.watchdog,
+                    limit_s=min(UNHEALTHY_AFTER_S, limit_s),
+                    # Every second, so that a process that was stopped for less than the limit is not late on waking.
+                    every_s=min(limit_s / 3, PROBE_EVERY_S),
+                )
+            )
+        while app.notifier.enabled:
+            await trio.sleep(PROBE_EVERY_S)
+            line = "; ".join([status_line(await app.state.read()), *app.notices.lasting()])
+            if line != app.notifier.last_status:
+                app.notifier.status(line)
+
+
+async def reload(app: Application, read: Callable[[], Awaitable[Config]]) -> Reloaded:
+    """Apply the configuration that ``read`` returns, as far as a running daemon can. Logs errors, and returns them."""
+    return await app.reloader.reload(read)
+
+
+async def _renew_key(key: KeyRenewal, settings: LiveSettings) -> None:
+    await key.renew(settings.now.config.px)
+
+
+def _ingest_server(app: Application, shutdown: Shutdown) -> IngestServer:
+    problems = partial(health_problems, app.telemetry.heartbeats, app.outbox)
+    pages = pages_of(app.state, app.telemetry.metrics, problems)
+    memory = ClientMemory(app.config.listen.max_memory)
+    routes = Routes(
+        app.parser,
+        app.outbox,
+        app.telemetry,
+        pages,
+        memory,
+        own_hosts=app.config.listen.hosts(),
+        foreign_hosts=app.config.listen.allow_remote,
+    )
+    return IngestServer(
+        routes,
+        app.parser,
+        app.outbox,
+        app.telemetry,
+        memory,
+        max_request_bytes=app.config.outbox.max_request_bytes,
+        shutdown=shutdown,
+    )
+
+
+async def serve_sockets(
+    app: Application,
+    sockets: BoundSockets,
+    control: socket.socket,
+    control_read: socket.socket | None = None,
+    *,
+    descriptors: int,
+    stop: trio.Event,
+    starting: StartingServer | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve all listeners until ``stop`` is set, and return once every request that was read is answered.
+
+    ``starting`` serves them already; without it that begins here.
+    """
+    front = starting or StartingServer()
+    shutdown = front.shutdown
+    server = _ingest_server(app, shutdown)
+    listen = app.config.listen
+    # The stack is left after the tasks that use its sockets have ended.
+    with ExitStack() as reopened:
+        async with trio.open_nursery() as nursery, trio.open_nursery() as watching:
+
+            def keep(path: str, bind: Bind, serve_again: Callable[[socket.socket], Awaitable[None]]) -> None:
+                def again(listener: socket.socket) -> None:
+                    nursery.start_soon(serve_again, listener)
+
+                watching.start_soon(keep_open, path, bind, again, reopened)
+
+            async def control_again(listener: socket.socket) -> None:
+                await serve_control(app.control, listener, shutdown=shutdown)
+
+            async def control_read_again(listener: socket.socket) -> None:
+                await serve_control(app.control.reading(), listener, shutdown=shutdown)
+
+            await nursery.start(partial(serve_control, app.control, control, shutdown=shutdown))
+            if control_read is not None:
+                await nursery.start(partial(serve_control, app.control.reading(), control_read, shutdown=shutdown))
+                keep(listen.control_read, partial(bind_control_read, listen), control_read_again)
+            front.open(server)
+            if starting is None:
+                await nursery.start(partial(front.serve, sockets, descriptors=descriptors))
+            keep(listen.control, partial(bind_control, listen), control_again)
+            if "unix" in sockets.inherited:
+                watching.start_soon(watch_inherited, sockets.unix, app.notices.sockets_unreachable)
+            elif listen.unix:
+                keep(listen.unix, partial(bind_events, listen), server.serve_reopened)
+            app.notifier.ready("accepting events")
+            log.info("Accepting events at %s.", ", ".join(sockets.names()))
+            task_status.started()
+            await stop.wait()
+            app.notifier.stopping("finishing requests in flight")
+            if not _drains(app):
+                app.delivery.stop()
+                await app.delivery.ended.wait()
+            watching.cancel_scope.cancel()
+            shutdown.set()
+        await front.ended.wait()
 
 
 @asynccontextmanager
 async def open_store(config: Config, runner: Runner, notifier: Notifier) -> AsyncIterator[Store]:
-    """The outbox file, held exclusively; checkpointed and closed at the end. Raises Failed or ConfigError.
+    """Lock and open the outbox file for the length of the block; see ``open_locked``."""
+    with hold_lock(config) as lock:
+        async with open_locked(config, lock, runner, notifier) as store:
+            yield store
 
-    A damaged one is recovered first, which may take long: systemd is asked to wait while it goes on.
+
+@asynccontextmanager
+async def open_locked(config: Config, lock: Lock, runner: Runner, notifier: Notifier) -> AsyncIterator[Store]:
+    """Open the locked outbox file for the length of the block; checkpoint and close it at the end.
+
+    A damaged file is recovered first, which can take minutes: systemd's start timeout is extended meanwhile. Raises
+    Failed or ConfigError. Closing is shielded from cancellation.
     """
-    path = Path(config.outbox.path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Failed(
-            f"The outbox folder {path.parent} cannot be made ({error.strerror}); make it, or give another outbox.path."
-        ) from None
-    lock = take_lock(path)
-    try:
+    path = real_path(config)
 
-        def recovering() -> None:
-            notifier.status("recovering a damaged outbox")
-            notifier.extend_timeout(RECOVERY_STEP_S)
+    def recovering() -> None:
+        notifier.status("recovering a damaged outbox")
+        notifier.extend_timeout(RECOVERY_STEP_S)
 
-        call = partial(open_outbox, path, durability=config.outbox.durability, working=recovering)
-        store = await runner.run(call)
-        if store.notice:
-            log.error("%s", store.notice)
-        try:
-            with marking(path):
-                yield store
-        finally:
-            with trio.CancelScope(shield=True):
-                await runner.run(store.close)
-    finally:
-        lock.release()
-
-
-class Daemon:
-    """All rooms of one daemon, joined; ``run`` brings them to life.
-
-    The world comes in through the arguments: the ``network`` to PX, the ``clock``, the ``store`` and the ``runner`` of
-    its calls; tests and the simulation give others.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        *,
-        store: Store,
-        network: Network,
-        clock: Clock,
-        runner: Runner,
-        random: Random,
-        notifier: Notifier | None = None,
-    ) -> None:
-        self.config = config
-        self.clock = clock
-        self.store = store
-        self.feed = Feed()
-        self.metrics = Metrics(version=__version__)
-        self.notifier = notifier or Notifier({})
-        self.marks = Marks(clock.monotonic_s)
-        self.mapper = compile_mapping(config.mapping, config.people)
-        self.room = Room(store.path, config.outbox.max_bytes, when_full=config.outbox.when_full)
-        self.outbox = Outbox(store, clock, self.room, runner)
-        self.outbox.on_commit = self.metrics.committed
-        self._keeper = Keeper(
-            delivered_ms=round(config.outbox.keep_delivered * 1000),
-            ids_ms=round(config.outbox.keep_ids * 1000),
-            dead_ms=round(config.outbox.keep_dead * 1000),
-            max_users=config.identity.max_users,
-        )
-        self.outbox.keep = self._keep
-        with store.transaction():
-            sources = Sources(config.source, store.source)
-        self.products: dict[int, str] = store.source_products()
-        self.intake = Intake(
-            sources, self.mapper, max_event_bytes=config.outbox.max_event_bytes, count=self.metrics.refused
-        )
-        self.delivery = Delivery(self._dispatcher(random), self.outbox, network, clock)
-        if config.outbox.when_full == "drop_oldest":
-            self.outbox.protected = self.delivery.dispatcher.loaded_ids
-        self.delivery.on_step = partial(self.marks.tick, DISPATCHER)
-        self.delivery.on_reply = self._heard_of_px
-        self._told_of = ("", "")
-        self.desk = Desk(self)
-        self.desk.notices.extend([store.notice] if store.notice else [])
-        self._said_of_reload = ""
-        self.delivery.on_retry = self.desk.retried
-        self.intake.tell = self.desk.accepted
-
-    def _dispatcher(self, random: Random) -> Dispatcher:
-        """The dispatcher, going on where the process before left the day's quota and the destination."""
-        deliver, now_s = self.config.deliver, self.clock.monotonic_s()
-        return Dispatcher(
-            config=deliver,
-            mapper=self.mapper,
-            product_of=self.product_of,
-            bucket=Bucket(deliver.host_per_second, now_s),
-            quota=Quota(
-                deliver.host_per_day,
-                clock=self.clock,
-                day=deliver.day,
-                pace=deliver.pace,
-                reserve_for_high=deliver.reserve_for_high,
-                rows=[QuotaRow(*row) for row in self.store.quota_rows()],
-            ),
-            destination=Destination(
-                now_s=now_s,
-                per_second=deliver.host_per_second,
-                initial_s=deliver.retry_initial,
-                max_s=deliver.retry_max,
-                random=random.random,
-                saved=_saved(self.store),
-            ),
-            clock=self.clock,
-            random=random.random,
-        )
-
-    def product_of(self, source: int) -> str:
-        """The property key that the events of a source belong to; those without a source belong to ``[px]``."""
-        return self.products.get(source) or self.config.px.property_key
-
-    async def reload(self, read: Callable[[], Config]) -> None:
-        """Take over what a running daemon can (``config.reloaded``) from the configuration that ``read`` gives.
-
-        A configuration that cannot be used is refused, and the old one goes on. The log and every status say why, and
-        which changes wait for a restart.
-        """
-        self.notifier.reloading()
-        try:
-            config = read()
-            mapper = compile_mapping(config.mapping, config.people)
-            sources = await self.outbox.write(lambda store, _now_ms: Sources(config.source, store.source))
-            self.products = await self.outbox.read(Store.source_products)
-        except SidecarError as error:
-            log.error("The configuration was not reloaded, the old one goes on: %s", error)
-            self._note_of_reload(f"The configuration was not reloaded, the old one goes on: {error}")
-            self.notifier.ready(f"reload refused: {error}")
-            return
-        self.config, waiting = reloaded(self.config, config)
-        said = f"Changes that wait for a restart: {', '.join(waiting)}." if waiting else ""
-        self._note_of_reload(said)
-        if said:
-            log.warning("%s", said)
-        self.mapper = self.intake.mapper = mapper
-        self.intake.sources = sources
-        self.delivery.dispatcher.reconfigure(self.config.deliver, mapper)
-        self.delivery.wake()
-        log.info("The configuration was reloaded.")
-        self.notifier.ready("accepting events, configuration reloaded")
-
-    def _note_of_reload(self, said: str) -> None:
-        """Have every status say what is to be known of the last reload, until the next one."""
-        kept = [notice for notice in self.desk.notices if notice != self._said_of_reload]
-        self.desk.notices[:] = [*kept, said] if said else kept
-        self._said_of_reload = said
-
-    def _keep(self, store: Store, now_ms: int) -> bool:
-        return self._keeper.step(store, now_ms, hurry=self.outbox.short)
-
-    def _heard_of_px(self, reply: Reply, took_s: float) -> None:
-        """Count a reply, and log where it has changed what delivery does."""
-        destination = self.delivery.dispatcher.destination.describe(self.clock.monotonic_s())
-        if destination.state != "probing" and (destination.state, destination.reason) != self._told_of:
-            self._told_of = (destination.state, destination.reason)
-            if destination.state == "open":
-                log.info("Delivery to PX goes on.")
-            else:
-                level = logging.ERROR if destination.state == "paused" else logging.WARNING
-                log.log(level, "Delivery is %s: %s", destination.state, destination.message)
-        match reply:
-            case Answer(status=status):
-                self.metrics.px_answered(status, took_s)
-            case NotSent():
-                self.metrics.px_not_sent()
-            case Unknown():
-                self.metrics.px_unknown()
-
-    def problems(self) -> list[str]:
-        """Why events cannot be stored or the dispatcher does not decide; nothing if all is well."""
-        late = self.marks.late(self.clock.monotonic_s(), UNHEALTHY_AFTER_S)
-        problems = [f"the {part} has made no progress for {UNHEALTHY_AFTER_S:.0f} s" for part in late]
-        if self.outbox.full:
-            problems.append(f"events are refused: {self.outbox.full}")
-        return problems
-
-    async def run(self, front: Callable[[], Awaitable[None]]) -> None:
-        """Live until ``front``, which serves the listeners, returns; then stop in order."""
-        async with trio.open_nursery() as writer:
-            writer.start_soon(self.outbox.run)
-            async with trio.open_nursery() as delivery:
-                run = partial(self.delivery.run, stop_timeout_s=self.config.deliver.stop_timeout)
-                await delivery.start(run)
-                async with trio.open_nursery() as background:
-                    background.start_soon(self._prove)
-                    background.start_soon(warn_of_limits, self, self.desk.limits)
-                    await front()
-                    background.cancel_scope.cancel()
-                self.delivery.stop()
-            try:
-                await self._save()
-            except SidecarError as error:
-                log.error(
-                    "What the next process should know was not stored; the quota of the day counts more: %s", error
-                )
-            self.outbox.stop()
-
-    async def _save(self) -> None:
-        """Keep what the next process should know: the destination's state, and the leases that were not used."""
-        dispatcher = self.delivery.dispatcher
-        saved, lease = json.dumps(dispatcher.destination.saved()), dispatcher.quota.given_back()
-
-        def save(store: Store, _now_ms: int) -> None:
-            store.set_meta(DESTINATION, saved)
-            store.save_quota(lease.rows, drop_before=lease.drop_before, replaces_all=lease.replaces_all)
-
-        await self.outbox.write(save)
-
-    async def _prove(self) -> None:
-        """Prove again and again that the writer writes and the dispatcher decides, and tell systemd."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(prove, self.marks, WRITER, partial(self.outbox.write, _no_op), PROOF_EVERY_S)
-            nursery.start_soon(self._wake_dispatcher)
-            if self.notifier.listened_to:
-                nursery.start_soon(self._tell_status)
-            limit_s = watchdog_s()
-            if limit_s is not None:
-                nursery.start_soon(
-                    partial(feed_watchdog, self.marks, self.notifier.watchdog, limit_s=limit_s, every_s=limit_s / 3)
-                )
-
-    async def _tell_status(self) -> None:
-        """Keep the line that ``systemctl status`` shows up to date."""
-        while True:
-            await trio.sleep(PROOF_EVERY_S)
-            line = "; ".join([await self.desk.line(), *self.desk.notices])
-            if line != self.notifier.told:
-                self.notifier.status(line)
-
-    async def _wake_dispatcher(self) -> None:
-        """An idle dispatcher has to say that it is alive, too."""
-        while True:
-            self.delivery.wake()
-            await trio.sleep(PROOF_EVERY_S)
-
-
-def _saved(store: Store) -> dict[str, Any]:
-    """What the destination of an earlier process knew; nothing if the file was damaged just there."""
-    try:
-        saved = json.loads(store.get_meta(DESTINATION) or "{}")
-    except ValueError:
-        saved = None
-    if not isinstance(saved, dict):
-        log.error(
-            "The outbox does not know any more whether delivery was paused; it goes on. `px-sidecar pause` stops it."
-        )
-        return {}
-    return saved
-
-
-def _no_op(_store: Store, _now_ms: int) -> None:
-    """What proves that the writer works: an empty transaction."""
-
-
-async def serve_daemon(config: Config, key: Secret, reload: Callable[[], Config]) -> None:
-    """Run the daemon of this process until SIGTERM or SIGINT; ``reload`` reads the configuration again upon SIGHUP.
-
-    A certificate that was renewed in its files is taken over then, too.
-    Raises Failed or ConfigError if it cannot start, StoreFailed if the disk gives up.
-    """
-    runner, clock, notifier = ThreadRunner(), SystemClock(), Notifier()
-    descriptors = raise_descriptor_limit()
-    inherited = inherited_sockets()
-    network = HttpxNetwork(config.px, key, config.deliver.timeout)
-    async with open_store(config, runner, notifier) as store:
-        random = Random()  # noqa: S311 - jitter, not secrets
-        daemon = Daemon(
-            config, store=store, network=network, clock=clock, runner=runner, random=random, notifier=notifier
-        )
-        with closing(bind_listeners(config.listen, inherited)) as opened, bind_control(config.listen) as control:
-
-            def read_again() -> Config:
-                changed = reload()
-                renew_certificate(opened, config.listen)
-                return changed
-
-            async with trio.open_nursery() as nursery:
-                stop = trio.Event()
-                nursery.start_soon(_obey_signals, daemon, stop, read_again, nursery.cancel_scope)
-                await daemon.run(partial(_serve_front, daemon, opened, control, descriptors, stop))
-                nursery.cancel_scope.cancel()
-
-
-async def _serve_front(
-    daemon: Daemon, opened: Opened, control: socket.socket, descriptors: int, stop: trio.Event
-) -> None:
-    """Serve all listeners until ``stop``, and return when what was read is answered."""
-    stopping = Stopping()
-    limit_bytes = daemon.config.outbox.max_request_bytes
-    routes = Routes(
-        daemon.intake,
-        daemon.outbox,
-        pages_of(daemon.desk, daemon.metrics, daemon.problems),
-        foreign_hosts=daemon.config.listen.allow_remote,
-        took=daemon.metrics.answer_seconds.observe,
+    open_file = partial(
+        open_outbox,
+        path,
+        durability=config.outbox.durability,
+        progress=recovering,
+        claim=lock.claim,
+        configured=Path(config.outbox.path),
     )
-    front = Front(routes, daemon.intake, daemon.outbox, max_request_bytes=limit_bytes, stopping=stopping)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve_control, daemon.desk, control, stopping=stopping))
-        await nursery.start(partial(front.serve, opened, descriptors=descriptors))
-        daemon.notifier.ready("accepting events")
-        log.info("Accepting events at %s.", daemon.config.listen.http or daemon.config.listen.unix)
-        await stop.wait()
-        daemon.notifier.stopping("finishing what is in flight")
-        stopping.set()
+    store = await runner.run(open_file)
+    if store.notice:
+        log.error("%s", store.notice)
+    try:
+        with damage_marker(path):
+            yield store
+    finally:
+        with trio.CancelScope(shield=True):
+            await runner.run(store.close)
 
 
-async def _obey_signals(
-    daemon: Daemon, stop: trio.Event, reload: Callable[[], Config], everything: trio.CancelScope
+async def serve_daemon(
+    config: Config, key: Secret, file: ConfigFile, claimed: Claimed, log_lines: LogLines, masks: LogMasks
 ) -> None:
-    """SIGHUP reloads; the first SIGTERM or SIGINT stops in order, the second at once."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for number in signals:
-            if number == signal.SIGHUP:
-                await daemon.reload(reload)
-            elif stop.is_set():
-                log.warning(
-                    "Stopping at once, upon a second signal; what was in flight is sent again at the next start."
-                )
-                everything.cancel()
-            else:
-                log.info("Stopping, upon %s.", signal.Signals(number).name)
-                stop.set()
+    """Run the daemon of this process, which holds ``claimed``, until SIGTERM or SIGINT.
+
+    SIGHUP reloads the configuration from ``file``, and the TLS certificate from its files. Raises Failed or
+    ConfigError if the daemon cannot start, StoreFailed if the disk fails permanently.
+    """
+    runner, notifier = ThreadRunner(), Notifier()
+    sockets = claimed.sockets
+
+    async def read_again() -> Config:
+        # In a thread that is left behind on cancellation: a disk that hangs must stop neither the loop nor the end.
+        changed = await trio.to_thread.run_sync(file.load, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(try_certificate, sockets, config.listen, abandon_on_cancel=True)
+        renew_certificate(sockets, config.listen)  # not in a thread: handshakes use it at the same time
+        return changed
+
+    async with trio.open_nursery() as nursery:
+        starting = StartingServer()
+        await nursery.start(partial(starting.serve, sockets, descriptors=claimed.descriptors))
+        async with AsyncExitStack() as stack:
+            networks: list[HttpxNetwork] = []
+
+            async def connect() -> None:
+                networks.append(await trio.to_thread.run_sync(HttpxNetwork, config.px, key, config.deliver.timeout))
+
+            async with refuse_while_starting(claimed.control, claimed.control_read), trio.open_nursery() as opening:
+                opening.start_soon(connect)  # reading certificates takes as long as opening the file
+                store = await stack.enter_async_context(open_locked(config, claimed.lock, runner, notifier))
+            random = Random()  # noqa: S311 - jitter, not secrets
+            seams = Seams(store, networks[0], SystemClock(), runner, random, notifier, file, read_again, log_lines)
+            renewal = KeyRenewal(networks[0], key, os.environ, masks.add)
+            seams = seams._replace(key=renewal, masks=masks)
+            if config.fleet.url:
+                seams = seams._replace(join_fleet=_fleet_of(config, renewal, seams))
+            app = build(config, seams)
+            stop = trio.Event()
+            end = partial(os._exit, 1)
+            nursery.start_soon(end_if_disk_hangs, stop, runner, app.outbox, config.deliver.stop_timeout, end)
+            nursery.start_soon(_collect_garbage_from, starting.opened)
+            nursery.start_soon(handle_signals, partial(reload, app, read_again), stop, nursery.cancel_scope)
+            sockets_of = partial(serve_sockets, app, sockets, claimed.control, claimed.control_read)
+            await serve(app, partial(sockets_of, descriptors=claimed.descriptors, stop=stop, starting=starting))
+            nursery.cancel_scope.cancel()
+
+
+async def _collect_garbage_from(ready: trio.Event) -> None:
+    """Let garbage be collected from the moment at which the daemon is ready on.
+
+    What the start has created lives to the end: frozen, it is not examined again by each full collection, which would
+    hold all connections up for as long as a commit takes.
+    """
+    await ready.wait()
+    gc.freeze()
+    gc.callbacks.append(CollectionPace())
+    gc.enable()
+
+
+def _fleet_of(config: Config, renewal: KeyRenewal, seams: Seams) -> "Callable[[Callable[[], Config]], Fleet]":
+    """Return what joins the fleet. Raises ConfigError if the engine's password cannot be read."""
+    from sidecar.fleet.join import join_fleet
+
+    password = fleet_password(config.fleet, os.environ)
+    return join_fleet(seams.store, seams.clock, key=lambda: renewal.key, password=password, random=seams.random.random)

@@ -1,21 +1,31 @@
-"""Every error a person may read: one sentence that says what happened, to which thing, and what to do next.
+"""Errors for people: one sentence that says what happened, to which thing, and what to do next.
 
-A class here is a kind of ending, not a place in the code. ``exit_code`` is what the command exits with when the error
-reaches its top (DESIGN: 0 done; 1 it failed, a supervisor may retry; 2 wrong usage; 69 the daemon is not running; 78
-starting again is pointless until somebody changes something).
+A class stands for a way to end, not for a place in the code. The command line prints the sentence without a traceback
+and exits with ``exit_code``:
+
+====  ================================================================================================================
+0     done
+1     the operation failed; a supervisor may retry
+2     wrong usage (by click)
+69    the daemon is not running (EX_UNAVAILABLE of sysexits.h)
+78    starting again is pointless until an operator changes something (EX_CONFIG of sysexits.h)
+====  ================================================================================================================
+
+``px-sidecar.service`` restarts the daemon after every exit code except 78 (systemd/README.md#units). So an error that
+time can cure must never be a ConfigError: the daemon would stay down. The reverse would restart it in a loop.
 """
 
 __all__ = ["ConfigError", "Failed", "NotRunning", "SidecarError"]
 
 
 class SidecarError(Exception):
-    """The base of all errors that are told to a person without a traceback."""
+    """The base of all errors that are shown to a person without a traceback."""
 
     exit_code = 1
 
 
 class Failed(SidecarError):
-    """Something outside did not play along: a socket in use, a lock held, a folder not writable."""
+    """An external condition prevented the operation: a socket in use, a lock held, a folder that is not writable."""
 
     exit_code = 1
 
@@ -27,6 +37,6 @@ class NotRunning(SidecarError):
 
 
 class ConfigError(SidecarError):
-    """The configuration, the key or the outbox file makes starting pointless."""
+    """The configuration, the key or the outbox file makes a start pointless."""
 
     exit_code = 78

@@ -1,29 +1,31 @@
-"""The event: decoding what apps send, judging it, and the strict form in which it is kept.
+"""The event: decode request bodies, judge each event, and encode it in the strict form that is stored.
 
 Rules
 -----
-* What leaves this room is strict JSON: no bare ``NaN`` or ``Infinity``, no lone surrogate, no fraction beyond a double
-  (an integer keeps up to 4,299 digits), nothing nested deeper than 68. The outbox, the mapping, every view and PX can
+* The encoded form is strict JSON: no bare ``NaN`` or ``Infinity``, no lone surrogate, no fraction beyond a double (an
+  integer keeps up to 4,299 digits), nothing nested deeper than 68 levels. The outbox, the mapping, every view and PX
   rely on it.
-* One odd event never costs its batch. What can be mended is mended: NaN and infinities become null, lone surrogates
-  become U+FFFD. What cannot is judged bad, alone.
-* Judging is about shape only. What an event means is the mapping's business: an event without any id is not bad.
+* One malformed event never fails its batch. What can be repaired is repaired: NaN and infinities become null; lone
+  surrogates, NUL and bytes that are not UTF-8 become U+FFFD, which the mapping reports. An event that cannot be
+  repaired is judged bad; the events beside it are not affected.
+* Judging checks shape only. Meaning belongs to the mapping: an event without any id is not bad.
 
 Theory
 ------
-Nearly all bodies are decoded by msgspec in one go (about 1.6 µs an event). SDKs send some that it refuses (facts:
-``px_and_sdks.md`` 3.3): Python's ``json`` writes bare NaN, Python and Node escape lone surrogates, anyone can nest a
-thousand brackets. Such a body is decoded again the tolerant way, by the standard library; where even that finds it too
-deep, after brackets beyond the allowed depth are cut. Then every event of it is sealed like any other, and only the ones
-with surrogates are walked.
+Nearly all bodies are decoded by msgspec in one call (about 1.6 µs per event). SDKs send some that it refuses
+(sidecar/receive/README.md#wire-details): Python's ``json`` writes bare NaN, Python and Node escape lone surrogates, and
+any client can nest a thousand brackets. Such a body is decoded a second time by the tolerant standard library. If its
+recursion limit is reached as well, brackets beyond the allowed depth are cut first. From there on every event takes the
+same path, so the common case pays nothing for the rare one.
 
-Sealing an event is encoding it once: the encoder is also what finds surrogates, and the encoded text is what size and
-depth are measured on. Depth costs a walk only for texts with more brackets than an allowed depth could need.
+An event is encoded once. That one pass also detects surrogates, and size and depth are measured on its output. Depth
+needs a traversal only if the text has more brackets than the allowed depth could use up.
 """
 
 import json
+import os
 import re
-import uuid
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -32,36 +34,48 @@ __all__ = [
     "MAX_DEPTH",
     "TYPES",
     "BadJson",
-    "Sealed",
+    "JudgedEvent",
     "decode",
+    "decode_or_empty",
     "decode_stored",
     "encode",
-    "encode_mended",
+    "encode_repaired",
+    "has_name",
+    "judge",
+    "kind_and_name",
     "merge_batch",
-    "readable",
-    "seal",
+    "name_of",
+    "shared_error",
+    "shared_of",
+    "too_large_error",
 ]
 
 TYPES: Final = frozenset({"track", "identify", "page", "screen", "group", "alias"})
 MAX_DEPTH: Final = 64
 _ID_KEYS: Final = ("userId", "anonymousId", "groupId")
 _ID_TYPES: Final = frozenset({str, int, float, type(None)})
-# A body may wrap its events in an object and a list; whatever is deeper than an event may be stays visible to `seal`.
+# A body may wrap its events in an object and a list. The margin keeps an event's excess depth visible to `judge`: cut at
+# MAX_DEPTH exactly, an event that is too deep would look valid and be delivered without its innermost values.
 _CUT_DEPTH: Final = MAX_DEPTH + 4
+# Of a bad event that is stored shortened: how long its message id may be, and how many of the values left out are named.
+_KEPT_ID_CHARACTERS: Final = 200
+_NAMED_KEYS: Final = 10
+# NUL in encoded JSON. Databases refuse it. Behind a backslash of the text itself it is not NUL: repaired without need.
+_NUL: Final = b"\\u0000"
 
 _decode_strict = msgspec.json.Decoder().decode
 encode = msgspec.json.Encoder().encode
 
 
 class BadJson(ValueError):
-    """The body is not JSON, not even tolerantly read; the message says where it breaks."""
+    """The body is not JSON, even for the tolerant decoder; the message gives the reason and the position."""
 
 
-class Sealed(msgspec.Struct, frozen=True, gc=False):
-    """An event ready to be stored.
+class JudgedEvent(msgspec.Struct, frozen=True, gc=False):
+    """An event in the form in which it is stored.
 
-    ``event`` is the decoded object (None if it is not an object), ``body`` its strict JSON text, ``bad`` one sentence
-    that says why it cannot be delivered, or None.
+    ``event`` is the decoded object (None if the value is not an object), ``body`` its strict JSON text, ``bad`` the
+    reason in one clause why it cannot be delivered, or None.
     """
 
     event: dict[str, Any] | None
@@ -71,7 +85,7 @@ class Sealed(msgspec.Struct, frozen=True, gc=False):
 
 
 def decode(data: bytes) -> Any:
-    """Decode a body, strictly if possible, else tolerantly. Raises BadJson."""
+    """Decode a request body: strictly if possible, else tolerantly. Raises BadJson."""
     try:
         return _decode_strict(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -79,49 +93,124 @@ def decode(data: bytes) -> Any:
 
 
 def decode_stored(body: bytes) -> dict[str, Any]:
-    """Decode a body that ``seal`` made. Raises msgspec.DecodeError if it was damaged since."""
+    """Decode a body that ``judge`` encoded. Raises msgspec.DecodeError if it was damaged since.
+
+    A body that is not an object (a bad event) is returned as ``{"value": …}``.
+    """
     try:
         event = _decode_strict(body)
-    except (UnicodeDecodeError, RecursionError) as error:  # msgspec lets these through
+    except (UnicodeDecodeError, RecursionError) as error:  # msgspec does not wrap these
         raise msgspec.DecodeError(str(error)) from None
     return event if isinstance(event, dict) else {"value": event}
 
 
-def readable(body: bytes) -> dict[str, Any]:
-    """The same for those who look at many events: nothing of one that was damaged, which its outcome will tell."""
+def decode_or_empty(body: bytes) -> dict[str, Any]:
+    """Decode a stored body; return an empty object if it is damaged.
+
+    For listings of many events: one damaged row must not fail them. Its delivery outcome reports the damage.
+    """
     try:
         return decode_stored(body)
     except msgspec.DecodeError:
         return {}
 
 
-def seal(event: Any, max_event_bytes: int, kind: str | None = None) -> Sealed:
-    """Judge one decoded event and encode it strictly, without its write key and with a message id.
+def name_of(event: dict[str, Any]) -> str:
+    """Return the display name: ``event`` of a track call, else the type; empty if there is neither."""
+    name = event.get("event") if event.get("type", "track") == "track" else event.get("type")
+    return name if isinstance(name, str) else ""
 
-    ``kind`` is the type that the route gives (``/v1/track``); None where the event brings its own. A missing, empty or
-    odd ``messageId`` is replaced by a fresh one. The event is changed in place.
+
+def has_name(event: dict[str, Any], name: str) -> bool:
+    """Return whether a filter by ``name`` selects the event: by its display name, or the name of its page or screen."""
+    if name_of(event) == name:
+        return True
+    return event.get("type") in ("page", "screen") and event.get("name") == name
+
+
+def kind_and_name(kind: Any, event: Any, name: Any) -> tuple[str, str]:
+    """The type of a call and its name as sent: the ``event`` of a ``track``, the ``name`` of a ``page`` or ``screen``."""
+    sent = event if kind == "track" else name if kind in ("page", "screen") else ""
+    return (kind if isinstance(kind, str) else "", sent if isinstance(sent, str) else "")
+
+
+def judge(
+    event: Any, max_event_bytes: int, kind: str | None = None, shared: Mapping[str, Any] | None = None
+) -> JudgedEvent:
+    """Check one decoded event and encode it strictly, without its write key and with a message id.
+
+    ``kind`` is the type given by the route (``/v1/track``); None if the event carries its own. ``shared`` is what its
+    batch adds to it (``shared_of``). A missing, empty or unusable ``messageId`` is replaced by a new UUID. The event is
+    changed in place.
+
+    ``max_event_bytes`` limits the event's own text: neither what the batch adds nor a new id counts. A bad event is kept
+    whole up to twice that limit; a longer one keeps only its short values, so no stored text is longer than twice the
+    limit as long as ``shared`` is within it.
     """
     if not isinstance(event, dict):
-        return Sealed(None, str(uuid.uuid4()), encode_mended(event), "the event is not a JSON object")
+        return JudgedEvent(None, _new_message_id(), _shorten(event, max_event_bytes), "the event is not a JSON object")
+    event.pop("writeKey", None)  # a credential must not reach the file, views or exports
+    own = event.copy()
+    if shared:
+        merge_batch(shared, event)
     if kind is not None:
         event["type"] = kind
-    event.pop("writeKey", None)
     message_id = _message_id(event)
     try:
         body = encode(event)
+        # A single byte is searched for much faster than six.
+        needs_repair = b"\\" in body and _NUL in body
     except (UnicodeEncodeError, RecursionError):
-        body = encode_mended(event)
+        needs_repair = True
+    if needs_repair:
+        # Decode again, so that `event`, the message id and the checks below see exactly what is stored.
+        body = encode_repaired(event)
         event = _decode_strict(body)
         message_id = _message_id(event)
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(event):
-        return Sealed(event, message_id, encode_mended(event), f"it is nested deeper than {MAX_DEPTH} levels")
-    return Sealed(event, message_id, body, _why_bad(event, body, max_event_bytes))
+    # Brackets inside strings count as well: this test may only err towards the exact check behind it.
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _exceeds_max_depth(event):
+        bad: str | None = f"it is nested deeper than {MAX_DEPTH} levels"
+        body = encode_repaired(event)
+    else:
+        bad = _shape_error(event)
+    # Measured a second time only if the text with the additions is too long, which is rare.
+    if bad is None and len(body) > max_event_bytes and (own_bytes := _encoded_bytes(own)) > max_event_bytes:
+        bad = too_large_error(own_bytes, max_event_bytes)
+    elif bad is None and len(body) > 2 * max_event_bytes:  # a new id beside an event and a context that just fit
+        bad = too_large_error(len(body), 2 * max_event_bytes)
+    if bad is not None and len(body) > 2 * max_event_bytes:
+        body = _shorten(event, max_event_bytes)
+        message_id = message_id if len(message_id) <= _KEPT_ID_CHARACTERS else _new_message_id()
+    return JudgedEvent(event, message_id, body, bad)
 
 
-def merge_batch(batch: dict[str, Any], event: Any) -> None:
-    """Give an event the ``context`` and ``integrations`` of its batch; the event's own entries win.
+def too_large_error(own_bytes: int, max_event_bytes: int) -> str:
+    """Return the reason why an event of ``own_bytes`` is bad, in one clause."""
+    return f"it has {own_bytes:,} bytes, more than the {max_event_bytes:,} allowed (outbox.max_event_bytes)"
 
-    Go and Java put the library, and possibly more, only there (facts: ``px_and_sdks.md`` 3.2).
+
+def shared_of(batch: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what a batch adds to each of its events: its ``context`` and ``integrations``, where they are objects."""
+    return {key: value for key in ("context", "integrations") if isinstance(value := batch.get(key), dict) and value}
+
+
+def shared_error(shared: Mapping[str, Any], max_event_bytes: int) -> str | None:
+    """Return why a batch with these additions is refused as a whole, in one sentence; None if it is not."""
+    size_bytes = _encoded_bytes(shared) if shared else 0
+    if size_bytes <= max_event_bytes:
+        return None
+    return (
+        f"The batch's own context and integrations have {size_bytes:,} bytes, more than the {max_event_bytes:,} allowed "
+        "(outbox.max_event_bytes); send less of it."
+    )
+
+
+def merge_batch(batch: Mapping[str, Any], event: Any) -> None:
+    """Merge the ``context`` and ``integrations`` of a batch into one of its events; the event's own entries win.
+
+    Go and Java SDKs send the library, and possibly more, only at the level of the batch
+    (sidecar/receive/README.md#sdks). A ``context`` that is not an object is left as it is, but for an empty list: that is how
+    PHP writes an empty object. The event is changed in place; the objects of the batch are not.
     """
     if not isinstance(event, dict):
         return
@@ -129,37 +218,79 @@ def merge_batch(batch: dict[str, Any], event: Any) -> None:
         shared = batch.get(key)
         if isinstance(shared, dict) and shared:
             own = event.get(key)
-            if own is None:
+            if own is None or own == []:
                 event[key] = shared
             elif isinstance(own, dict):
-                event[key] = {**shared, **own}
+                event[key] = {**shared, **own}  # a new object: the other events still need the batch's own
+
+
+def _new_message_id() -> str:
+    """Return a random UUID (RFC 9562 5.4) as text, in a quarter of the time of ``str(uuid.uuid4())``.
+
+    A client may send thousands of events without an id, or bad ones, in one request.
+    """
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 def _message_id(event: dict[str, Any]) -> str:
+    """Return the event's message id; set a new one if it has none that can be used."""
     given = event.get("messageId")
     if isinstance(given, str) and given:
         return given
     usable = isinstance(given, int) and not isinstance(given, bool)
-    event["messageId"] = message_id = str(given) if usable else str(uuid.uuid4())
+    event["messageId"] = message_id = str(given) if usable else _new_message_id()
     return message_id
 
 
-def _why_bad(event: dict[str, Any], body: bytes, max_event_bytes: int) -> str | None:
+def _shape_error(event: dict[str, Any]) -> str | None:
+    """Return the first reason why the event cannot be delivered, or None."""
     kind = event.get("type")
     if type(kind) is not str or kind not in TYPES:
-        return f"its type is {_shown(kind)}, not one of {', '.join(sorted(TYPES))}"
-    if kind == "track" and not (type(event.get("event")) is str and event["event"]):
-        return "a track call needs a text `event`, the name of what happened"
+        return f"its type is {_describe(kind)}, not one of {', '.join(sorted(TYPES))}"
+    if kind == "track" and not (type(event.get("event")) is str and event["event"].strip()):
+        return "a track call needs a text `event`, the name of the event"
     for key in _ID_KEYS:
         if type(event.get(key)) not in _ID_TYPES:
-            return f"its {key} is {_shown(event[key])}, neither text nor number"
-    if len(body) > max_event_bytes:
-        return f"it has {len(body):,} bytes, more than the {max_event_bytes:,} allowed (outbox.max_event_bytes)"
+            return f"its {key} is {_describe(event[key])}, neither text nor number"
     return None
 
 
-def _shown(value: Any) -> str:
-    """A value in an error sentence, short and without surprises."""
+def _encoded_bytes(value: Any) -> int:
+    """Return the size of a decoded value in the form in which it is stored."""
+    try:
+        return len(encode(value))
+    except (UnicodeEncodeError, RecursionError):
+        return len(encode_repaired(value))
+
+
+def _shorten(value: Any, max_bytes: int) -> bytes:
+    """Return the text that is stored in place of a bad value that is too long: at most about ``max_bytes``.
+
+    Short values of an object are kept under their names, so that it can be found and recognized; ``shortened`` lists the
+    bytes of the others. It has no ``type``, so that a retry cannot deliver an incomplete event.
+    """
+    text = encode_repaired(value)
+    if len(text) <= 2 * max_bytes:
+        return text
+    if not isinstance(value, dict):
+        return encode({"shortened": {"value": len(text)}})
+    sizes = {key: _encoded_bytes({key: inner}) for key, inner in value.items()}
+    kept: dict[str, Any] = {}
+    left_bytes = max_bytes // 2
+    for key in sorted(sizes, key=sizes.__getitem__):
+        left_bytes -= sizes[key]
+        if left_bytes < 0:
+            break
+        kept["call" if key == "type" else key] = value[key]
+    missing = [key for key in sizes if key not in kept and key != "type"]
+    named = {key[:_KEPT_ID_CHARACTERS]: sizes[key] for key in missing[:_NAMED_KEYS]}
+    return encode_repaired(kept | {"shortened": named | {"all": len(text)}})
+
+
+def _describe(value: Any) -> str:
+    """Describe a value for an error message in at most about 40 characters."""
     if value is None:
         return "missing"
     if isinstance(value, str):
@@ -169,22 +300,27 @@ def _shown(value: Any) -> str:
     return "an object" if isinstance(value, dict) else "a list"
 
 
-def _too_deep(value: Any) -> bool:
+def _exceeds_max_depth(value: Any) -> bool:
+    """Return True if objects and lists are nested deeper than ``MAX_DEPTH``.
+
+    Breadth first, level by level: recursion could exceed Python's own limit on the input that this guards against.
+    """
     level = [value]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                below.extend(one.values())
-            elif isinstance(one, list):
-                below.extend(one)
+        for container in level:
+            if isinstance(container, dict):
+                below.extend(container.values())
+            elif isinstance(container, list):
+                below.extend(container)
         if not below:
             return False
         level = below
-    return any(isinstance(one, (dict, list)) for one in level)
+    return any(isinstance(inner, (dict, list)) for inner in level)
 
 
 def _decode_tolerant(data: bytes) -> Any:
+    """Decode with the standard library, which accepts NaN, lone surrogates and control characters. Raises BadJson."""
     text = data.decode("utf-8", errors="replace").lstrip("\ufeff")
     try:
         try:
@@ -200,7 +336,10 @@ def _load(text: str) -> Any:
 
 
 def _parse_int(digits: str) -> int | None:
-    """An integer, or None where no double could hold it either (Python refuses to convert very long ones)."""
+    """Return the integer, or None beyond the range of a double.
+
+    Python refuses to convert more than 4,300 digits; an exception here would fail the whole body for one number.
+    """
     return int(digits) if len(digits) <= 308 else None
 
 
@@ -208,17 +347,23 @@ _STRINGS_AND_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]+|[\]}]+', re.DOTAL
 
 
 def _cut_depth(text: str) -> str:
-    """The text with every bracket pair deeper than ``_CUT_DEPTH`` replaced by null, so that it can be decoded."""
+    """Replace every bracket pair deeper than ``_CUT_DEPTH`` by null, so that the text can be decoded.
+
+    One regular expression finds strings and runs of brackets, so the cost is linear whatever the body holds: strings are
+    consumed as a whole (their brackets do not count), and a run of a million brackets is one match.
+    """
     kept: list[str] = []
     depth = start = 0
     for match in _STRINGS_AND_BRACKETS.finditer(text):
         first, last = match.span()
         mark = text[first]
         if mark in "[{":
+            # This run crosses the limit downwards: keep the text up to the last bracket that is still allowed.
             if depth <= _CUT_DEPTH < depth + last - first:
                 kept.append(text[start : first + _CUT_DEPTH - depth])
             depth += last - first
         elif mark in "]}":
+            # This run crosses it upwards: what was skipped becomes null, and copying resumes behind it.
             if depth - last + first <= _CUT_DEPTH < depth:
                 kept.append("null")
                 start = first + depth - _CUT_DEPTH
@@ -227,23 +372,24 @@ def _cut_depth(text: str) -> str:
     return "".join(kept)
 
 
-def encode_mended(value: Any) -> bytes:
-    """The JSON text of a value with lone surrogates replaced, and without what is nested beyond any allowed depth."""
-    return encode(_mend(value))
+def encode_repaired(value: Any) -> bytes:
+    """Encode a value with lone surrogates and NUL replaced by U+FFFD, and anything beyond the allowed depth by null."""
+    return encode(_repair(value))
 
 
-def _mend(value: Any) -> Any:
-    """A copy without lone surrogates; what is nested beyond any allowed depth becomes null."""
-    return _mend_at(value, 0)
+def _repair(value: Any) -> Any:
+    """Return a copy that every JSON encoder accepts."""
+    return _repair_at(value, 0)
 
 
-def _mend_at(value: Any, depth: int) -> Any:
+def _repair_at(value: Any, depth: int) -> Any:
     if isinstance(value, str):
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        # UTF-16 joins a high and a low surrogate that stand side by side into the character they encode.
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").replace("\0", "\ufffd")
     if depth > _CUT_DEPTH:
         return None
     if isinstance(value, dict):
-        return {_mend_at(key, depth): _mend_at(one, depth + 1) for key, one in value.items()}
+        return {_repair_at(key, depth): _repair_at(inner, depth + 1) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_mend_at(one, depth + 1) for one in value]
+        return [_repair_at(inner, depth + 1) for inner in value]
     return value

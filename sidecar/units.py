@@ -1,8 +1,9 @@
-"""Sizes and durations as people write them (``"4GiB"``, ``"24h"``), and as people read them."""
+"""Parse sizes and durations from configuration (``"4GiB"``, ``"24h"``), and format them for display."""
 
 import re
+from datetime import UTC, datetime
 
-__all__ = ["parse_duration_s", "parse_size_bytes", "show_count", "show_duration", "show_size"]
+__all__ = ["iso_utc", "parse_duration_s", "parse_size_bytes", "show_count", "show_duration", "show_size"]
 
 _DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _SIZE_BYTES = {
@@ -20,7 +21,10 @@ _NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
 def parse_duration_s(text: str) -> float:
-    """Seconds in ``"250ms"``, ``"30s"``, ``"5m"``, ``"24h"``, ``"30d"``. Raises ValueError with what is allowed."""
+    """Return the seconds in ``"250ms"``, ``"30s"``, ``"5m"``, ``"24h"`` or ``"30d"``.
+
+    Raises ValueError with a message that names the allowed form.
+    """
     match = _NUMBER_AND_UNIT.fullmatch(text.strip())
     if match is None or match[2] not in _DURATION_S:
         raise ValueError(f'{text!r} is not a duration; write a number and ms, s, m, h or d, as in "30s" or "24h"')
@@ -28,7 +32,10 @@ def parse_duration_s(text: str) -> float:
 
 
 def parse_size_bytes(text: str) -> int:
-    """Bytes in ``"32KiB"``, ``"4GiB"``, ``"500MB"``, ``"1024"``. Raises ValueError with what is allowed."""
+    """Return the bytes in ``"32KiB"``, ``"4GiB"``, ``"500MB"`` or ``"1024"``.
+
+    Raises ValueError with a message that names the allowed form.
+    """
     match = _NUMBER_AND_UNIT.fullmatch(text.strip())
     if match is None or match[2] not in _SIZE_BYTES:
         raise ValueError(f'{text!r} is not a size; write a number and KiB, MiB or GiB, as in "32KiB" or "4GiB"')
@@ -36,29 +43,35 @@ def parse_size_bytes(text: str) -> int:
 
 
 def show_duration(seconds: float) -> str:
-    """A duration as a person would say it, two units at most: ``"1h 23m"``, ``"4.2s"``, ``"12ms"``."""
-    if seconds < 0.9995:  # each limit is where the next unit would be rounded to: 59.97 s are "1m", not "60.0s"
+    """Format a duration with at most two units: ``"1h 23m"``, ``"4.2s"``, ``"12ms"``."""
+    # Each limit is the value that would round up to the next unit: 59.97 s is "1m", not "60.0s".
+    if seconds < 0.9995:
         return f"{seconds * 1000:.0f}ms"
     if seconds < 59.95:
         return f"{seconds:.1f}s"
-    whole = round(seconds)
+    whole_s = round(seconds)
     for unit_s, unit, small_s, small in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
-        if whole >= unit_s:
-            rest = whole % unit_s // small_s
-            return f"{whole // unit_s}{unit} {rest}{small}" if rest else f"{whole // unit_s}{unit}"
+        if whole_s >= unit_s:
+            rest = whole_s % unit_s // small_s
+            return f"{whole_s // unit_s}{unit} {rest}{small}" if rest else f"{whole_s // unit_s}{unit}"
     raise AssertionError(seconds)
 
 
 def show_size(size_bytes: int) -> str:
-    """A size in binary units with three significant digits: ``"1.5 GiB"``, ``"980 KiB"``, ``"12 B"``."""
+    """Format a size in binary units with three significant digits: ``"1.5 GiB"``, ``"980 KiB"``, ``"12 B"``."""
     value = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 999.5:  # from there on three digits would be written 1e+03
+        if value < 999.5:  # a larger value would be formatted as 1e+03
             return f"{value:.3g} {unit}"
         value /= 1024
     return f"{value:.3g} TiB" if value < 999.5 else f"{value:,.0f} TiB"
 
 
 def show_count(count: int) -> str:
-    """A count with thousands separated by commas."""
+    """Format a count with commas between thousands."""
     return f"{count:,}"
+
+
+def iso_utc(wall_ms: float) -> str:
+    """Format epoch milliseconds as ISO 8601 in UTC: ``"2026-11-24T11:40:32.123Z"``."""
+    return datetime.fromtimestamp(wall_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,10 +1,11 @@
-"""The house stays as it was built: who imports whom, where the seams are, and that nothing grows beyond a screen."""
+"""The structure of the code: the import ladder, the seams, and bounds on the size of files and functions."""
 
 import ast
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "sidecar").rglob("*.py"))
 
-# From the ground up; a room imports only from rooms below its own.
+# From the bottom up: a package imports only from packages below its own rung.
 LADDER = (
-    ("clock", "errors", "units", "client"),
+    ("clock", "collector", "commands", "errors", "units", "lazy", "client"),
     ("events",),
     ("config",),
     ("systemd",),
@@ -23,23 +24,29 @@ LADDER = (
     ("mapping",),
     ("outbox",),
     ("px",),
+    ("fleet",),
     ("deliver",),
     ("receive",),
+    ("startup",),
     ("control",),
     ("daemon",),
     ("sandbox",),
+    ("console",),
     ("cli",),
 )
-FLOOR = {room: floor for floor, rooms in enumerate(LADDER) for room in rooms}
+RUNG = {package: rung for rung, packages in enumerate(LADDER) for package in packages}
 SANDBOX_MAY_IMPORT = {"http", "clock"}  # the judge shares no code with the judged
-FRONT_DOORS = {"__init__", "__main__"}  # the package's own two files: the version, and `python -m sidecar`
+ENTRY_FILES = {"__init__", "__main__"}  # the package's own two files: the version, and `python -m sidecar`
 
-LONGEST_FILE_LINES = 400
+CLIENT = "sidecar/client/px_sidecar_client.py"
+LONGEST_FILE_LINES = 600
+LONGER_FILES = {CLIENT}  # apps copy it as one file
 LONGEST_FUNCTION_LINES = 60
 
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "sidecar", "tests", "systemd", "benchmarks"}
 
 
+@cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -48,12 +55,17 @@ def functions_of(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDe
     return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(ROOT / "sidecar").parts[0].removesuffix(".py")
 
 
-def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def imports_of(path: Path) -> tuple[tuple[int, str], ...]:
     """Line and full dotted name of everything the file imports, inside functions too."""
+    return tuple(_imports_of(path))
+
+
+def _imports_of(path: Path) -> Iterator[tuple[int, str]]:
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
@@ -64,8 +76,8 @@ def imports_of(path: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
 
 
-def our_rooms(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and room of everything of ours that the file imports."""
+def our_packages(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and package of everything of ours that the file imports."""
     for line, name in imports_of(path):
         parts = name.split(".")
         if parts[0] == "sidecar" and len(parts) > 1 and not parts[1].startswith("__"):
@@ -76,30 +88,30 @@ def place(path: Path, line: int) -> str:
     return f"{path.relative_to(ROOT)}:{line}"
 
 
-def test_every_room_has_its_floor():
-    unknown = {room_of(path) for path in SOURCES} - FLOOR.keys() - FRONT_DOORS
-    assert not unknown, f"rooms without a floor in the ladder: {unknown}"
+def test_every_package_has_a_rung():
+    unknown = {package_of(path) for path in SOURCES} - RUNG.keys() - ENTRY_FILES
+    assert not unknown, f"packages without a rung in the ladder: {unknown}"
 
 
-def test_a_room_imports_only_from_rooms_below_it():
+def test_imports_go_down_the_ladder():
     wrong = []
     for path in SOURCES:
-        room = room_of(path)
-        for line, other in our_rooms(path):
-            if other not in FLOOR:
-                wrong.append(f"{place(path, line)} imports {other}, which has no floor")
-            elif room in FLOOR and other != room and FLOOR[other] >= FLOOR[room]:
-                wrong.append(f"{place(path, line)}: {room} imports {other}")
+        package = package_of(path)
+        for line, other in our_packages(path):
+            if other not in RUNG:
+                wrong.append(f"{place(path, line)} imports {other}, which has no rung")
+            elif package in RUNG and other != package and RUNG[other] >= RUNG[package]:
+                wrong.append(f"{place(path, line)}: {package} imports {other}")
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_ground_floor_imports_nothing_of_ours():
+def test_the_lowest_rung_imports_nothing_of_ours():
     wrong = [
         place(path, line)
         for path in SOURCES
-        if room_of(path) in LADDER[0]
-        for line, other in our_rooms(path)
-        if other != room_of(path)
+        if package_of(path) in LADDER[0]
+        for line, other in our_packages(path)
+        if other != package_of(path)
     ]
     assert not wrong
 
@@ -108,15 +120,15 @@ def test_the_sandbox_shares_no_code_with_what_it_judges():
     wrong = [
         f"{place(path, line)} imports {other}"
         for path in SOURCES
-        if room_of(path) == "sandbox"
-        for line, other in our_rooms(path)
+        if package_of(path) == "sandbox"
+        for line, other in our_packages(path)
         if other not in SANDBOX_MAY_IMPORT | {"sandbox"}
     ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_the_client_needs_only_the_standard_library():
-    path = ROOT / "sidecar" / "client.py"
+    path = ROOT / CLIENT
     foreign = [name for _, name in imports_of(path) if name.split(".")[0] not in sys.stdlib_module_names]
     assert not foreign
 
@@ -124,11 +136,12 @@ def test_the_client_needs_only_the_standard_library():
 @pytest.mark.parametrize(
     ("library", "homes"),
     [
-        ("httpx", ("sidecar/px/transport.py",)),
-        ("httpcore", ("sidecar/px/transport.py",)),
+        ("httpx", ("sidecar/px/proxy_lane.py",)),
+        ("httpcore", ("sidecar/px/transport.py", "sidecar/px/connection.py")),
         ("sqlite3", ("sidecar/outbox/",)),
         ("sqlite_utils", ("sidecar/outbox/",)),
         ("httptools", ("sidecar/http/",)),
+        ("hiredis", ("sidecar/fleet/connection.py",)),
         ("click", ("sidecar/cli/", "sidecar/__main__.py")),
     ],
 )
@@ -146,12 +159,9 @@ def test_one_place_opens_the_outbox_for_writing():
     writers = []
     for path in SOURCES:
         text = path.read_text(encoding="utf-8")
-        functions = [
-            node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        ]
-        for function in functions:
+        for function in functions_of(tree_of(path)) if "sqlite3.connect(" in text else ():
             source = ast.get_source_segment(text, function) or ""
-            if "sqlite3.connect(" in source and "mode=ro" not in source:
+            if "sqlite3.connect(" in source and "mode=ro" not in source and ".backup(" not in source:
                 writers.append(place(path, function.lineno))
     assert len(writers) <= 1, writers
 
@@ -164,7 +174,8 @@ def test_every_module_says_what_it_is_for():
 def test_files_and_functions_stay_small():
     large = []
     for path in SOURCES:
-        if (lines := path.read_text(encoding="utf-8").count("\n")) > LONGEST_FILE_LINES:
+        lines = path.read_text(encoding="utf-8").count("\n")
+        if lines > LONGEST_FILE_LINES and str(path.relative_to(ROOT)) not in LONGER_FILES:
             large.append(f"{path.relative_to(ROOT)}: {lines} lines")
         for function in functions_of(tree_of(path)):
             if (size := (function.end_lineno or 0) - function.lineno + 1) > LONGEST_FUNCTION_LINES:

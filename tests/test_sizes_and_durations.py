@@ -1,4 +1,4 @@
-"""How durations and sizes are written for people."""
+"""Durations and sizes are formatted for display."""
 
 import pytest
 
@@ -14,7 +14,8 @@ def test_a_duration_has_two_units_at_most(seconds: float, text: str):
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.9997, "1.0s"), (59.97, "1m"), (59.9, "59.9s"), (3599.8, "1h")])
-def test_a_duration_just_below_a_unit_was_written_as_sixty_of_the_smaller_one(seconds: float, text: str):
+def test_a_duration_rounds_up_to_the_next_unit(seconds: float, text: str):
+    """59.97 s was once written as "60.0s"."""
     assert show_duration(seconds) == text
 
 
@@ -29,5 +30,6 @@ def test_a_size_has_three_digits(size_bytes: int, text: str):
     ("size_bytes", "text"),
     [(int(999.7 * 2**10), "0.976 MiB"), (int(999.7 * 2**30), "0.976 TiB"), (2_000 * 2**40, "2,000 TiB")],
 )
-def test_a_size_just_below_a_thousand_was_written_as_1e_03(size_bytes: int, text: str):
+def test_a_size_rounds_up_to_the_next_unit(size_bytes: int, text: str):
+    """999.7 KiB was once written as "1e+03 KiB"."""
     assert show_size(size_bytes) == text

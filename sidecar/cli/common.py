@@ -1,5 +1,6 @@
-"""What several verbs share: their common options and how they print data."""
+"""Options and output shared by the verbs."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -7,47 +8,124 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from sidecar.config import Config, load
+from sidecar.commands import with_instance, with_user_unit
+from sidecar.config.file import config_path, load, user_path
+from sidecar.config.schema import Config
+from sidecar.errors import SidecarError
 
-__all__ = ["before_the_verb", "config_option", "json_option", "load_config", "print_json", "to_terminal"]
+__all__ = [
+    "config_option",
+    "expected_error",
+    "global_option",
+    "hint",
+    "json_for",
+    "json_option",
+    "load_config",
+    "own_command",
+    "print_document",
+    "print_json",
+    "print_json_error",
+]
+
+_PRINTED = "sidecar.json_printed"
+_NAMED = "sidecar.file_named"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def config_option(function: F) -> F:
-    """``--config PATH``, as every verb that reads the configuration has it; it may also stand before the verb."""
+    """Add ``--config PATH``, for every verb that reads the configuration; the option before the verb is its default."""
     return click.option(
         "--config",
         "config_flag",
         metavar="PATH",
-        default=lambda: before_the_verb("config") or None,
-        help="The configuration file [default: $PX_SIDECAR_CONFIG, /etc/px-sidecar/config.toml].",
+        default=lambda: global_option("config") or None,
+        help="The configuration file [default: $PX_SIDECAR_CONFIG, /etc/px-sidecar/config.toml, ~/.config/px-sidecar/config.toml].",
     )(function)
 
 
-def before_the_verb(option: str) -> str:
-    """What ``--instance`` or ``--config`` says there; empty if it does not stand there."""
+def global_option(option: str) -> str:
+    """Return the value of ``--instance`` or ``--config`` given before the verb; empty if it is not given there."""
     return click.get_current_context().find_root().params.get(option) or ""
 
 
+def hint(text: str) -> str:
+    """Return a sentence whose commands mean this daemon: that of ``--instance``, or of a user's own file.
+
+    Errors need no call: the group does it.
+    """
+    context = click.get_current_context(silent=True)
+    if context is not None and _NAMED in context.find_root().meta:
+        return with_user_unit(text)
+    return with_instance(text, global_option("instance") if context is not None else "")
+
+
 def json_option(function: F) -> F:
-    """``--json``, as every verb that prints data has it."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")(function)
+    """Add ``--json``, for every verb that prints data."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
 
 
 def load_config(flag: str | None) -> Config:
-    """The effective configuration, of the ``--instance`` if one was named. Raises ConfigError."""
-    return load(flag, instance=before_the_verb("instance"))
+    """Return the effective configuration, that of ``--instance`` if one is given. Raises ConfigError.
+
+    A user's own file is named on stderr, once, because the usual one is that of the host.
+    """
+    context, instance = click.get_current_context().find_root(), global_option("instance")
+    path, _ = config_path(flag, os.environ, instance)
+    if path == user_path() and not flag and not os.environ.get("PX_SIDECAR_CONFIG") and _NAMED not in context.meta:
+        context.meta[_NAMED] = True
+        click.echo(f"Using {path}.", err=True)
+    return load(flag, instance=instance)
+
+
+def own_command() -> list[str]:
+    """Return the command that runs px-sidecar again, as this process was started.
+
+    The Debian package has its libraries in a folder of its own, where only its program finds them: there
+    ``python3 -m sidecar`` is another program, or none.
+    """
+    program = os.path.abspath(sys.argv[0])
+    if os.path.basename(program) == "px-sidecar" and os.access(program, os.X_OK):
+        return [program]
+    return [sys.executable, "-m", "sidecar"]
+
+
+def expected_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first SidecarError of tasks that failed together; the whole group if it holds a bug, for its traceback."""
+    expected, bugs = group.split(SidecarError)
+    error: BaseException = group if expected is None or bugs is not None else expected
+    while error is not group and isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout, indented on a terminal and compact in a pipe."""
+    """Print one JSON document on stdout: indented on a terminal, compact in a pipe."""
+    click.get_current_context().find_root().meta[_PRINTED] = True
     data = msgspec.json.encode(value)
     if sys.stdout.isatty():
         data = msgspec.json.format(data, indent=2)
-    click.echo(data.decode())
+    click.echo(json_for(sys.stdout, data))
 
 
-def to_terminal() -> bool:
-    """Whether a person looks at stdout."""
-    return sys.stdout.isatty()
+def print_document(text: str) -> None:
+    """Print what is kept as a file: in UTF-8 whatever the locale, except on a terminal, which shows marks instead."""
+    click.echo(text if sys.stdout.isatty() else text.encode(), nl=False)
+
+
+def json_for(stream: Any, data: bytes) -> str:
+    """Return JSON as a text that ``stream`` can hold: with escapes where its encoding is not UTF-8."""
+    text = data.decode()
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        import json
+
+        text = "".join(char if char < "\x80" else json.dumps(char)[1:-1] for char in text)
+    return text
+
+
+def print_json_error(message: str, exit_code: int) -> None:
+    """Print ``{"error", "exit_code"}`` on stdout, unless the verb has printed its result: one document is expected."""
+    if not click.get_current_context().find_root().meta.get(_PRINTED):
+        print_json({"error": message, "exit_code": exit_code})

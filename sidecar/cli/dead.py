@@ -9,47 +9,52 @@ import click
 import msgspec
 from rich.text import Text
 
-from sidecar.cli.asking import MOMENT, control_option, reach
-from sidecar.cli.common import json_option, print_json
-from sidecar.cli.screen import bar, console, fields, json_text, moment_ms, table
-from sidecar.control.client import Asked
+from sidecar.cli.backend import TIMESTAMP, control_option, open_backend
+from sidecar.cli.bulk import bulk_options, goes_ahead
+from sidecar.cli.common import hint, json_for, json_option, print_json
+from sidecar.cli.screen import console, fields, json_text, local_time_ms, progress_bar, table_lines
+from sidecar.control.client import ControlApi
 from sidecar.errors import Failed
 from sidecar.units import show_count
 
 __all__ = ["dead"]
 
-# As sidecar.observe.DEAD_REASONS, which a test compares; importing it would bring prometheus along.
+# A copy of sidecar.observe.DEAD_REASONS (a test compares them): importing that package loads prometheus_client.
 REASONS = ("bad_event", "refused", "firewall", "too_old", "failing", "mapping_error")
 F = TypeVar("F", bound=Callable[..., Any])
-Chosen = dict[str, Any]
+Selection = dict[str, Any]
 
 
-def _chosen_options(function: F) -> F:
-    """Which letters: by id, name, reason or time."""
+def _selection_options(function: F) -> F:
+    """Add the arguments that select letters: id, name, reason and time."""
     options = (
         click.argument("ids", metavar="[ID]...", nargs=-1, type=click.IntRange(1)),
-        click.option("--name", help="Only events of this name."),
-        click.option("--reason", type=click.Choice(REASONS), help="Only those with this reason."),
-        click.option("--since", type=MOMENT, help="Last attempt not before: 24h (ago), or 2026-11-24T08:00."),
-        click.option("--until", type=MOMENT, help="Last attempt before."),
+        click.option("--name", "--event", "name", help="Only events of this name."),
+        click.option("--user", help="Only events of this user."),
+        click.option("--reason", type=click.Choice(REASONS), help="Only letters with this reason."),
+        click.option("--since", type=TIMESTAMP, help="Last attempt at or after: 24h (ago), or 2026-11-24T08:00."),
+        click.option("--until", type=TIMESTAMP, help="Last attempt before."),
     )
     for option in reversed(options):
         function = option(function)
     return function
 
 
-def _chosen(ids: tuple[int, ...], name: str | None, reason: str | None, since: int | None, until: int | None) -> Chosen:
-    """As the API takes it."""
-    return {"ids": list(ids) or None, "name": name, "reason": reason, "since_ms": since, "until_ms": until}
+def _selection(
+    ids: tuple[int, ...], name: str | None, user: str | None, reason: str | None, since: int | None, until: int | None
+) -> Selection:
+    """Return the selection as the control API expects it."""
+    selection = {"ids": list(ids) or None, "name": name, "reason": reason, "since_ms": since, "until_ms": until}
+    return selection | ({"user": user} if user is not None else {})
 
 
-def _pages(asked: Asked, chosen: Chosen) -> Iterator[dict[str, Any]]:
-    """All pages of letters that are chosen."""
-    ids = chosen["ids"]
-    params = chosen | {"ids": ",".join(map(str, ids)) if ids else None}
+def _letter_pages(backend: ControlApi, selection: Selection) -> Iterator[dict[str, Any]]:
+    """Yield all pages of the selected letters."""
+    ids = selection["ids"]
+    params = selection | {"ids": ",".join(map(str, ids)) if ids else None}
     after: int | None = 0
     while after is not None:
-        page = asked.get("/v1/dead", params | {"after": after})
+        page = backend.get("/v1/dead", params | {"after": after})
         after = page["next"]
         yield page
 
@@ -58,8 +63,8 @@ def _pages(asked: Asked, chosen: Chosen) -> Iterator[dict[str, Any]]:
 def dead() -> None:
     """List, show, retry, discard or export dead letters.
 
-    A dead letter is an event that PX refused for good, or that is none. It is
-    kept for outbox.keep_dead. Works with and without a running daemon.
+    A dead letter is an event that PX refused permanently, or that is invalid.
+    It is kept for outbox.keep_dead. Works with and without a running daemon.
 
     \b
     Examples:
@@ -69,36 +74,46 @@ def dead() -> None:
 
 
 @dead.command("list")
-@_chosen_options
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
+@_selection_options
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Maximum number.")
 @control_option
 @json_option
-def list_(limit: int, control_flag: str | None, config_flag: str | None, as_json: bool, **choice: Any) -> None:
+def list_(limit: int, control_flag: str | None, config_flag: str | None, as_json: bool, **options: Any) -> None:
     """List dead letters, oldest first.
 
     \b
     Example:
       px-sidecar dead list --reason refused --since 24h
+      px-sidecar dead list --user u1 --event "Feature Used"
     """
-    found: list[dict[str, Any]] = []
+    letters: list[dict[str, Any]] = []
     total = 0
-    with reach(control_flag, config_flag) as asked:
-        for page in _pages(asked, _chosen(**choice)):
+    with open_backend(control_flag, config_flag) as backend:
+        for page in _letter_pages(backend, _selection(**options)):
             total = page["dead"]
-            found += page["letters"]
-            if len(found) >= limit:
+            letters += page["letters"]
+            if len(letters) >= limit:
                 break
-    found = found[:limit]
+    letters = letters[:limit]
     if as_json:
-        print_json({"dead": total, "letters": found})
+        print_json({"dead": total, "letters": letters})
         return
-    if found:
-        rows = [
-            (one["id"], one["reason"], one["status"], moment_ms(one["last_ms"]), one["name"], one["detail"])
-            for one in found
-        ]
-        console().print(table(("id", "reason", "PX", "last", "name", "why"), rows, wide="why", cut={"name": 18}))
-    click.echo(f"{show_count(len(found))} shown; there are {show_count(total)} dead letters in all.", err=True)
+    rows = [
+        (
+            letter["id"],
+            letter["reason"],
+            letter["status"],
+            local_time_ms(letter["last_ms"]),
+            letter["name"],
+            letter["user"],
+            letter["detail"],
+        )
+        for letter in letters
+    ]
+    headings = ("id", "reason", "PX", "last", "name", "user")
+    for line in table_lines(headings, [rows] if rows else [], wide=("name", "user"), width=console().width, below=True):
+        click.echo(line)
+    click.echo(f"{show_count(len(letters))} of {show_count(total)} dead letters are shown.", err=True)
 
 
 @dead.command("show")
@@ -106,123 +121,168 @@ def list_(limit: int, control_flag: str | None, config_flag: str | None, as_json
 @control_option
 @json_option
 def show(event_id: int, control_flag: str | None, config_flag: str | None, as_json: bool) -> None:
-    """Show one dead letter: why, what PX said, and the event.
+    """Show one dead letter: the reason, PX's answer and the event.
 
     \b
     Example:
       px-sidecar dead show 4711
     """
-    with reach(control_flag, config_flag) as asked:
-        one = asked.get(f"/v1/dead/{event_id}")
+    with open_backend(control_flag, config_flag) as backend:
+        letter = backend.get(f"/v1/dead/{event_id}")
     if as_json:
-        print_json(one)
+        print_json(letter)
         return
     pairs = [
-        ("id", one["id"]),
-        ("reason", one["reason"]),
-        ("why", one["detail"]),
-        ("PX answered", one["status"]),
-        ("attempts", one["attempts"]),
-        ("first", moment_ms(one["first_ms"])),
-        ("last", moment_ms(one["last_ms"])),
-        ("name", one["name"]),
-        ("user", one["user"]),
-        ("received", moment_ms(one["received_ms"])),
+        ("id", letter["id"]),
+        ("reason", letter["reason"]),
+        ("why", letter["detail"]),
+        ("PX answered", letter["status"]),
+        ("attempts", letter["attempts"]),
+        ("first", local_time_ms(letter["first_ms"])),
+        ("last", local_time_ms(letter["last_ms"])),
+        ("name", letter["name"]),
+        ("user", letter["user"]),
+        ("received", local_time_ms(letter["received_ms"])),
     ]
     console().print(fields(pairs))
     click.echo("event:")
-    console().print(Text(json_text(one["event"])), soft_wrap=True)
-    if one["payload"] is not None:
-        click.echo("the payload as sent:")
-        console().print(Text(json_text(one["payload"])), soft_wrap=True)
-    click.echo(f"`px-sidecar dead retry {event_id}` sends it again, mapped anew.", err=True)
+    console().print(Text(json_text(letter["event"])), soft_wrap=True)
+    if letter["payload"] is not None:
+        click.echo("payload as sent:")
+        console().print(Text(json_text(letter["payload"])), soft_wrap=True)
+    click.echo(hint(f"`px-sidecar dead retry {event_id}` maps and sends it again."), err=True)
 
 
 @dead.command("retry")
-@_chosen_options
-@click.option("--all", "all_", is_flag=True, help="Really all of them.")
+@_selection_options
+@click.option("--all", "all_", is_flag=True, help="All dead letters.")
+@bulk_options
 @control_option
 @json_option
-def retry(all_: bool, control_flag: str | None, config_flag: str | None, as_json: bool, **choice: Any) -> None:
-    """Make dead letters pending again; they are mapped anew by today's rules.
+def retry(all_: bool, as_json: bool, **options: Any) -> None:
+    """Make dead letters pending again.
 
-    They keep their messageId. Choose by id, name, reason or time, or say --all.
+    The current mapping applies to them. They keep their messageId. Select by
+    id, name, user, reason or time, or use --all. The number is shown first; on
+    a terminal the verb asks. A bad_event stays one: only --yes retries it.
 
     \b
     Examples:
       px-sidecar dead retry 4711 4712
       px-sidecar dead retry --reason refused --since 24h
     """
-    moved = _move("retry", _chosen(**choice), all_, control_flag, config_flag)
+    moved = _move("retry", all_, **options)
     if as_json:
-        print_json({"retried": moved})
+        print_json({"retried": moved or 0})
     else:
-        click.echo(f"{show_count(moved)} dead letters are pending again.")
+        click.echo("Nothing is retried." if moved is None else f"{show_count(moved)} dead letters are pending again.")
 
 
 @dead.command("discard")
-@_chosen_options
-@click.option("--all", "all_", is_flag=True, help="Really all of them.")
+@_selection_options
+@click.option("--all", "all_", is_flag=True, help="All dead letters.")
+@bulk_options
 @control_option
 @json_option
-def discard(all_: bool, control_flag: str | None, config_flag: str | None, as_json: bool, **choice: Any) -> None:
-    """Give dead letters up for good; they count as dropped (discarded).
+def discard(all_: bool, as_json: bool, **options: Any) -> None:
+    """Discard dead letters permanently.
 
-    Choose by id, name, reason or time, or say --all. Export them first if in
-    doubt.
+    They count as dropped (discarded). Select by id, name, user, reason or
+    time, or use --all. The number is shown first; on a terminal the verb asks.
+    Export them first if in doubt.
 
     \b
     Example:
       px-sidecar dead discard --reason bad_event --until 7d
     """
-    moved = _move("discard", _chosen(**choice), all_, control_flag, config_flag)
+    moved = _move("discard", all_, **options)
     if as_json:
-        print_json({"discarded": moved})
+        print_json({"discarded": moved or 0})
     else:
-        click.echo(f"{show_count(moved)} dead letters are discarded.")
+        click.echo("Nothing is discarded." if moved is None else f"{show_count(moved)} dead letters are discarded.")
 
 
 @dead.command("export")
-@_chosen_options
+@_selection_options
 @control_option
-@click.option("--json", "_as_json", is_flag=True, help="Accepted for likeness with other verbs: the output is JSON.")
-def export(control_flag: str | None, config_flag: str | None, _as_json: bool, **choice: Any) -> None:
-    """Print dead letters as NDJSON, a line for each; all if none are chosen.
+@click.option("--json", "_as_json", is_flag=True, help="Accepted as in other verbs; the output is always JSON.")
+def export(control_flag: str | None, config_flag: str | None, _as_json: bool, **options: Any) -> None:
+    """Print dead letters as NDJSON, one per line.
 
-    The events are as today's privacy rules let people see them.
+    Without a selection it prints all. Events pass through the current privacy
+    rules.
 
     \b
     Example:
       px-sidecar dead export --reason refused > refused.ndjson
     """
     count = 0
-    with reach(control_flag, config_flag) as asked:
-        for page in _pages(asked, _chosen(**choice)):
+    with open_backend(control_flag, config_flag) as backend:
+        for page in _letter_pages(backend, _selection(**options)):
             for letter in page["letters"]:
-                sys.stdout.write(msgspec.json.encode(letter).decode() + "\n")
+                sys.stdout.write(json_for(sys.stdout, msgspec.json.encode(letter)) + "\n")
             count += len(page["letters"])
-    click.echo(f"{show_count(count)} dead letters were exported.", err=True)
+    click.echo(f"{show_count(count)} dead letters are exported.", err=True)
 
 
-def _move(what: str, chosen: Chosen, all_: bool, control_flag: str | None, config_flag: str | None) -> int:
-    """Retry or discard page by page; how many were moved. The end is fixed at the begin: what dies anew meanwhile stays."""
-    if all_ == any(value is not None for value in chosen.values()):
-        raise click.UsageError("Choose by id, --name, --reason, --since or --until; or say --all and nothing else.")
-    if chosen["ids"] is None and chosen["until_ms"] is None:
-        chosen = chosen | {"until_ms": int(time.time() * 1000) + 1}
+def _move(
+    what: str,
+    all_: bool,
+    *,
+    yes: bool,
+    dry_run: bool,
+    control_flag: str | None,
+    config_flag: str | None,
+    **options: Any,
+) -> int | None:
+    """Retry or discard page by page; return the number of letters moved, None if the operator has said no.
+
+    Raises Failed if an id is not a dead letter.
+    """
+    selection = _selection(**options)
+    if all_ == any(value is not None for value in selection.values()):
+        raise click.UsageError("Select by id, --name, --user, --reason, --since or --until; or use --all alone.")
+    if selection["ids"] is None and selection["until_ms"] is None:
+        # A retried letter that dies again during the loop would be selected again and again: fix the end now.
+        selection = selection | {"until_ms": int(time.time() * 1000) + 1}
+    selection = selection | {"all": all_}
     moved = 0
-    with reach(control_flag, config_flag) as asked:
-        progress, task = bar(f"dead {what}", total=asked.get("/v1/dead", {"limit": 1})["dead"])
+    with open_backend(control_flag, config_flag) as backend:
+        counted = backend.post("/v1/dead/count", selection)
+        if what == "retry":
+            _warn_of_bad_events(backend, selection, counted["count"], yes=yes)
+        at_least = "" if counted["complete"] else "At least "
+        one = counted["count"] == 1
+        sentence = f"{at_least}{show_count(counted['count'])} dead letter{' is' if one else 's are'} selected."
+        if not goes_ahead(sentence, yes=yes or not counted["count"], dry_run=dry_run):
+            return None
+        progress, task = progress_bar(f"dead {what}", total=counted["count"])
         after: int | None = 0
         with progress:
             while after is not None:
-                page = asked.post(f"/v1/dead/{what}", {**chosen, "all": all_, "after": after})
+                page = backend.post(f"/v1/dead/{what}", {**selection, "after": after})
                 after = page["next"]
                 moved += page["moved"]
                 progress.update(task, completed=moved)
-    if chosen["ids"] is not None and moved < len(set(chosen["ids"])):
+    if selection["ids"] is not None and moved < len(set(selection["ids"])):
         raise Failed(
-            f"{show_count(moved)} of {show_count(len(set(chosen['ids'])))} were moved; the others are no dead letters: "
-            "`px-sidecar events show ID` tells what they are."
+            f"{show_count(moved)} of {show_count(len(set(selection['ids'])))} were moved; the others are not dead letters: "
+            "`px-sidecar events show ID` shows their state."
         )
     return moved
+
+
+def _warn_of_bad_events(backend: ControlApi, selection: Selection, count: int, *, yes: bool) -> None:
+    """Say which of the letters a retry cannot help. Raises Failed if it helps none of them."""
+    if selection["reason"] not in (None, "bad_event"):
+        return
+    bad = backend.post("/v1/dead/count", selection | {"reason": "bad_event"})["count"]
+    if not bad:
+        return
+    text = hint(
+        f"{show_count(bad)} of them {'is' if bad == 1 else 'are'} bad_event: what the app sent is not an event, and a retry "
+        "cannot help. Correct the app; `px-sidecar dead discard --reason bad_event` removes them"
+    )
+    if bad == count and not yes:
+        raise Failed(f"{text}. Nothing is retried without --yes.")
+    click.echo(f"{text}.", err=True)

@@ -1,4 +1,4 @@
-"""``px-sidecar demo``: the main job with nothing to set up, a ``kill -9`` included."""
+"""``px-sidecar demo``: durable, paced delivery through a ``kill -9``, with nothing to set up."""
 
 import json
 import os
@@ -17,119 +17,161 @@ import click
 from rich.console import Console
 from rich.live import Live
 
+from sidecar.cli.common import own_command
+from sidecar.cli.console import open_browser
 from sidecar.cli.demo_picture import Progress
 from sidecar.cli.demo_traffic import Traffic, answers
 from sidecar.errors import Failed
-from sidecar.sandbox.ports import free_ports
+from sidecar.sandbox.server import free_ports
 from sidecar.units import show_count
 
 __all__ = ["demo"]
 
 PACE_PER_S = 190
-# The apps send faster than PX takes, so that there is a backlog to lose.
+# The apps send faster than PX accepts, so that the kill finds a backlog that could be lost.
 TRAFFIC_S = 6.0
-STARTED_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 20.0
 DOWN_S = 1.0
-# Beyond what the pace needs; what takes longer is stuck.
-PATIENCE_S = 30.0
-LOOK_S = 0.1
+# Time allowed beyond what the pace needs; after it the demo gives up.
+STUCK_AFTER_S = 30.0
+POLL_S = 0.1
 
 
 @click.command()
 @click.option(
-    "--events", default=4_000, show_default=True, type=click.IntRange(30, 1_000_000), help="How many events are sent."
+    "--events", default=4_000, show_default=True, type=click.IntRange(30, 1_000_000), help="Number of events."
 )
-@click.option("--users", default=1_000, show_default=True, type=click.IntRange(1), help="How many users they are of.")
+@click.option("--users", default=1_000, show_default=True, type=click.IntRange(1), help="Number of users.")
 @click.option("--keep", is_flag=True, help="Keep the folder with configuration, outbox and logs.")
-def demo(events: int, users: int, keep: bool) -> None:
-    """See the main job done, with no account and no configuration.
+@click.option("--console", "with_console", is_flag=True, help="Open the console, and keep everything until Ctrl-C.")
+@click.option("--fleet", "hosts", type=click.IntRange(2, 16), help="Show so many hosts under one ceiling instead.")
+def demo(events: int, users: int, keep: bool, with_console: bool, hosts: int | None) -> None:
+    """Show a delivery through a crash; no account, no configuration needed.
 
-    Starts a stand-in for PX and the daemon in a temporary folder, sends real
-    traffic through the Unix socket, HTTP and (if it is installed) the Segment
-    SDK for Python, ends the daemon with `kill -9` in the middle, starts it
-    again, and then holds what was accepted against what has arrived.
+    Starts a stand-in for PX and the daemon in a temporary folder, sends events
+    through the Unix socket, HTTP and (if installed) the Segment SDK for Python,
+    kills the daemon with `kill -9` in the middle, starts it again, and compares
+    the accepted events with those that arrived.
 
-    The last line is the account. The exit code is 0 only if nothing that was
-    accepted is lost.
+    With --fleet it starts several daemons and a Redis or Valkey that is
+    installed, and shows how they share the rate, also while it is away.
+
+    The last line counts the outcomes. The exit code is 0 only if no accepted
+    event is lost.
 
     \b
-    Example:
+    Examples:
         px-sidecar demo --events 2000
+        px-sidecar demo --console
+        px-sidecar demo --fleet 4
     """
+    # A closed terminal, too, ends what was started: the daemon takes SIGHUP for a reload.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     console = Console(highlight=False)
-    progress = Progress(ceiling_per_s=PACE_PER_S, events=events)
+    if hosts is not None:
+        from sidecar.cli.demo_fleet import run_fleet_demo
+
+        sys.exit(0 if run_fleet_demo(console, hosts, events) else 1)
+    progress = Progress(ceiling_per_s=PACE_PER_S, events=events, ascii_only=console.options.ascii_only)
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="px-sidecar-demo-"))
         if not keep:
             stack.callback(_remove, folder)
-        stage = Stage(folder, stack)
-        progress.begin()
+        processes = DemoProcesses(folder, stack)
+        progress.start()
         if console.is_terminal:
             with Live(progress, console=console, refresh_per_second=8):
-                _play(stage, progress, events, users)
+                _run_scenario(processes, progress, events, users, with_console=with_console)
         else:
-            _play(stage, progress, events, users)
-            for at_s, text in progress.said:
+            _run_scenario(processes, progress, events, users, with_console=with_console)
+            for at_s, text in progress.log_lines:
                 console.print(f"{at_s:6.1f}s  {text}", soft_wrap=True)
         for line in progress.summary():
             console.print(line, soft_wrap=True)
         if keep:
-            console.print(f"Everything is kept in {folder}.", soft_wrap=True)
-    click.echo(progress.account())
+            console.print(f"Configuration, outbox and logs are kept in {folder}.", soft_wrap=True)
+        if with_console:
+            click.echo("The console stays open; Ctrl-C ends it.")
+            processes.wait_for_console()
+    click.echo(progress.outcome_line())
     sys.exit(0 if progress.finished and progress.lost == 0 else 1)
 
 
-def _play(stage: "Stage", progress: Progress, events: int, users: int) -> None:
-    """The whole scene: start, traffic, kill, restart, drain, account."""
+def _end(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
+
+
+def _environ() -> dict[str, str]:
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("PX_SIDECAR_")}
+    return environ | {"PX_SIDECAR_PX_API_KEY": "sandbox-key"}
+
+
+def _run_scenario(
+    processes: "DemoProcesses", progress: Progress, events: int, users: int, *, with_console: bool = False
+) -> None:
+    """Run the scenario: start, traffic, kill, restart, drain, comparison."""
     progress.phase = "starting the stand-in for PX and the daemon"
-    stage.start_sandbox()
-    daemon = stage.start_daemon()
+    processes.start_sandbox()
+    daemon = processes.start_daemon()
+    if with_console:
+        url = processes.start_console()
+        click.echo(f"Console: {url}")
+        open_browser(url)
     traffic = Traffic(
-        events=events, users=users, pause_s=3 * TRAFFIC_S / events, socket=str(stage.socket), address=stage.http_address
+        events=events,
+        users=users,
+        pause_s=3 * TRAFFIC_S / events,
+        socket=str(processes.socket),
+        address=processes.http_address,
     )
-    ways = "the Unix socket, HTTP and the Segment SDK" if traffic.sdk else "the Unix socket and HTTP"
-    progress.say(f"Apps send {show_count(events)} events of {show_count(users)} users: {ways}.")
+    paths = "the Unix socket, HTTP and the Segment SDK" if traffic.sdk else "the Unix socket and HTTP"
+    progress.log(f"Apps send {show_count(events)} events of {show_count(users)} users over {paths}.")
     progress.phase = "receiving and delivering"
     traffic.start()
-    _look(stage, progress, traffic, while_=lambda: len(traffic.accepted) < events * 0.4 and traffic.running())
+    _update_while(
+        processes, progress, traffic, while_=lambda: len(traffic.accepted) < events * 0.4 and traffic.running()
+    )
     daemon.send_signal(signal.SIGKILL)
     daemon.wait()
-    pending = len(traffic.accepted) - stage.delivered()
-    progress.say(f"kill -9 of the daemon, with about {show_count(max(0, pending))} events accepted and not delivered.")
-    progress.phase = "the daemon is dead; the apps keep trying"
-    back_s = time.monotonic() + DOWN_S
-    _look(stage, progress, traffic, while_=lambda: time.monotonic() < back_s)
-    stage.start_daemon()
-    progress.say("The daemon runs again, on the same outbox.")
+    pending = len(traffic.accepted) - processes.delivered()
+    progress.log(f"kill -9 of the daemon, with about {show_count(max(0, pending))} accepted events not delivered.")
+    progress.phase = "the daemon is down; the apps retry"
+    restart_s = time.monotonic() + DOWN_S
+    _update_while(processes, progress, traffic, while_=lambda: time.monotonic() < restart_s)
+    processes.start_daemon()
+    progress.log("The daemon is restarted on the same outbox.")
     progress.phase = "receiving and delivering"
-    deadline_s = time.monotonic() + TRAFFIC_S + events / PACE_PER_S + PATIENCE_S
-    _look(stage, progress, traffic, while_=lambda: traffic.running() and time.monotonic() < deadline_s)
-    progress.say("The apps have sent everything; the backlog drains at the pace PX allows.")
+    deadline_s = time.monotonic() + TRAFFIC_S + events / PACE_PER_S + STUCK_AFTER_S
+    _update_while(processes, progress, traffic, while_=lambda: traffic.running() and time.monotonic() < deadline_s)
+    progress.log("The apps have finished; the backlog drains at the pace PX allows.")
     progress.phase = "draining"
-    _look(
-        stage,
+    _update_while(
+        processes,
         progress,
         traffic,
         while_=lambda: progress.delivered < len(traffic.accepted) and time.monotonic() < deadline_s,
     )
-    _settle_account(stage, progress, traffic)
+    _count_outcome(processes, progress, traffic)
     progress.phase = ""
-    progress.say("Every accepted event was held against what has arrived.")
+    progress.log("Every accepted event was compared with what arrived.")
 
 
-def _look(stage: "Stage", progress: Progress, traffic: Traffic, *, while_: Callable[[], bool]) -> None:
-    """Keep the picture up to date while something goes on."""
+def _update_while(
+    processes: "DemoProcesses", progress: Progress, traffic: Traffic, *, while_: Callable[[], bool]
+) -> None:
+    """Update the figures while the condition holds."""
     while while_():
         progress.accepted = len(traffic.accepted)
-        progress.seen(stage.delivered())
-        time.sleep(LOOK_S)
+        progress.record_delivered(processes.delivered())
+        time.sleep(POLL_S)
 
 
-def _settle_account(stage: "Stage", progress: Progress, traffic: Traffic) -> None:
-    """Hold every accepted message id against what the stand-in has, and ask the daemon for the rest."""
-    arrived = [event.get("eventId") for event in stage.events()]
-    report = stage.report()
-    status = stage.status()
+def _count_outcome(processes: "DemoProcesses", progress: Progress, traffic: Traffic) -> None:
+    """Compare the accepted message ids with the events in the sandbox; dropped and dead ones come from the daemon."""
+    arrived = [event.get("eventId") for event in processes.events()]
+    report = processes.report()
+    status = processes.status()
     progress.accepted = len(traffic.accepted)
     progress.delivered = len(set(arrived) & traffic.accepted)
     progress.duplicates = len(arrived) - len(set(arrived))
@@ -139,8 +181,8 @@ def _settle_account(stage: "Stage", progress: Progress, traffic: Traffic) -> Non
     progress.finished = not traffic.running()
 
 
-class Stage:
-    """The processes of the demo and the folder they live in. All of them end with the demo at the latest."""
+class DemoProcesses:
+    """The processes of the demo and their folder. ``stack`` ends all of them when the demo ends."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.socket = folder / "events.sock"
@@ -148,6 +190,7 @@ class Stage:
         self.http_address = f"127.0.0.1:{http_port}"
         self._folder = folder
         self._stack = stack
+        self._console: subprocess.Popen[str] | None = None
 
     def start_sandbox(self) -> None:
         """Start the stand-in for PX. Raises Failed."""
@@ -156,7 +199,7 @@ class Stage:
         self._wait_for(process, "sandbox", lambda: answers(address, "/sandbox/report"))
 
     def start_daemon(self) -> subprocess.Popen[bytes]:
-        """Start the daemon, with the configuration an operator would write, and wait until it accepts. Raises Failed."""
+        """Start the daemon with a configuration as an operator would write it, and wait until it accepts. Raises Failed."""
         path = self._folder / "config.toml"
         path.write_text(
             f"""[px]
@@ -182,54 +225,80 @@ eventId = "messageId"
         self._wait_for(process, "run", lambda: answers(self.http_address, "/health"))
         return process
 
+    def start_console(self) -> str:
+        """Start the console in front of the daemon, and return its address. Raises Failed."""
+        command = [
+            *own_command(),
+            "console",
+            "--no-browser",
+            "--config",
+            str(self._folder / "config.toml"),
+        ]
+        environ = _environ()  # as the daemon's: the checks on the page are about its key
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environ)  # noqa: S603
+        self._stack.callback(_terminate, process)
+        self._console = process
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                if line.startswith("Console: "):
+                    return line.removeprefix("Console: ").strip()
+        raise Failed("`px-sidecar console` did not start for the demo.")
+
+    def wait_for_console(self) -> None:
+        """Wait until the console ends, by Ctrl-C or after its idle time."""
+        try:
+            if self._console is not None:
+                self._console.wait()
+        except KeyboardInterrupt:
+            pass  # the way to end it
+
     def _start(self, verb: str, *arguments: str) -> subprocess.Popen[bytes]:
         log = self._stack.enter_context((self._folder / f"{verb}.log").open("ab"))
-        environ = {key: value for key, value in os.environ.items() if not key.startswith("PX_SIDECAR_")}
-        environ["PX_SIDECAR_PX_API_KEY"] = "sandbox-key"
-        process = subprocess.Popen(  # noqa: S603 - ourselves
-            [sys.executable, "-m", "sidecar", verb, *arguments],
+        process = subprocess.Popen(  # noqa: S603 - this program itself
+            [*own_command(), verb, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=environ,
+            env=_environ(),
         )
-        self._stack.callback(_end, process)
+        self._stack.callback(_terminate, process)
         return process
 
     def _wait_for(self, process: subprocess.Popen[bytes], verb: str, ready: Callable[[], bool]) -> None:
-        deadline_s = time.monotonic() + STARTED_TIMEOUT_S
+        deadline_s = time.monotonic() + START_TIMEOUT_S
         while not ready():
             if process.poll() is not None or time.monotonic() > deadline_s:
-                said = (self._folder / f"{verb}.log").read_text(errors="replace").strip()[-500:]
-                raise Failed(f"`px-sidecar {verb}` did not start for the demo; it said: {said}")
+                output = (self._folder / f"{verb}.log").read_text(errors="replace").strip()[-500:]
+                raise Failed(f"`px-sidecar {verb}` did not start for the demo; its log ends with: {output}")
             time.sleep(0.02)
 
     def delivered(self) -> int:
-        """How many events the stand-in has, repeats included."""
+        """Return the number of events in the sandbox, duplicates included."""
         return int(self.report()["stored"])
 
     def report(self) -> dict[str, Any]:
-        """The stand-in's figures."""
-        report: dict[str, Any] = json.loads(self._ask(f"127.0.0.1:{self._sandbox_port}/sandbox/report"))
+        """Return the report of the sandbox."""
+        report: dict[str, Any] = json.loads(self._get(f"127.0.0.1:{self._sandbox_port}/sandbox/report"))
         return report
 
     def events(self) -> list[dict[str, Any]]:
-        """All events the stand-in has."""
-        return [json.loads(line) for line in self._ask(f"127.0.0.1:{self._sandbox_port}/sandbox/events").splitlines()]
+        """Return all events in the sandbox."""
+        return [json.loads(line) for line in self._get(f"127.0.0.1:{self._sandbox_port}/sandbox/events").splitlines()]
 
     def status(self) -> dict[str, Any]:
-        """What the daemon counts."""
-        status: dict[str, Any] = json.loads(self._ask(f"{self.http_address}/status"))
+        """Return the status of the daemon."""
+        status: dict[str, Any] = json.loads(self._get(f"{self.http_address}/status"))
         return status
 
     @staticmethod
-    def _ask(address: str) -> bytes:
+    def _get(address: str) -> bytes:
         with urllib.request.urlopen(f"http://{address}", timeout=30) as answer:
             data: bytes = answer.read()
         return data
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _terminate(process: subprocess.Popen[Any]) -> None:
     process.terminate()
     try:
         process.wait(5)

@@ -1,4 +1,4 @@
-"""What the demo shows while it runs, and its account at the end."""
+"""The live picture of the demo, and its last line."""
 
 import time
 from collections import deque
@@ -14,15 +14,17 @@ from sidecar.units import show_count, show_duration
 __all__ = ["Progress"]
 
 BARS = " ▁▂▃▄▅▆▇█"
+ASCII_BARS = " .:-=+*#@"
 BAR_EVERY_S = 0.5
 WIDTH = 80
 
 
 class Progress(msgspec.Struct):
-    """The figures of the demo as they change, and the picture of them."""
+    """The current figures of the demo, and their rendering."""
 
     ceiling_per_s: int
     events: int
+    ascii_only: bool = False
     started_s: float = 0.0
     accepted: int = 0
     delivered: int = 0
@@ -33,21 +35,21 @@ class Progress(msgspec.Struct):
     largest_second: int = 0
     finished: bool = False
     phase: str = ""
-    said: list[tuple[float, str]] = []
+    log_lines: list[tuple[float, str]] = []
     _rates: deque[float] = msgspec.field(default_factory=lambda: deque(maxlen=58))
     _last: tuple[float, int] = (0.0, 0)
 
-    def begin(self) -> None:
-        """The clock of the demo starts."""
+    def start(self) -> None:
+        """Start the clock of the demo."""
         self.started_s = time.monotonic()
         self._last = (self.started_s, 0)
 
-    def say(self, text: str) -> None:
-        """A line under the figures, with the time at which it happened."""
-        self.said.append((time.monotonic() - self.started_s, text))
+    def log(self, text: str) -> None:
+        """Add a line with the elapsed time under the figures."""
+        self.log_lines.append((time.monotonic() - self.started_s, text))
 
-    def seen(self, delivered: int) -> None:
-        """The stand-in for PX has this many events now."""
+    def record_delivered(self, delivered: int) -> None:
+        """Record the number of events in the sandbox now; the rate is the difference since the last bar."""
         now_s = time.monotonic()
         since_s, before = self._last
         if now_s - since_s >= BAR_EVERY_S:
@@ -55,8 +57,8 @@ class Progress(msgspec.Struct):
             self._last = (now_s, delivered)
         self.delivered = delivered
 
-    def account(self) -> str:
-        """The last line: what became of everything that was accepted."""
+    def outcome_line(self) -> str:
+        """Return the last line: the outcomes of all accepted events."""
         return (
             f"accepted={self.accepted} delivered={self.delivered} dropped={self.dropped} dead={self.dead} "
             f"duplicates={self.duplicates} lost={self.lost}"
@@ -76,31 +78,33 @@ class Progress(msgspec.Struct):
             Text(f"{rate:.0f}/s of {self.ceiling_per_s}", "bold"),
         )
         return Panel(
-            Group(figures, Text(""), self._curve(), Text(""), self._story()),
+            Group(figures, Text(""), self._rate_bars(), Text(""), self._log_table()),
             title="px-sidecar demo",
             width=WIDTH,
         )
 
-    def _story(self) -> RenderableType:
-        """What happened when, and what is going on."""
-        story = Table.grid(padding=(0, 2))
-        story.add_column(justify="right", width=6)
-        story.add_column()
-        for at_s, text in self.said[-6:]:
-            story.add_row(f"{at_s:.1f}s", text)
+    def _log_table(self) -> RenderableType:
+        """Return the newest log lines and the current phase."""
+        lines = Table.grid(padding=(0, 2))
+        lines.add_column(justify="right", width=6)
+        lines.add_column()
+        for at_s, text in self.log_lines[-6:]:
+            lines.add_row(f"{at_s:.1f}s", text)
         if self.phase:
-            story.add_row(Text(f"{time.monotonic() - self.started_s:.1f}s", "dim"), Text(self.phase, "dim"))
-        return story
+            lines.add_row(Text(f"{time.monotonic() - self.started_s:.1f}s", "dim"), Text(self.phase, "dim"))
+        return lines
 
-    def _curve(self) -> RenderableType:
-        """Deliveries per second, half a second a bar; a full block is the ceiling."""
-        bars = "".join(BARS[min(8, round(rate / self.ceiling_per_s * 8))] for rate in self._rates)
+    def _rate_bars(self) -> RenderableType:
+        """Return deliveries per second, one bar per half second; a full block is the ceiling."""
+        heights = ASCII_BARS if self.ascii_only else BARS
+        bars = "".join(heights[min(8, round(rate / self.ceiling_per_s * 8))] for rate in self._rates)
         return Text("delivered/s  ", "dim").append(bars, "green")
 
     def summary(self) -> list[str]:
-        """A few sentences on what was seen, for under the picture."""
+        """Return the sentences printed under the picture."""
         took = show_duration(time.monotonic() - self.started_s)
         return [
-            f"{show_count(self.accepted)} events accepted and {show_count(self.delivered)} delivered in {took}, through one kill -9.",
-            f"The busiest second at PX held {self.largest_second} requests; the ceiling here is {self.ceiling_per_s}, PX's is about 200.",
+            f"{show_count(self.accepted)} events accepted and {show_count(self.delivered)} delivered in {took}, with one kill -9.",
+            f"At most {self.ceiling_per_s} requests leave in one second. PX, which dates them as it reads them, counted at most "
+            f"{self.largest_second}; its limit is about 200.",
         ]

@@ -1,8 +1,8 @@
-"""The traffic of the demo: three apps that send what apps send, and remember what they were told is accepted.
+"""The traffic of the demo: three apps that send events and record the message ids that were accepted.
 
-Each runs in a thread of its own, as an app server would: one over the Unix socket with ``sidecar.client``, one over
-HTTP with nothing but the standard library, one with the real Segment SDK for Python if it is installed. While the
-daemon is down they do what careful apps do: they try the same event again, under the same message id.
+Each app runs in its own thread: one over the Unix socket with ``sidecar.client``, one over HTTP with the standard
+library, one with the real Segment SDK for Python if it is installed. While the daemon is down they retry the same event
+with the same message id, as the SDKs do.
 """
 
 import http.client
@@ -19,11 +19,11 @@ __all__ = ["Traffic", "answers"]
 
 NAMES = ("Feature Used", "Plan Viewed", "Products Searched", "Trial Started", "Logged In")
 BATCH = 20
-AGAIN_S = 0.05
+RETRY_S = 0.05
 
 
 def answers(address: str, path: str) -> bool:
-    """Whether somebody answers 200 at ``http://address/path``."""
+    """Return whether ``http://address/path`` answers 200."""
     connection = http.client.HTTPConnection(address, timeout=1)
     try:
         connection.request("GET", path)
@@ -35,7 +35,7 @@ def answers(address: str, path: str) -> bool:
 
 
 class Traffic:
-    """Sends ``events`` events of ``users`` users; ``accepted`` are the message ids that were answered as success."""
+    """Send ``events`` events of ``users`` users; ``accepted`` holds the message ids that were answered with success."""
 
     def __init__(self, *, events: int, users: int, pause_s: float, socket: str, address: str) -> None:
         self.accepted: set[str] = set()
@@ -44,25 +44,25 @@ class Traffic:
         self._pause_s = pause_s
         self._socket = socket
         self._address = address
-        ways: list[Callable[[range], None]] = [self._over_unix, self._over_http]
-        ways += [self._with_sdk] if self.sdk else []
-        share = events // len(ways)
+        senders: list[Callable[[range], None]] = [self._over_unix, self._over_http]
+        senders += [self._with_sdk] if self.sdk else []
+        share = events // len(senders)
         self._threads = [
             threading.Thread(
-                target=way,
-                args=(range(index * share, events if index == len(ways) - 1 else (index + 1) * share),),
+                target=sender,
+                args=(range(index * share, events if index == len(senders) - 1 else (index + 1) * share),),
                 daemon=True,
             )
-            for index, way in enumerate(ways)
+            for index, sender in enumerate(senders)
         ]
 
     def start(self) -> None:
-        """Let the apps begin."""
+        """Start the apps."""
         for thread in self._threads:
             thread.start()
 
     def running(self) -> bool:
-        """Whether an app still has something to send."""
+        """Return whether an app still has events to send."""
         return any(thread.is_alive() for thread in self._threads)
 
     def _event(self, number: int) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Traffic:
                         )
                         break
                     except NotAccepted:
-                        time.sleep(AGAIN_S)
+                        time.sleep(RETRY_S)
                 self.accepted.add(event["messageId"])
                 time.sleep(self._pause_s)
 
@@ -98,7 +98,7 @@ class Traffic:
         for start in range(numbers.start, numbers.stop, BATCH):
             batch = [self._event(number) for number in range(start, min(start + BATCH, numbers.stop))]
             while not self._post({"batch": batch, "writeKey": "demo"}):
-                time.sleep(AGAIN_S)
+                time.sleep(RETRY_S)
             self.accepted.update(event["messageId"] for event in batch)
             time.sleep(self._pause_s * BATCH)
 
@@ -113,7 +113,7 @@ class Traffic:
             connection.close()
 
     def _with_sdk(self, numbers: range) -> None:
-        """The SDK answers nothing per event: what it still holds or gave up after ``join`` was not accepted."""
+        """Send with the SDK, which reports only failures: after ``join`` every other message was accepted."""
         failed: list[dict[str, Any]] = []
         client = _segment_sdk()(
             "demo",
@@ -136,7 +136,7 @@ class Traffic:
 
 
 def _segment_sdk() -> Any:
-    """The client class of the Segment SDK for Python, or None if it is not installed."""
+    """Return the client class of the Segment SDK for Python, or None if it is not installed."""
     try:
         from segment.analytics.client import Client as SegmentClient
     except ImportError:

@@ -5,50 +5,64 @@ from typing import Any
 
 import click
 
-from sidecar.cli.asking import DURATION, control_option, the_daemon
-from sidecar.cli.common import json_option, print_json
-from sidecar.cli.screen import bar
+from sidecar.cli.backend import DURATION, connect_daemon, control_option
+from sidecar.cli.common import hint, json_option, print_json
+from sidecar.cli.screen import printable, progress_bar
 from sidecar.errors import Failed
 from sidecar.units import show_count
 
 __all__ = ["drain"]
 
-LOOK_S = 0.25
+POLL_S = 0.25
 
 
 @click.command()
-@click.option("--timeout", "timeout_s", type=DURATION, help="Give up after this long, as in 10m; exit 1.")
+@click.option("--timeout", "timeout_s", type=DURATION, help="Give up after this time, as in 10m; exit 1.")
 @control_option
 @json_option
 def drain(timeout_s: float | None, control_flag: str | None, config_flag: str | None, as_json: bool) -> None:
     """Wait until nothing is pending, with a progress bar.
 
-    Exits with 1 at once while delivery is paused, since that can take for ever.
+    Exits with 1 at once if delivery is paused, because waiting has no end
+    then. While PX is away, or the day is spent, it says so and waits.
 
     \b
     Example:
       px-sidecar drain --timeout 10m && systemctl stop px-sidecar
     """
-    daemon = the_daemon(control_flag, config_flag)
+    daemon = connect_daemon(control_flag, config_flag)
     started_s = time.monotonic()
     status = daemon.get("/v1/status")
-    before = status["delivered"]
-    progress, task = bar("draining", total=status["pending"])
+    before, said = status, ""
+    progress, task = progress_bar("draining", total=status["pending"])
     with progress:
         while status["pending"]:
-            _judge(status, None if timeout_s is None else started_s + timeout_s - time.monotonic())
-            time.sleep(LOOK_S)
+            _raise_if_pointless(status, None if timeout_s is None else started_s + timeout_s - time.monotonic())
+            if not status["delivering"] and status["reasons"] and status["reasons"][0] != said:
+                said = status["reasons"][0]
+                progress.console.print(f"Waiting, nothing is delivered: {printable(hint(said))}", soft_wrap=True)
+            time.sleep(POLL_S)
             status = daemon.get("/v1/status")
-            done = status["delivered"] - before
+            done = status["delivered"] - before["delivered"]
             progress.update(task, completed=done, total=done + status["pending"])
     if as_json:
         print_json(status)
     else:
-        click.echo(f"Nothing is pending; {show_count(status['delivered'] - before)} events were delivered meanwhile.")
+        click.echo(_summary(before, status))
 
 
-def _judge(status: dict[str, Any], left_s: float | None) -> None:
-    """Raise Failed where waiting has no sense."""
+def _summary(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Return what became of the events meanwhile: those that were dropped or are dead were not delivered."""
+    text = f"Nothing is pending; {show_count(after['delivered'] - before['delivered'])} events were delivered"
+    if dropped := after["dropped"] - before["dropped"]:
+        text += f", {show_count(dropped)} dropped"
+    if (dead := after["dead"] - before["dead"]) > 0:
+        text += f", and {show_count(dead)} are dead ({hint('`px-sidecar dead list`')})"
+    return text + " in the meantime."
+
+
+def _raise_if_pointless(status: dict[str, Any], left_s: float | None) -> None:
+    """Raise Failed if delivery is paused or no time is left."""
     if status["state"] == "paused":
         raise Failed(f"{show_count(status['pending'])} events are pending. {status['reasons'][0]}")
     if left_s is not None and left_s <= 0:

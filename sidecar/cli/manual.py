@@ -1,6 +1,6 @@
-"""The man page, made from the help texts: ``python -m sidecar.cli.manual > px-sidecar.1``. For whoever builds a package.
+"""The man page, generated from the help texts: ``python -m sidecar.cli.manual > px-sidecar.1``, for package builds.
 
-What a verb's file cannot be loaded for (it is not there yet) is a mistake and not passed over.
+A verb whose file cannot be imported raises here, so that a package is never built without its documentation.
 """
 
 import inspect
@@ -16,22 +16,22 @@ __all__ = ["manual"]
 
 _EXITS = (
     ("0", "Done."),
-    ("1", "It failed; trying again may help."),
+    ("1", "Failed; trying again may help."),
     ("2", "Wrong usage."),
-    ("69", "The daemon that the verb needs is not running."),
-    ("78", "The configuration, the key or an outbox of a newer version makes starting pointless."),
+    ("69", "The daemon is not running, or does not answer this user."),
+    ("78", "Configuration, key or program version must change before the next start can succeed."),
 )
 _FILES = (
-    ("/etc/px-sidecar/config.toml", "The configuration. Another one by --config or $PX_SIDECAR_CONFIG."),
-    ("/etc/px-sidecar/api_key", "The PX API key, mode 0600, owner root; systemd hands it to the daemon."),
-    ("/var/lib/px-sidecar/outbox.db", "The outbox: every event that was accepted and is not delivered yet."),
-    ("/run/px-sidecar/events.sock", "Where apps hand over events, as does http://127.0.0.1:8321."),
-    ("/run/px-sidecar/control.sock", "Where this command asks the daemon."),
+    ("/etc/px-sidecar/config.toml", "The configuration; --config or $PX_SIDECAR_CONFIG name another file."),
+    ("/etc/px-sidecar/api_key", "The PX API key, mode 0600, owner root; systemd passes it to the daemon."),
+    ("/var/lib/px-sidecar/outbox.db", "The outbox: accepted events, their state and their history."),
+    ("/run/px-sidecar/events.sock", "Accepts events from apps, as does http://127.0.0.1:8321."),
+    ("/run/px-sidecar/control.sock", "The socket on which this command reaches the daemon."),
 )
 
 
 def manual() -> str:
-    """The page, as roff with the macros of man(7)."""
+    """Return the page as roff with the macros of man(7)."""
     return "\n".join([*_head(), *_verbs(), *_tables(), ""])
 
 
@@ -74,7 +74,7 @@ def _options(command: click.Command) -> Iterator[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Paragraphs as they are; one that click keeps word for word (it begins with a backspace) line by line."""
+    """Yield the paragraphs; those that click keeps verbatim (they begin with a backspace) line by line."""
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         lines = paragraph.split("\n")
         yield ".PP"

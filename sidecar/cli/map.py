@@ -1,9 +1,9 @@
-"""``px-sidecar map``: what PX would get for some events, without a daemon, a configuration or a network."""
+"""``px-sidecar map``: show the requests that events would become, without a daemon, a configuration or a network."""
 
 import difflib
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import click
@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sidecar.cli.common import config_option, json_option, load_config
+from sidecar.cli.common import config_option, json_for, json_option, load_config
+from sidecar.cli.screen import columns
 from sidecar.clock import SystemClock
 from sidecar.config import Config
+from sidecar.deliver.quota import DailyCaps
 from sidecar.errors import Failed
-from sidecar.events import BadJson, decode, merge_batch, seal
-from sidecar.mapping import Known, Mapped, compile_mapping, explain
+from sidecar.events import BadJson, decode, judge, shared_error, shared_of
+from sidecar.mapping import NO_ACCOUNT, Account, Known, Mapped, compile_mapping, explain
 from sidecar.mapping.reference import reference
 from sidecar.px import preview
 
@@ -30,10 +32,12 @@ PLACEHOLDER_KEY = "AP-XXXXXXXXXX-2"
 @click.command("map")
 @click.argument("file", type=click.File("rb"), default="-")
 @config_option
-@click.option("--received", metavar="MS", type=int, help="When the events were received, epoch milliseconds; else now.")
-@click.option("--explain", "explained", is_flag=True, help="Show which rule and path gave each PX field.")
 @click.option(
-    "--expect", metavar="FILE", type=click.File("rb"), help="Compare with these lines; exit 1 on a difference."
+    "--received", metavar="MS", type=int, help="Time of receipt of the events, epoch milliseconds; default: now."
+)
+@click.option("--explain", "explained", is_flag=True, help="Show which rule and path set each PX field.")
+@click.option(
+    "--expect", metavar="FILE", type=click.File("rb"), help="Compare with earlier output; exit 1 on a difference."
 )
 @click.option("--reference", "reference_asked", is_flag=True, help="Print the mapping reference, as Markdown.")
 @json_option
@@ -46,13 +50,13 @@ def map(
     reference_asked: bool,
     as_json: bool,
 ) -> None:
-    """Show what PX would get for the events in FILE, or on standard input.
+    """Show the requests that PX would get for the events in FILE.
 
-    FILE holds a JSON object, a JSON array, the body of a batch call, or one of
-    them per line. For each event one line of JSON comes out: {"requests": [...]}, {"dropped": "reason"}
-    or {"dead": "reason"}, with "changes" where a value was cut or replaced. What
-    identify and group say of a user is remembered for the events behind them.
-    No daemon and no configuration are needed.
+    FILE (or standard input) holds a JSON object, a JSON array, the body of a
+    batch call, or one of them per line. Each event gives one line of JSON:
+    {"requests": [...]}, {"dropped": "reason"} or {"dead": "reason"}, with
+    "changes" if a value was cut or replaced. Traits of identify and group apply
+    to later events of the same user. No daemon or configuration is needed.
 
     \b
     Examples:
@@ -64,35 +68,51 @@ def map(
     if reference_asked:
         click.echo(reference(), nl=False)
         return
+    if file is sys.stdin.buffer and sys.stdin.isatty():
+        click.echo("Reading events from the terminal; Ctrl-D ends them.", err=True)
     config = load_config(config_flag)
     received_ms = SystemClock().wall_ms() if received is None else received
-    outcomes = outcomes_of(events_in(file.read()), config, received_ms, explained=explained and expect is None)
+    outcomes = map_events(parse_events(file.read()), config, received_ms, explained=explained and expect is None)
     if expect is not None:
-        compare(outcomes, expect)
+        compare_outcomes(outcomes, expect)
     elif explained and not as_json:
-        show_explained(outcomes)
+        print_explanations(outcomes)
     else:
         for outcome in outcomes:
             click.echo(_line(outcome))
 
 
-def outcomes_of(
-    events: Iterable[Any], config: Config, received_ms: int, *, explained: bool = False
+def map_events(
+    events: Iterable[tuple[Any, Mapping[str, Any]]], config: Config, received_ms: int, *, explained: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """What becomes of each event, as ``map`` prints it; memory is carried from one to the next."""
-    mapper = compile_mapping(config.mapping, config.people)
+    """Yield the outcome of each event as ``map`` prints it; what is known of a user is carried from event to event."""
+    mapper = compile_mapping(config.mapping, config.people, config.identity)
     property_key = config.px.property_key or PLACEHOLDER_KEY
     known: dict[str | None, Known] = {}
-    for event in events:
-        sealed = None if isinstance(event, BadJson) else seal(event, config.outbox.max_event_bytes)
-        if sealed is None or sealed.bad or sealed.event is None:
-            yield {"dead": "bad_event", "detail": sealed.bad if sealed else f"not JSON: {event}"}
+    accounts: dict[str | None, Account] = {}
+    caps = DailyCaps()
+    limit = config.outbox.max_event_bytes
+    for event, shared in events:
+        if error := shared_error(shared, limit):
+            yield {"dead": "bad_event", "detail": error}
             continue
-        user = mapper.user_of(sealed.event)
-        memory = known.get(user, Known())
-        mapped = mapper.map(sealed.event, memory, property_key=property_key, received_ms=received_ms)
-        known[user] = mapped.known or memory
-        reasons = explain(mapper, sealed.event, mapped) if explained else []
+        checked = None if isinstance(event, BadJson) else judge(event, limit, None, shared)
+        if checked is None or checked.bad or checked.event is None:
+            yield {"dead": "bad_event", "detail": checked.bad if checked else f"not JSON: {event}"}
+            continue
+        user = mapper.user_of(checked.event)
+        remembered = known.get(user, Known())
+        if said := mapper.account_said(checked.event):
+            accounts[user] = Account(*said)
+        account = accounts.get(user, NO_ACCOUNT)
+        mapped = mapper.map(
+            checked.event, remembered, account=account, property_key=property_key, received_ms=received_ms
+        )
+        known[user] = mapped.known or remembered
+        if mapped.cap is not None and caps.take(mapped.cap, received_ms) is None:
+            detail = f'mapping.event "{mapped.cap.name}", per_day = {mapped.cap.per_day}'
+            mapped = Mapped(dropped="capped", detail=detail)
+        reasons = explain(mapper, checked.event, mapped) if explained else []
         yield _outcome(mapped) | ({"explain": [msgspec.to_builtins(reason) for reason in reasons]} if explained else {})
 
 
@@ -108,59 +128,69 @@ def _outcome(mapped: Mapped) -> dict[str, Any]:
     return outcome
 
 
-def events_in(data: bytes) -> Iterator[Any]:
-    """The events in a file: JSON, an array, the body of a batch call, or one of them per line; BadJson for what is none."""
+def parse_events(data: bytes) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    """Yield the events of a file: JSON, an array, a batch body, or one of these per line; BadJson for an invalid part.
+
+    Each comes with what its batch adds to it.
+    """
     lines = [line for line in data.split(b"\n") if line.strip()]
     if not lines:
         return
-    if len(lines) > 1 and isinstance(_decoded(lines[0]), BadJson) and not isinstance(_decoded(data), BadJson):
+    # Several lines that are not JSON by themselves, but together: one pretty-printed document.
+    if (
+        len(lines) > 1
+        and isinstance(_decode_or_error(lines[0]), BadJson)
+        and not isinstance(_decode_or_error(data), BadJson)
+    ):
         lines = [data]
     for line in lines:
-        value = _decoded(line)
-        if isinstance(value, dict) and isinstance(value.get("batch"), list):  # the body of /v1/batch, as SDKs send it
-            for event in value["batch"]:
-                merge_batch(value, event)
-            value = value["batch"]
-        yield from value if isinstance(value, list) else [value]
+        value = _decode_or_error(line)
+        shared: Mapping[str, Any] = {}
+        # A body of /v1/batch, as the SDKs send it: its context applies to each of its events.
+        if isinstance(value, dict) and isinstance(value.get("batch"), list):
+            shared, value = shared_of(value), value["batch"]
+        yield from ((event, shared) for event in (value if isinstance(value, list) else [value]))
 
 
-def _decoded(data: bytes) -> Any:
+def _decode_or_error(data: bytes) -> Any:
     try:
         return decode(data)
     except BadJson as error:
         return error
 
 
-def compare(outcomes: Iterable[dict[str, Any]], expect: BinaryIO) -> None:
-    """Compare with the lines of a file that ``map`` printed earlier. Raises Failed after showing each difference."""
-    expected = list(events_in(expect.read()))
-    got = list(outcomes)
+def compare_outcomes(outcomes: Iterable[dict[str, Any]], expect: BinaryIO) -> None:
+    """Compare with earlier output of ``map`` and print each difference. Raises Failed if there is one."""
+    expected = [outcome for outcome, _ in parse_events(expect.read())]
+    actual = list(outcomes)
     different = 0
-    for index in range(max(len(expected), len(got))):
-        want, have = (_shown(side[index] if index < len(side) else None) for side in (expected, got))
-        if want != have:
+    for index in range(max(len(expected), len(actual))):
+        expected_lines, actual_lines = (
+            _pretty_lines(side[index] if index < len(side) else None) for side in (expected, actual)
+        )
+        if expected_lines != actual_lines:
             different += 1
             click.echo(f"event {index + 1}:")
-            for line in difflib.unified_diff(want, have, "expected", "got", lineterm=""):
+            for line in difflib.unified_diff(expected_lines, actual_lines, "expected", "got", lineterm=""):
                 click.echo(f"  {line}")
     if different:
-        raise Failed(f"{different} of {len(got)} events map differently than expected; the differences are above.")
-    click.echo(f"{len(got)} events map as expected.", file=sys.stderr)
+        raise Failed(f"{different} of {len(actual)} events map differently than expected; see the differences above.")
+    click.echo(f"{len(actual)} events map as expected.", file=sys.stderr)
 
 
-def _shown(outcome: Any) -> list[str]:
-    if outcome is None:
+def _pretty_lines(outcome: Any) -> list[str]:
+    if outcome is None:  # one side has fewer events
         return ["nothing"]
     return json.dumps(outcome, indent=2, sort_keys=True, ensure_ascii=False, default=str).splitlines()
 
 
 def _line(outcome: Any) -> str:
-    return json.dumps(outcome, separators=(",", ":"), ensure_ascii=False)
+    return json_for(sys.stdout, json.dumps(outcome, separators=(",", ":"), ensure_ascii=False).encode())
 
 
-def show_explained(outcomes: Iterable[dict[str, Any]]) -> None:
-    """Print one table for each event, at most as wide as the terminal (80 columns in a pipe)."""
-    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
+def print_explanations(outcomes: Iterable[dict[str, Any]]) -> None:
+    """Print one table per event, as wide as the terminal (80 columns in a pipe)."""
+    console = Console(width=columns(sys.stdout), highlight=False)
     for number, outcome in enumerate(outcomes, 1):
         table = Table(title=f"event {number}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for heading, ratio in (("PX field", 3), ("value", 4), ("from", 4)):

@@ -1,25 +1,29 @@
 """``px-sidecar outbox``: move pending events between hosts."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 import msgspec
 
-from sidecar.cli.asking import control_option, reach, the_daemon
-from sidecar.cli.common import config_option, json_option, load_config, print_json
-from sidecar.cli.screen import bar
+from sidecar.cli.backend import connect_daemon, control_option, open_backend
+from sidecar.cli.bulk import batches, bulk_options, events_of, goes_ahead
+from sidecar.cli.common import config_option, hint, json_option, load_config, print_json
+from sidecar.cli.outbox_file import import_outbox
+from sidecar.cli.screen import progress_bar
+from sidecar.cli.socket_units import restart_sockets, stop_units
 from sidecar.config import property_key
+from sidecar.control.outbox_file import is_outbox_file
 from sidecar.errors import Failed, NotRunning
 from sidecar.units import show_count
 
-__all__ = ["outbox"]
+if TYPE_CHECKING:  # it loads SQLite and the mapping
+    from sidecar.control.offline import OfflineBackend
 
-# Half of what the daemon reads as one request.
-IMPORT_BYTES: Final = 2 * 2**20
-IMPORT_EVENTS: Final = 500
+__all__ = ["outbox"]
 
 
 @click.group()
@@ -28,7 +32,7 @@ def outbox() -> None:
 
     \b
     Example, on the old host and on the new one:
-      systemctl stop px-sidecar && px-sidecar outbox export moved.ndjson
+      px-sidecar outbox export moved.ndjson
       px-sidecar outbox import moved.ndjson
     """
 
@@ -40,61 +44,107 @@ def outbox() -> None:
 def export(file: Path, config_flag: str | None, as_json: bool) -> None:
     """Move all pending events into FILE, which must not exist.
 
-    What is safely in FILE counts here as dropped (moved). The daemon has to be
-    stopped: it has events in memory that would be sent all the same. The
-    events are written as today's privacy rules let people see them, with
-    their messageId and the time they were received. What is remembered of
-    users (their account) stays on this host.
+    Events that are synced to FILE count here as dropped (moved). No daemon may
+    run, because it would still send events that it has in memory: run as root
+    under systemd, the verb stops the daemon and its sockets. They stay stopped
+    until `outbox import`, `outbox import --back` or a start of the daemon.
+
+    The events pass through the current privacy rules and keep their messageId,
+    time of receipt, class and account, and carry the account of their user.
+    What PX was told of users stays on this host.
+    FILE is readable for its owner alone.
 
     \b
     Example:
-      systemctl stop px-sidecar && px-sidecar outbox export moved.ndjson
+      px-sidecar outbox export moved.ndjson
     """
-    from sidecar.control.carrying import carried, moved, pending_pages
     from sidecar.control.offline import open_file
 
-    _refuse_while_running(config_flag)
     config = load_config(config_flag)
     property_key(config.px)
-    count = 0
-    with open_file(config) as source, _new_file(file) as target:
-        progress, task = bar("exporting", total=source.store.pending())
-        with progress:
-            for rows in pending_pages(source.store):
-                lines = [(row, carried(row, source.product_of(row.source), source.mapper.redact)) for row in rows]
-                whole = [(row, line) for row, line in lines if line is not None]
-                target.write(b"".join(msgspec.json.encode(line) + b"\n" for _, line in whole))
-                _make_durable(target)
-                moved(source.store, [row for row, _ in whole], source.clock.wall_ms())
-                count += len(whole)
-                progress.update(task, completed=count)
+    # Before the outbox is opened, which root does with the rights of the outbox's owner.
+    with _create_file(file) as target:
+        units = stop_units(config_flag)
+        try:
+            _ensure_not_running(config_flag)
+            with open_file(config) as source:
+                count = _move(source, target, units)
+        except BaseException:
+            if not target.tell():  # nothing was moved
+                file.unlink()
+                restart_sockets(units)
+            raise
     if as_json:
         print_json({"moved": count, "file": str(file)})
     else:
-        click.echo(f"{show_count(count)} events were moved to {file}; `px-sidecar outbox import` takes them in.")
+        click.echo(hint(f"{events_of(count)} moved to {file}; run `px-sidecar outbox import` on the other host."))
+    if units:
+        click.echo(
+            hint(
+                f"The daemon, {' and '.join(units)} are stopped. They stay so until `px-sidecar outbox import`, "
+                f"`px-sidecar outbox import --back {file}` here, or a start of the daemon."
+            ),
+            err=True,
+        )
 
 
-def _refuse_while_running(config_flag: str | None) -> None:
+def _move(source: "OfflineBackend", target: BinaryIO, units: list[str]) -> int:
+    """Write, sync and mark all pending events page by page; return their number."""
+    from sidecar.control.export import (
+        ExportNote,
+        exported_events,
+        lift_export,
+        mark_exported,
+        note_export,
+        pending_pages,
+    )
+
+    settings, count = source.settings.now, 0
+    note = ExportNote(source.clock.wall_ms(), os.path.abspath(target.name), 0, units)
+    note_export(source.store, note)
+    progress, task = progress_bar("exporting", total=source.store.pending())
     try:
-        the_daemon(None, config_flag).get("/v1/config")
+        with progress:
+            for rows in pending_pages(source.store):
+                exportable = exported_events(source.store, rows, settings)
+                target.write(b"".join(msgspec.json.encode(line) + b"\n" for _, line in exportable))
+                _make_durable(target)
+                # Only now mark the rows: a crash before this line leaves them pending in both places, and none is lost.
+                mark_exported(source.store, [row for row, _ in exportable], source.clock.wall_ms())
+                count += len(exportable)
+                progress.update(task, completed=count)
+    except BaseException:
+        if not count:
+            lift_export(source.store)
+        raise
+    finally:
+        if count:
+            note_export(source.store, msgspec.structs.replace(note, moved=count))
+    return count
+
+
+def _ensure_not_running(config_flag: str | None) -> None:
+    try:
+        connect_daemon(None, config_flag).get("/v1/config")
     except NotRunning:
         return
-    raise Failed("The daemon is running and sends what would be exported; stop it first (`systemctl stop px-sidecar`).")
+    raise Failed("The daemon is running and would send exported events; stop it first (`systemctl stop px-sidecar`).")
 
 
-def _new_file(file: Path) -> BinaryIO:
+def _create_file(file: Path) -> BinaryIO:
+    """Create the file for its owner alone, durably."""
     try:
-        made = file.open("xb")
+        created = open(file, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))  # noqa: SIM115 - the caller closes it
         folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
     except FileExistsError:
-        raise Failed(f"{file} exists and may hold events that were moved before; name a new file.") from None
+        raise Failed(f"{file} exists and may hold events of an earlier export; name a new file.") from None
     except OSError as error:
-        raise Failed(f"{file} cannot be written ({error.strerror}); name a file in a folder that can.") from None
-    return made
+        raise Failed(f"{file} cannot be written ({error.strerror}); name a file in a writable folder.") from None
+    return created
 
 
 def _make_durable(target: BinaryIO) -> None:
@@ -103,62 +153,142 @@ def _make_durable(target: BinaryIO) -> None:
         os.fsync(target.fileno())
     except OSError as error:
         raise Failed(
-            f"{target.name} could not be written ({error.strerror}); what it holds whole was moved, the rest is still "
-            "pending here. Make room, and export into a new file."
+            f"{target.name} could not be written ({error.strerror}); the events synced to it were moved, the others are "
+            "still pending here. Free disk space, then export into a new file."
         ) from None
 
 
 @outbox.command("import")
 @click.argument("file", type=click.File("rb"))
+@click.option("--back", is_flag=True, help="Make events that were moved away from this host pending here again.")
+@click.option("--dead", is_flag=True, help="Of an outbox file: take in its dead letters, too, as pending events.")
+@bulk_options
 @control_option
 @json_option
-def import_(file: BinaryIO, control_flag: str | None, config_flag: str | None, as_json: bool) -> None:
-    """Take in the events of FILE, which `outbox export` wrote.
+def import_(
+    file: BinaryIO,
+    back: bool,
+    dead: bool,
+    yes: bool,
+    dry_run: bool,
+    control_flag: str | None,
+    config_flag: str | None,
+    as_json: bool,
+) -> None:
+    """Import the events of FILE.
 
-    They are accepted as if they came from an app, with their messageId: an
-    event that is known here is not stored again, so it can be repeated.
+    FILE was written by `outbox export`, or is an outbox file that the daemon
+    rescued (outbox.db.rescued-…) or that comes from a backup. The events are
+    accepted as from an app, with their messageId. An event that is already
+    stored is not stored again, so the import can be repeated. On the host that
+    exported them, --back makes pending what is still moved away. Events that
+    were delivered from an outbox file are not imported.
 
     \b
-    Example:
+    Examples:
       px-sidecar outbox import moved.ndjson
+      px-sidecar outbox import --back moved.ndjson
+      px-sidecar outbox import outbox.db.rescued-20260102T030405Z
     """
-    accepted = repeated = 0
-    with reach(control_flag, config_flag) as asked:
-        progress, task = bar("importing", total=None)
+    if _is_outbox(Path(file.name), dead=dead, lines_only=back or dry_run):
+        import_outbox(Path(file.name), dead=dead, control_flag=control_flag, config_flag=config_flag, as_json=as_json)
+        return
+    count = sum(1 for line in file if line.strip()) if file.seekable() else None
+    if file.seekable():
+        file.seek(0)
+    if (back or dry_run) and not _goes_ahead(count, back=back, yes=yes, dry_run=dry_run, as_json=as_json):
+        return
+    with open_backend(control_flag, config_flag) as backend:
+        total = {"accepted": 0, "repeated": 0, "moved": 0, "pruned": 0}
+        progress, task = progress_bar("importing", total=count)
         with progress:
-            for first_line, events in _batches(file):
+            for numbers, events in batches(_lines(file)):
                 try:
-                    answer = asked.post("/v1/import", {"events": events})
+                    result = backend.post("/v1/import", {"events": events} | ({"back": True} if back else {}))
                 except Failed as error:
                     raise Failed(
-                        f"The events from line {first_line} on were not taken in: {error} Correct that and repeat it; "
-                        "what was taken in before is recognised."
+                        f"The events from line {numbers[0]} on were not imported: {error} Correct the file and import it again; "
+                        "events that are already stored are skipped."
                     ) from None
-                accepted += answer["accepted"]
-                repeated += answer["repeated"]
-                progress.update(task, completed=accepted + repeated)
+                for name, number in result.items():
+                    total[name] += number
+                progress.update(task, completed=total["accepted"] + total["repeated"])
+        units = _lift(backend)
+    restart_sockets(units)  # outside of the block, in which root has the rights of the outbox's owner
     if as_json:
-        print_json({"accepted": accepted, "repeated": repeated})
+        print_json({name: number for name, number in total.items() if number or name in ("accepted", "repeated")})
     else:
-        click.echo(f"{show_count(accepted)} events were taken in; {show_count(repeated)} were known already.")
+        click.echo(
+            f"{show_count(total['accepted'])} events were imported; {show_count(total['repeated'])} were already stored."
+        )
+    if units:
+        click.echo(f"The export of this host is over: {' and '.join(units)} may start the daemon again.", err=True)
+    _say_what_is_missing(total, file.name)
 
 
-def _batches(file: BinaryIO) -> Iterator[tuple[int, list[msgspec.Raw]]]:
-    """Lines of the file in requests of a fitting size, each with the number of its first line. Raises Failed."""
-    batch: list[msgspec.Raw] = []
-    size_bytes, first = 0, 1
+def _is_outbox(path: Path, *, dead: bool, lines_only: bool) -> bool:
+    """Return whether the file is an outbox, not exported lines. Raises UsageError for options of the other kind."""
+    if path.is_file() and is_outbox_file(path):
+        if lines_only:
+            raise click.UsageError("--back and --dry-run are for a file of `outbox export`.")
+        return True
+    if dead:
+        raise click.UsageError("--dead is for an outbox file; a file of `outbox export` holds no dead letters.")
+    return False
+
+
+def _goes_ahead(count: int | None, *, back: bool, yes: bool, dry_run: bool, as_json: bool) -> bool:
+    """Say how many events the file holds, and ask; print the result if the answer is no."""
+    what = "The file" if count is None else events_of(count)
+    if goes_ahead(f"{what} to import{' back' if back else ''}.", yes=yes, dry_run=dry_run):
+        return True
+    if as_json:
+        print_json({"accepted": 0, "repeated": 0})
+    else:
+        click.echo("Nothing is imported (--dry-run)." if dry_run else "Nothing is imported.")
+    return False
+
+
+def _say_what_is_missing(total: dict[str, int], name: str) -> None:
+    """Exit with 1 if events of the file are neither here nor delivered from here."""
+    if total["moved"]:
+        click.echo(
+            hint(
+                f"{show_count(total['moved'])} of them were moved away from this host and are not pending; "
+                f"`px-sidecar outbox import --back {name}` makes them pending here again."
+            ),
+            err=True,
+        )
+    if total["pruned"]:
+        click.echo(
+            f"{show_count(total['pruned'])} of them are known here, but their rows are pruned (outbox.keep_delivered), so "
+            "that it is not known what became of them; once outbox.keep_ids has passed, `outbox import` takes them.",
+            err=True,
+        )
+    if total["moved"] or total["pruned"]:
+        sys.exit(1)
+
+
+def _lift(backend: object) -> list[str]:
+    """Lift an export of this host; return the units that it has stopped. With a daemon its start has done so."""
+    store = getattr(backend, "store", None)
+    if store is None:
+        return []
+    from sidecar.control.export import lift_export
+
+    note = lift_export(store)
+    return [] if note is None else note.units
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield the numbered lines that are not empty. Raises Failed for one that is not JSON."""
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
             msgspec.json.decode(line)
         except msgspec.DecodeError as error:
-            raise Failed(f"Line {number} is no JSON ({error}); is it a file of `outbox export`, and whole?") from None
-        if batch and (len(batch) == IMPORT_EVENTS or size_bytes + len(line) > IMPORT_BYTES):
-            yield first, batch
-            batch, size_bytes = [], 0
-        first = number if not batch else first
-        batch.append(msgspec.Raw(line.strip()))
-        size_bytes += len(line)
-    if batch:
-        yield first, batch
+            raise Failed(
+                f"Line {number} is not JSON ({error}); use a complete file written by `outbox export`."
+            ) from None
+        yield number, line.strip()

@@ -1,6 +1,7 @@
-"""``px-sidecar reconcile``: what PX says it has against what was delivered.
+"""``px-sidecar reconcile``: compare the number of events in PX with the number delivered, for each event name.
 
-PX answers 201 and drops some events silently (facts: ``px_and_sdks.md`` 1.2), so that only counting tells.
+PX answers 201 to events above its own limits and stores none of them (sidecar/px/README.md#limits), so only counting
+shows such a loss. One read of ``totalHits`` counts one name (sidecar/px/README.md#reading-back).
 """
 
 import sys
@@ -12,27 +13,28 @@ from typing import BinaryIO, Final
 import click
 import msgspec
 
-from sidecar.cli.asking import MOMENT, control_option, reach
+from sidecar.cli.backend import TIMESTAMP, control_option, open_backend
 from sidecar.cli.common import json_option, load_config, print_json
-from sidecar.cli.px_asking import ask_px, found_events
-from sidecar.cli.screen import bar, console, moment_ms, table
+from sidecar.cli.px_queries import ask_px, decode_events
+from sidecar.cli.screen import console, local_time_ms, progress_bar, table
 from sidecar.config import Config
-from sidecar.control.client import Asked
+from sidecar.control.client import ControlApi
 from sidecar.errors import Failed
 from sidecar.px import read_events
 from sidecar.units import show_count
 
-__all__ = ["Account", "reconcile"]
+__all__ = ["Reconciliation", "reconcile"]
 
-# PX shows an event some minutes after it took it.
+# PX shows an event some minutes after it accepted it; counted earlier, it would be reported as missing.
 TOO_NEW_MS: Final = 15 * 60_000
 MINUTE_MS: Final = 60_000
-MAX_RANGE_MS: Final = 190 * 86_400_000  # facts: px_and_sdks.md 1.6
-NAMES_A_TIME: Final = 20
+# PX refuses a longer range with 400: sidecar/px/README.md#reading-back.
+MAX_RANGE_MS: Final = 190 * 86_400_000
+NAMES_PER_ROUND: Final = 20
 
 
-class Name(msgspec.Struct):
-    """One event name: how often it was delivered, and how often PX has it (None: not asked, or it cannot be)."""
+class NameCount(msgspec.Struct):
+    """One event name: its delivered events, and those in PX (None: PX was not asked, or cannot be asked)."""
 
     name: str
     delivered: int
@@ -40,31 +42,33 @@ class Name(msgspec.Struct):
 
     @property
     def missing(self) -> int:
-        """How many of them PX does not have."""
+        """The number of delivered events that PX does not have."""
         return 0 if self.px is None else max(0, self.delivered - self.px)
 
 
-class Account(msgspec.Struct):
-    """What ``--json`` prints, and ``--add`` reads.
+class Reconciliation(msgspec.Struct):
+    """The figures that ``--json`` prints and ``--add`` reads.
 
-    Events are counted by their date, in [since, until]. ``complete_since_ms`` is later than ``since_ms`` if the history
-    of this host does not reach back so far: then PX rightly has more.
+    Events are counted by their date, from ``since_ms`` to ``until_ms`` inclusive. ``complete_since_ms`` is later than
+    ``since_ms`` if the history of this host starts later; PX then has more events than were counted here.
     """
 
     since_ms: int
     until_ms: int
     complete_since_ms: int
-    names: list[Name]
+    names: list[NameCount]
     delivered: int = 0
     px: int | None = None
     missing: int = 0
 
 
 @click.command()
-@click.option("--since", "since_ms", type=MOMENT, default="24h", show_default=True, help="As 24h (ago), or a date.")
-@click.option("--until", "until_ms", type=MOMENT, help="Likewise  [default: 15 minutes ago].")
+@click.option(
+    "--since", "since_ms", type=TIMESTAMP, default="24h", show_default=True, help="Start: 24h (ago), or a date."
+)
+@click.option("--until", "until_ms", type=TIMESTAMP, help="End  [default: 15 minutes ago].")
 @click.option("--add", "others", type=click.File("rb"), multiple=True, help="Another host's figures (--local --json).")
-@click.option("--local", is_flag=True, help="Only count what this host has delivered; do not ask PX.")
+@click.option("--local", is_flag=True, help="Only count what this host delivered; do not ask PX.")
 @control_option
 @json_option
 def reconcile(
@@ -76,12 +80,13 @@ def reconcile(
     config_flag: str | None,
     as_json: bool,
 ) -> None:
-    """Compare what PX has with what was delivered, per event name.
+    """Compare the events in PX with those delivered, per event name.
 
-    Events are counted by their date; the newest 15 minutes are left out, since
-    PX shows events late. If several hosts deliver to the PX subscription, add
-    the figures of the others with --add; the time is then that of the files.
-    Exits with 1 if PX has fewer than were delivered. The key needs Read.
+    Events are counted by their date. The newest 15 minutes are left out,
+    because PX shows events late. If several hosts deliver to the subscription,
+    add their figures with --add; start and end then come from the files. Exits
+    with 1 if PX has fewer events than were delivered, or if none could be
+    compared. The API key needs Read.
 
     \b
     Examples:
@@ -89,59 +94,59 @@ def reconcile(
       ssh host2 px-sidecar reconcile --local --json > host2.json
       px-sidecar reconcile --add host2.json
     """
-    added = [_read(file) for file in others]
+    added = [_read_figures(file) for file in others]
     since_ms, until_ms = _window(since_ms, until_ms, added)
-    with reach(control_flag, config_flag) as asked:
-        account = _delivered(asked, since_ms, until_ms)
-    account.complete_since_ms = max([account.complete_since_ms, *(one.complete_since_ms for one in added)])
-    account.names = _together([account, *added])
+    with open_backend(control_flag, config_flag) as backend:
+        result = _count_delivered(backend, since_ms, until_ms)
+    result.complete_since_ms = max([result.complete_since_ms, *(host.complete_since_ms for host in added)])
+    result.names = _merge_names([result, *added])
     if not local:
-        _ask_px(load_config(config_flag), account)
-    account.delivered = sum(one.delivered for one in account.names)
+        _ask_px(load_config(config_flag), result)
+    result.delivered = sum(name.delivered for name in result.names)
     if as_json:
-        print_json(account)
+        print_json(result)
     else:
-        _show(account)
-    if account.missing:
-        sys.exit(1)
+        _show(result, asked=not local)
+    if result.missing or (result.px is None and result.delivered and not local):
+        sys.exit(1)  # events are missing, or none could be compared
 
 
-def _window(since_ms: int, until_ms: int | None, added: list[Account]) -> tuple[int, int]:
-    """The time that is looked at. Raises Failed if there is none, or if the files do not agree about it."""
-    windows = {(one.since_ms, one.until_ms) for one in added}
+def _window(since_ms: int, until_ms: int | None, added: list[Reconciliation]) -> tuple[int, int]:
+    """Return start and end, in whole minutes. Raises Failed if the window is empty or too long, or if files differ."""
+    windows = {(host.since_ms, host.until_ms) for host in added}
     if len(windows) > 1:
-        raise Failed(
-            "The files given with --add are about different times; make them with the same --since and --until."
-        )
+        raise Failed("The files given with --add cover different times; create them with the same --since and --until.")
     if windows:
         return windows.pop()
     newest_ms = int(time.time() * 1000) - TOO_NEW_MS
     until_ms = min(newest_ms, newest_ms if until_ms is None else until_ms) // MINUTE_MS * MINUTE_MS
     since_ms = since_ms // MINUTE_MS * MINUTE_MS
     if since_ms >= until_ms:
-        raise Failed("The time ends before it begins: the newest 15 minutes are left out; give an earlier --since.")
+        raise Failed("The time window is empty: the newest 15 minutes are left out; give an earlier --since.")
     if until_ms - since_ms > MAX_RANGE_MS:
-        raise Failed("PX looks back over 190 days at most; give a later --since.")
+        raise Failed("PX reads back at most 190 days; give a later --since.")
     return since_ms, until_ms
 
 
-def _read(file: BinaryIO) -> Account:
+def _read_figures(file: BinaryIO) -> Reconciliation:
     try:
-        return msgspec.json.decode(file.read(), type=Account)
+        return msgspec.json.decode(file.read(), type=Reconciliation)
     except msgspec.DecodeError as error:
-        raise Failed(f"{file.name} holds no figures of `px-sidecar reconcile --local --json` ({error}).") from None
+        raise Failed(
+            f"{file.name} is not output of `px-sidecar reconcile --local --json` ({error}); create it again."
+        ) from None
 
 
-def _delivered(asked: Asked, since_ms: int, until_ms: int) -> Account:
-    """What this host has delivered, counted page by page, newest first."""
+def _count_delivered(backend: ControlApi, since_ms: int, until_ms: int) -> Reconciliation:
+    """Count the events that this host delivered, page by page, newest first."""
     names: Counter[str] = Counter()
     rows = ever = 0
     oldest_ms: int | None = None
     before: str | None = None
-    progress, task = bar("looking through the history", total=None)
+    progress, task = progress_bar("reading the history", total=None)
     with progress:
         while True:
-            page = asked.get("/v1/delivered", {"since_ms": since_ms, "until_ms": until_ms, "before": before})
+            page = backend.get("/v1/delivered", {"since_ms": since_ms, "until_ms": until_ms, "before": before})
             names.update(page["names"])
             rows, ever = rows + page["rows"], page["ever"]
             oldest_ms = page["oldest_ms"] or oldest_ms
@@ -150,71 +155,78 @@ def _delivered(asked: Asked, since_ms: int, until_ms: int) -> Account:
                 break
     complete_since_ms = since_ms
     if rows < ever and (oldest_ms is None or oldest_ms > since_ms):
-        # The history goes oldest first: what was delivered after the oldest that is kept is there.
+        # Retention deletes the oldest rows first: from the oldest row that is left, the history is complete.
         complete_since_ms = until_ms if oldest_ms is None else min(oldest_ms, until_ms)
-    return Account(since_ms, until_ms, complete_since_ms, [Name(name, count) for name, count in names.items()])
+    counts = [NameCount(name, count) for name, count in names.items()]
+    return Reconciliation(since_ms, until_ms, complete_since_ms, counts)
 
 
-def _together(accounts: Iterable[Account]) -> list[Name]:
-    """The names of all accounts. PX's filters do not tell cases apart (facts: ``px_and_sdks.md`` 1.2), so nor do we."""
-    found: dict[str, Name] = {}
-    for account in accounts:
-        for one in account.names:
-            together = found.setdefault(one.name.casefold(), Name(one.name, 0))
-            together.delivered += one.delivered
-    return sorted(found.values(), key=lambda one: (-one.delivered, one.name))
+def _merge_names(hosts: Iterable[Reconciliation]) -> list[NameCount]:
+    """Add up the names of all hosts, most events first. Case is ignored, as in PX's filters."""
+    by_name: dict[str, NameCount] = {}
+    for host in hosts:
+        for name in host.names:
+            merged = by_name.setdefault(name.name.casefold(), NameCount(name.name, 0))
+            merged.delivered += name.delivered
+    return sorted(by_name.values(), key=lambda name: (-name.delivered, name.name))
 
 
-def _ask_px(config: Config, account: Account) -> None:
-    progress, task = bar("asking PX", total=len(account.names))
-    askable = [one for one in account.names if ";" not in one.name]  # PX's filter reads it as its "and"
+def _ask_px(config: Config, result: Reconciliation) -> None:
+    """Fill in what PX has, ``NAMES_PER_ROUND`` names per connection. Raises Failed or ConfigError."""
+    progress, task = progress_bar("asking PX", total=len(result.names))
+    # PX's filter language reads ";" as "and" and has no way to quote it: such a name cannot be asked for.
+    askable = [name for name in result.names if ";" not in name.name]
     with progress:
-        for start in range(0, len(askable), NAMES_A_TIME):
-            part = askable[start : start + NAMES_A_TIME]
+        for start in range(0, len(askable), NAMES_PER_ROUND):
+            part = askable[start : start + NAMES_PER_ROUND]
             requests = [
-                read_events(event_name=one.name, from_ms=account.since_ms, until_ms=account.until_ms, page_size=1)
-                for one in part
+                read_events(event_name=name.name, from_ms=result.since_ms, until_ms=result.until_ms, page_size=1)
+                for name in part
             ]
-            for one, reply in zip(part, ask_px(config, requests), strict=True):
-                one.px = found_events(reply)["totalHits"]
+            for name, reply in zip(part, ask_px(config, requests), strict=True):
+                name.px = decode_events(reply)["totalHits"]
             progress.update(task, completed=start + len(part))
-    account.px = sum(one.px or 0 for one in account.names)
-    account.missing = sum(one.missing for one in account.names)
+    if any(name.px is not None for name in result.names):  # else nothing was compared, and 0 would be a claim
+        result.px = sum(name.px or 0 for name in result.names)
+    result.missing = sum(name.missing for name in result.names)
 
 
-def _show(account: Account) -> None:
+def _show(result: Reconciliation, *, asked: bool) -> None:
     out = console()
-    out.print(f"Events dated {moment_ms(account.since_ms)} to {moment_ms(account.until_ms)}:")
-    rows = [
-        (one.name, show_count(one.delivered), *_compared(one), _verdict(one, asked=account.px is not None))
-        for one in account.names
-    ]
+    out.print(f"Events dated {local_time_ms(result.since_ms)} to {local_time_ms(result.until_ms)}:")
+    rows = [(name.name, show_count(name.delivered), _in_px(name), _verdict(name, asked=asked)) for name in result.names]
     out.print(table(("name", "delivered", "in PX", "verdict"), rows, wide="name"))
-    if account.complete_since_ms > account.since_ms:
+    if result.complete_since_ms > result.since_ms:
         out.print(
-            f"Note: the history reaches back to {moment_ms(account.complete_since_ms)} only (outbox.keep_delivered), so that "
-            "what was delivered before is not counted."
+            f"Note: the history starts at {local_time_ms(result.complete_since_ms)} (outbox.keep_delivered); events "
+            "delivered before are not counted."
         )
-    if account.px is None:
-        out.print(f"{show_count(account.delivered)} events were delivered.")
-    elif account.missing:
+    if not asked:
+        out.print(f"{show_count(result.delivered)} events were delivered.")
+    elif result.missing:
         out.print(
-            f"PX has {show_count(account.missing)} events fewer than were delivered. It drops silently beyond 1,000 "
-            "events of a user a day, 500 of a session and 2,000 event names; some plans want names registered under "
-            "Administration > Events."
+            f"PX has {show_count(result.missing)} events fewer than were delivered. It discards events above 1,000 per "
+            "user and day, 500 per session and 2,000 event names without an error; some plans require each name to be "
+            "registered under Administration > Events."
+        )
+    elif result.px is None:
+        out.print(
+            "Nothing was compared: no event was delivered in this time, or none has a name that PX can be asked for."
         )
     else:
-        out.print("PX has everything that was delivered.")
+        unasked = sum(name.px is None for name in result.names)
+        but = f", except {unasked} names with a semicolon, which PX cannot be asked for" if unasked else ""
+        out.print(f"PX has all events that were delivered{but}.")
 
 
-def _compared(one: Name) -> tuple[str]:
-    return ("-" if one.px is None else show_count(one.px),)
+def _in_px(name: NameCount) -> str:
+    return "-" if name.px is None else show_count(name.px)
 
 
-def _verdict(one: Name, *, asked: bool) -> str:
-    if one.px is None:
-        return "cannot be asked (;)" if asked else ""
-    if one.missing:
-        return f"{show_count(one.missing)} MISSING"
-    more = one.px - one.delivered
+def _verdict(name: NameCount, *, asked: bool) -> str:
+    if name.px is None:
+        return "cannot ask (;)" if asked else ""
+    if name.missing:
+        return f"{show_count(name.missing)} MISSING"
+    more = name.px - name.delivered
     return f"{show_count(more)} more" if more else "ok"

@@ -1,4 +1,4 @@
-"""``px-sidecar send``: one event, the way an app sends it; and what became of it."""
+"""``px-sidecar send``: send one event as an app does, and report its outcome."""
 
 import sys
 import time
@@ -8,31 +8,30 @@ from typing import Any, Final
 import click
 import msgspec
 
-from sidecar.cli.asking import DURATION, control_option, the_daemon
-from sidecar.cli.common import json_option, load_config, print_json
-from sidecar.cli.px_asking import ask_px, found_events
+from sidecar.cli.backend import DURATION, connect_daemon, control_option
+from sidecar.cli.common import hint, json_option, load_config, print_json
+from sidecar.cli.px_queries import is_in_px
 from sidecar.cli.screen import json_text, printable
 from sidecar.client import Client, NotAccepted
-from sidecar.control.client import Daemon
+from sidecar.control.client import DaemonClient
 from sidecar.errors import Failed
-from sidecar.px import read_events
 
 __all__ = ["send"]
 
+ANONYMOUS: Final = "px-sidecar-send"
 VERIFY_EVERY_S: Final = 2.0
-VERIFY_WINDOW_MS: Final = 60_000
-FINAL: Final = ("delivered", "dropped", "dead")
+FINAL_STATES: Final = ("delivered", "dropped", "dead")
 
 
 @click.command()
 @click.argument("name")
 @click.option("--user", help="The userId; without one the event is anonymous.")
-@click.option("--account", help="The account of the user, as context.groupId.")
+@click.option("--account", help="The account of the user; sent as context.groupId.")
 @click.option(
-    "--property", "properties", metavar="K=V", multiple=True, help="A property; V is JSON or text. Repeatable."
+    "--property", "properties", metavar="K=V", multiple=True, help="A property; V is JSON or text; repeatable."
 )
-@click.option("--wait", is_flag=True, help="Wait for what becomes of it; exit 1 if it is not delivered.")
-@click.option("--verify", is_flag=True, help="Wait, then read it back from PX (the key needs Read).")
+@click.option("--wait", is_flag=True, help="Wait for the outcome; exit 1 if it is not delivered.")
+@click.option("--verify", is_flag=True, help="Wait, then read it back from PX; the key needs Read.")
 @click.option("--timeout", "timeout_s", type=DURATION, default="60s", show_default=True, help="How long to wait.")
 @control_option
 @json_option
@@ -50,48 +49,64 @@ def send(
 ) -> None:
     """Send the event NAME through the running daemon.
 
-    It goes the way of every event: the Unix socket, the outbox, the mapping,
-    PX. Without --wait the verb ends once the event is on disk.
+    The event takes the path of every event: Unix socket, outbox, mapping, PX.
+    Without --wait the command ends when the event is on disk.
 
     \b
     Examples:
       px-sidecar send "Feature Used" --user u1 --property feature=export --wait
       px-sidecar send "Feature Used" --user u1 --account acme --verify
     """
-    daemon = the_daemon(control_flag, config_flag)
-    event = {"user": user, "name": name, "account": account, "properties": dict(map(_property, properties))}
+    daemon = connect_daemon(control_flag, config_flag)
+    event = {"user": user, "name": name, "account": account, "properties": dict(map(_parse_property, properties))}
     if not wait and not verify:
         message_id = _send(daemon, event)
         if as_json:
             print_json({"what": "accepted", "messageId": message_id})
         else:
-            click.echo(f"accepted: it is on disk and will be delivered ({message_id})")
+            click.echo(f"accepted: it is on disk and {_expected(daemon, event)} ({message_id})")
         return
     record = _send_and_wait(daemon, event, timeout_s)
     if verify and "payload" in record:
-        record["verified"] = _verified(config_flag, record["payload"], time.monotonic() + timeout_s)
+        record["verified"] = _is_in_px(config_flag, record["payload"], time.monotonic() + timeout_s)
     if as_json:
         print_json(record)
     else:
-        _show(record)
+        _print_outcome(record)
     if record["what"] != "delivered" or record.get("verified") is False:
         sys.exit(1)
 
 
-def _property(text: str) -> tuple[str, Any]:
+def _parse_property(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise click.BadParameter(f"{text!r} is no property; write KEY=VALUE.", param_hint="--property")
+        raise click.BadParameter(f"{text!r} is not a property; write KEY=VALUE.", param_hint="--property")
     try:
         return key, msgspec.json.decode(value)
     except msgspec.DecodeError:
         return key, value
 
 
-def _send(daemon: Daemon, event: dict[str, Any]) -> str:
+def _expected(daemon: DaemonClient, event: dict[str, Any]) -> str:
+    """Return in words what the mapping in force makes of the event."""
+    call: dict[str, Any] = {"type": "track", "event": event["name"], "properties": event["properties"]}
+    call |= {"userId": event["user"]} if event["user"] is not None else {"anonymousId": ANONYMOUS}
+    (outcome,) = daemon.post("/v1/map", {"events": [call]})["results"]
+    if "dropped" not in outcome:
+        return "will be delivered"
+    return f"will be dropped: {outcome['dropped']}. {_why_dropped(outcome['dropped'])}"
+
+
+def _why_dropped(reason: str) -> str:
+    if reason == "no_user":
+        return "PX keeps events of known users only; give --user"
+    return hint("`px-sidecar map --explain` shows why")
+
+
+def _send(daemon: DaemonClient, event: dict[str, Any]) -> str:
     path = daemon.get("/v1/config")["listen"]["unix"]
     context = {"groupId": event["account"]} if event["account"] is not None else None
-    anonymous = None if event["user"] is not None else "px-sidecar-send"
+    anonymous = None if event["user"] is not None else ANONYMOUS
     try:
         with Client(path) as client:
             return client.track(
@@ -101,60 +116,54 @@ def _send(daemon: Daemon, event: dict[str, Any]) -> str:
         raise Failed(str(error)) from None
 
 
-def _send_and_wait(daemon: Daemon, event: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    """The record of the event's final outcome. Raises Failed if there is none in time."""
-    chosen = {"user": event["user"]} if event["user"] is not None else {"name": event["name"]}
-    with daemon.lines("/v1/tail", chosen, patience_s=timeout_s) as records:
-        next(records)  # from here on nothing is missed
+def _send_and_wait(daemon: DaemonClient, event: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    """Return the record of the event's final state. Raises Failed if it has none within ``timeout_s``."""
+    filters = {"user": event["user"]} if event["user"] is not None else {"name": event["name"]}
+    with daemon.lines("/v1/tail", filters, timeout_s=timeout_s) as records:
+        next(records)  # "listening": from here on the feed misses no outcome of this event
         message_id = _send(daemon, event)
+        if sys.stderr.isatty():
+            click.echo("Accepted; waiting for its end. Ctrl-C stops waiting, and the event is kept.", err=True)
         try:
-            return _outcome(records, message_id, time.monotonic() + timeout_s)
+            return _follow_feed(records, message_id, time.monotonic() + timeout_s)
         except TimeoutError:
             return _from_outbox(daemon, message_id)
 
 
-def _outcome(records: Iterator[Any], message_id: str, deadline_s: float) -> dict[str, Any]:
-    """Follow the feed to the event's last record. Raises TimeoutError."""
+def _follow_feed(records: Iterator[Any], message_id: str, deadline_s: float) -> dict[str, Any]:
+    """Read the feed up to the event's final record. Raises TimeoutError."""
     for record in records:
         if record.get("messageId") == message_id:
-            if record["what"] in FINAL:
+            if record["what"] in FINAL_STATES:
                 return dict(record)
             if record["what"] == "retry":
                 click.echo(f"attempt {record['attempts']} failed: {printable(record['detail'])}", err=True)
         if time.monotonic() > deadline_s:
             raise TimeoutError
-    raise Failed(f"The daemon stopped meanwhile; the event is kept ({message_id}).")
+    raise Failed(f"The daemon stopped before the outcome was known; the event is kept ({message_id}).")
 
 
-def _from_outbox(daemon: Daemon, message_id: str) -> dict[str, Any]:
-    """What the outbox knows of an event whose outcome the feed has not told, or not to us."""
+def _from_outbox(daemon: DaemonClient, message_id: str) -> dict[str, Any]:
+    """Return the event's final state from the outbox, if a slow reader of the feed missed it. Raises Failed if pending."""
     found = daemon.get("/v1/events", {"message_id": message_id, "limit": 1})["events"]
-    if found and found[0]["state"] in FINAL:
+    if found and found[0]["state"] in FINAL_STATES:
         return {"what": found[0]["state"], **found[0]}
-    reasons = daemon.get("/v1/status")["reasons"] or ["Look at `px-sidecar status`."]
+    reasons = daemon.get("/v1/status")["reasons"] or [hint("Run `px-sidecar status` for the reason.")]
     raise Failed(f"The event is accepted and kept, but not delivered yet ({message_id}). {reasons[0]}")
 
 
-def _verified(config_flag: str | None, payload: dict[str, Any], deadline_s: float) -> bool:
-    """Whether PX shows the event, asked again and again: it may take a while to appear there."""
+def _is_in_px(config_flag: str | None, payload: dict[str, Any], deadline_s: float) -> bool:
+    """Poll PX until it shows the event or the deadline passes: an event appears some time after it was accepted."""
     config = load_config(config_flag)
-    request = read_events(
-        event_name=payload["eventName"],
-        user_id=payload["identifyId"],
-        from_ms=payload["date"] - VERIFY_WINDOW_MS,
-        until_ms=payload["date"] + VERIFY_WINDOW_MS,
-        page_size=1_000,
-    )
     while True:
-        found = found_events(ask_px(config, [request])[0])["customEvents"]
-        if any(one.get("date") == payload["date"] for one in found if isinstance(one, dict)):
+        if is_in_px(config, payload):
             return True
         if time.monotonic() > deadline_s:
             return False
         time.sleep(VERIFY_EVERY_S)
 
 
-def _show(record: dict[str, Any]) -> None:
+def _print_outcome(record: dict[str, Any]) -> None:
     what = record["what"]
     if what == "delivered":
         attempts = f" at attempt {record['attempts']}" if record["attempts"] > 1 else ""
@@ -162,12 +171,12 @@ def _show(record: dict[str, Any]) -> None:
         if "payload" in record:
             click.echo(json_text(record["payload"]))
     else:
-        detail = printable(record.get("detail") or "`px-sidecar map` shows why.")
+        detail = printable(record.get("detail") or f"{_why_dropped(record['reason'])}.")
         click.echo(f"{what}: {record['reason']}. {detail}")
     if "verified" in record:
         click.echo(
             "verified: PX shows the event"
             if record["verified"]
-            else "not verified: PX took the event, but does not show it (yet); some plans want its name registered "
+            else "not verified: PX accepted the event but does not show it yet; some plans require its name to be registered "
             "under Administration > Events"
         )

@@ -1,4 +1,4 @@
-"""``px-sidecar status``: one screen that says how things are, what is wrong and what to do."""
+"""``px-sidecar status``: one screen with the state, the problems and what to do about them."""
 
 import sys
 import time
@@ -10,27 +10,33 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.text import Text
 
-from sidecar.cli.asking import control_option, reach, the_daemon
-from sidecar.cli.common import json_option, print_json
-from sidecar.cli.screen import console, fields, moment, printable
+from sidecar.cli.backend import connect_daemon, control_option, open_backend
+from sidecar.cli.common import hint, json_option, print_json
+from sidecar.cli.screen import console, fields, local_time, printable
 from sidecar.errors import NotRunning, SidecarError
 from sidecar.units import show_count, show_duration, show_size
 
-__all__ = ["screen", "status"]
+__all__ = ["render_status", "status"]
 
 WATCH_S = 1.0
-MOST_REASONS = 4
+MAX_PROBLEMS = 8
+STYLES = {
+    "accepting": ("bold red", ""),
+    "delivery": ("bold", ""),
+    "loss": ("bold yellow", ""),
+    "limit": ("yellow", "Near a limit: "),
+    "note": ("yellow", "Note: "),
+}
 
 
 @click.command()
-@click.option("--watch", is_flag=True, help="Draw again every second, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Redraw every second until Ctrl-C.")
 @control_option
 @json_option
 def status(watch: bool, control_flag: str | None, config_flag: str | None, as_json: bool) -> None:
-    """Show state, rate, quota, backlog, and what is wrong and what to do.
+    """Show state, rate, quota, backlog, problems and what to do about them.
 
-    Without a running daemon it shows what the outbox file tells, and exits
-    with 69.
+    Without a running daemon it reads the outbox file and exits with 69.
 
     \b
     Examples:
@@ -41,128 +47,159 @@ def status(watch: bool, control_flag: str | None, config_flag: str | None, as_js
     if watch:
         _watch(control_flag, config_flag, as_json)
         return
-    with reach(control_flag, config_flag) as asked:
-        found = asked.get("/v1/status")
+    with open_backend(control_flag, config_flag) as backend:
+        snapshot = backend.get("/v1/status")
     if as_json:
-        print_json(found)
+        print_json(snapshot)
     else:
-        console().print(screen(found))
-    if found["state"] == "stopped":
+        console().print(render_status(snapshot))
+    if snapshot["state"] == "stopped":
         sys.exit(NotRunning.exit_code)
 
 
 def _watch(control_flag: str | None, config_flag: str | None, as_json: bool) -> None:
-    daemon = the_daemon(control_flag, config_flag)
-    found = daemon.get("/v1/status")
+    daemon = connect_daemon(control_flag, config_flag)
+    snapshot = daemon.get("/v1/status")
     try:
         if as_json:
             while True:
-                print_json(found)
+                print_json(snapshot)
                 time.sleep(WATCH_S)
-                found = daemon.get("/v1/status")
-        _live(console(), daemon.get, found)
+                snapshot = daemon.get("/v1/status")
+        _redraw(console(), daemon.get, snapshot)
     except KeyboardInterrupt:
-        pass  # the way out
+        pass  # the normal way to stop
 
 
-def _live(out: Console, get: Any, found: dict[str, Any]) -> None:
+def _redraw(out: Console, get: Any, snapshot: dict[str, Any]) -> None:
     with Live(console=out, auto_refresh=False, screen=out.is_terminal) as live:
         while True:
-            live.update(screen(found), refresh=True)
+            live.update(render_status(snapshot), refresh=True)
             time.sleep(WATCH_S)
             try:
-                found = get("/v1/status")
-            except NotRunning as error:  # a restart is a thing one watches
-                live.update(Text(str(error), style="red"), refresh=True)
+                snapshot = get("/v1/status")
+            except NotRunning as error:  # keep watching: an operator restarts the daemon in another terminal
+                live.update(Text(hint(str(error)), style="red"), refresh=True)
                 time.sleep(WATCH_S)
-                found = found | {"state": "stopped", "reasons": [str(error)]}
+                snapshot = snapshot | {"state": "stopped", "problems": [], "reasons": [str(error)]}
             except SidecarError as error:
-                found = found | {"reasons": [str(error)]}
+                snapshot = snapshot | {"problems": [], "reasons": [str(error)]}
 
 
-def screen(found: dict[str, Any]) -> RenderableType:
-    """The status as one screen: the verdict first."""
-    parts: list[RenderableType] = [_verdict(found)]
-    for reason in found["reasons"][:MOST_REASONS]:
-        parts.append(Padding.indent(Text(printable(reason), style="bold"), 2))
-    for warning in found["warnings"]:
-        parts.append(Padding.indent(Text(f"Note: {printable(warning)}", style="yellow"), 2))
-    return Group(*parts, Text(""), fields(_lines(found)))
+def render_status(snapshot: dict[str, Any]) -> RenderableType:
+    """Return the status as one screen: the headline, what is wrong, the worst first, then the figures."""
+    parts: list[RenderableType] = [_headline(snapshot)]
+    found = _problems(snapshot)
+    for severity, message in found[:MAX_PROBLEMS]:
+        style, prefix = STYLES.get(severity, ("yellow", ""))
+        parts.append(Padding.indent(Text(prefix + printable(hint(message)), style=style), 2))
+    if len(found) > MAX_PROBLEMS:
+        parts.append(
+            Padding.indent(Text(hint(f"… and {len(found) - MAX_PROBLEMS} more: `px-sidecar status --json`")), 2)
+        )
+    return Group(*parts, Text(""), fields(_lines(snapshot)))
 
 
-def _verdict(found: dict[str, Any]) -> Text:
-    """The line that is read at 3 a.m."""
-    version = Text(f"px-sidecar {found['version']}: ")
-    since = f" since {moment(found['since'])}" if found["since"] else ""
-    again = ""
-    if found["next_try_in_s"] is not None:
-        again = f", tries again in {show_duration(found['next_try_in_s'])}"
-    match found["state"]:
+def _problems(snapshot: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return severities and sentences; a daemon of an earlier version gives reasons and warnings alone."""
+    found = [(problem["severity"], problem["message"]) for problem in snapshot.get("problems", [])]
+    known = {message for _, message in found}
+    found += [("delivery", reason) for reason in snapshot["reasons"] if reason not in known]
+    return found + [("note", warning) for warning in snapshot["warnings"] if warning not in known]
+
+
+def _headline(snapshot: dict[str, Any]) -> Text:
+    """Return the first line: whether the daemon delivers, and when it tries next."""
+    version = Text(f"px-sidecar {snapshot['version']}: ")
+    since = f" since {local_time(snapshot['since'])}" if snapshot["since"] else ""
+    last = f", last delivery {local_time(snapshot['last_delivered'])}" if snapshot["last_delivered"] else ""
+    next_try = ""
+    if snapshot["next_try_in_s"] is not None:
+        next_try = f", next try in {show_duration(snapshot['next_try_in_s'])}"
+    match snapshot["state"]:
         case "stopped":
             return version + Text("not running", style="bold red")
-        case "open" if found["delivering"] and not found["reasons"]:
-            what = "delivering" if found["pending"] or found["in_flight"] else "idle, everything is delivered"
-            return version + Text(what, style="bold green") + Text(since)
-        case "open" if found["delivering"]:
-            return version + Text("delivering, but look:", style="bold yellow")
-        case "open":
+        case "open" if snapshot["delivering"] and not snapshot["reasons"]:
+            if snapshot["pending"] or snapshot["in_flight"]:
+                return version + Text("delivering", style="bold green") + Text(since)
+            if snapshot["dead"]:
+                return version + Text("idle, but not everything is delivered", style="bold yellow") + Text(last)
+            return version + Text("idle, everything is delivered", style="bold green") + Text(last)
+        case "open" if snapshot["delivering"]:
+            return version + Text("delivering, with a problem:", style="bold yellow")
+        case "open" if snapshot["quota"]["free_in_s"] > 0:
             return version + Text("not delivering: the day's quota is spent", style="bold yellow")
+        case "open":
+            return version + Text("not delivering:", style="bold yellow")
         case "paused":
-            return version + Text("not delivering: paused", style="bold red") + Text(since + again)
+            return version + Text("not delivering: paused", style="bold red") + Text(since + next_try)
         case state:
-            return version + Text(f"not delivering: {state}", style="bold yellow") + Text(since + again)
+            return version + Text(f"not delivering: {state}", style="bold yellow") + Text(since + next_try)
 
 
-def _lines(found: dict[str, Any]) -> list[tuple[str, object]]:
-    lines: list[tuple[str, object]] = [("pending", _pending(found)), ("delivered", _delivered(found))]
-    lines.append(("dropped", _reasons(found["dropped"], found["dropped_by_reason"])))
-    dead = _reasons(found["dead"], found["dead_by_reason"])
-    lines.append(("dead", f"{dead}; `px-sidecar dead list`" if found["dead"] else dead))
-    repeated = f", {show_count(found['repeated'])} repeats recognised" if found["repeated"] else ""
-    lines.append(("accepted", f"{show_count(found['accepted'])}{repeated}"))
-    lines.append(("pace", _pace(found)))
-    lines.append(("quota", _quota(found["quota"])))
-    lines.append(("outbox", _outbox(found)))
-    if slow := found["slowest_user"]:
-        waits = show_duration(slow["waiting_for_s"])
-        who = printable(slow["user"]) if slow["user"] is not None else "an event without a user"
-        lines.append(("slowest", f"{who} waits for {waits}, {slow['attempts']} attempts: {printable(slow['detail'])}"))
-    problem = found["last_problem"]
-    if problem and problem["message"] not in found["reasons"][:MOST_REASONS]:  # else it was just read
-        lines.append(("last problem", f"{moment(problem['when'])}  {printable(problem['message'])}"))
+def _lines(snapshot: dict[str, Any]) -> list[tuple[str, object]]:
+    lines: list[tuple[str, object]] = [("pending", _pending(snapshot)), ("delivered", _delivered(snapshot))]
+    lines.append(("dropped", _counted_reasons(snapshot["dropped"], snapshot["dropped_by_reason"])))
+    dead = _counted_reasons(snapshot["dead"], snapshot["dead_by_reason"])
+    lines.append(("dead", hint(f"{dead}; `px-sidecar dead list`") if snapshot["dead"] else dead))
+    repeated = f", {show_count(snapshot['repeated'])} duplicates not stored" if snapshot["repeated"] else ""
+    lines.append(("accepted", f"{show_count(snapshot['accepted'])}{repeated}"))
+    if count := snapshot.get("without_account"):
+        lines.append(
+            ("no account", f"{show_count(count)} events since the start; behind a load balancer send context.groupId")
+        )
+    lines.append(("pace", _pace(snapshot)))
+    lines.append(("quota", _quota(snapshot["quota"])))
+    lines.append(("outbox", _outbox(snapshot)))
+    if slowest := snapshot["slowest_user"]:
+        waits = show_duration(slowest["waiting_for_s"])
+        user = printable(slowest["user"]) if slowest["user"] is not None else "an event without a user"
+        lines.append(
+            ("slowest", f"{user} waiting for {waits}, {slowest['attempts']} attempts: {printable(slowest['detail'])}")
+        )
+    problem = snapshot["last_problem"]
+    if problem and problem["message"] not in snapshot["reasons"]:  # shown above as a problem otherwise
+        lines.append(("last problem", f"{local_time(problem['when'])}  {printable(hint(problem['message']))}"))
     return lines
 
 
-def _pending(found: dict[str, Any]) -> str:
-    text = show_count(found["pending"])
-    if not found["pending"]:
+def _pending(snapshot: dict[str, Any]) -> str:
+    text = show_count(snapshot["pending"])
+    if not snapshot["pending"]:
         return text
-    if found["pending_high"]:
-        text += f" ({show_count(found['pending_high'])} high)"
-    if found["oldest_pending_age_s"] is not None:
-        text += f", oldest {show_duration(found['oldest_pending_age_s'])}"
-    return text + (f", drained in {show_duration(found['drain_s'])}" if found["drain_s"] is not None else "")
+    if snapshot["pending_high"]:
+        text += f" ({show_count(snapshot['pending_high'])} high)"
+    if snapshot["oldest_pending_age_s"] is not None:
+        text += f", oldest {show_duration(snapshot['oldest_pending_age_s'])}"
+    if snapshot["drain_s"] is None:
+        return text
+    takes = show_duration(snapshot["drain_s"])
+    return f"{text}, drained in {takes}" if snapshot["state"] == "open" else f"{text}, {takes} to drain"
 
 
-def _delivered(found: dict[str, Any]) -> str:
-    text = f"{show_count(found['delivered'])}, {found['rate']:g}/s"
-    if found["last_delivered"]:
-        text += f", last {moment(found['last_delivered'])}"
-    if found["retries"]:
-        text += f"; {show_count(found['retries'])} retries"
-    return text + (f", {show_count(found['ambiguous'])} of unknown outcome" if found["ambiguous"] else "")
+def _delivered(snapshot: dict[str, Any]) -> str:
+    text = f"{show_count(snapshot['delivered'])}, {snapshot['rate']:g}/s"
+    if snapshot["last_delivered"]:
+        text += f", last {local_time(snapshot['last_delivered'])}"
+    if snapshot["retries"]:
+        text += f"; {show_count(snapshot['retries'])} retries"
+    return text + (f", {show_count(snapshot['ambiguous'])} of unknown outcome" if snapshot["ambiguous"] else "")
 
 
-def _reasons(count: int, reasons: dict[str, int]) -> str:
+def _counted_reasons(count: int, reasons: dict[str, int]) -> str:
     if not count:
         return "0"
     named = ", ".join(f"{reason} {show_count(number)}" for reason, number in reasons.items())
     return f"{show_count(count)} ({named})"
 
 
-def _pace(found: dict[str, Any]) -> str:
-    text = f"{found['pace']:g} of {found['ceiling']:g} requests/s"
-    return f"{text}, {found['in_flight']} in flight, {found['lanes']} connections"
+def _pace(snapshot: dict[str, Any]) -> str:
+    text = f"{snapshot['pace']:g} of {snapshot['ceiling']:g} requests/s"
+    if snapshot["state"] == "open" and not (snapshot["pending"] or snapshot["in_flight"]):
+        return f"idle; up to {text} once events come"
+    if not snapshot["delivering"] and not snapshot["in_flight"]:
+        return f"nothing is sent now; up to {text} once delivery continues"
+    return f"{text}, {snapshot['in_flight']} in flight, {snapshot['lanes']} connections"
 
 
 def _quota(quota: dict[str, Any]) -> str:
@@ -172,8 +209,8 @@ def _quota(quota: dict[str, Any]) -> str:
     return text
 
 
-def _outbox(found: dict[str, Any]) -> str:
-    outbox = found["outbox"]
+def _outbox(snapshot: dict[str, Any]) -> str:
+    outbox = snapshot["outbox"]
     used = "?" if outbox["bytes"] is None else show_size(outbox["bytes"])
-    full = f", FULL ({found['full']})" if found["full"] else ""
+    full = f", FULL ({snapshot['full']})" if snapshot["full"] else ""
     return f"{used} of {show_size(outbox['max_bytes'])}{full}  {printable(outbox['path'])}"

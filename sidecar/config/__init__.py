@@ -1,52 +1,94 @@
-"""The configuration: one strict tree of msgspec Structs, and the one place that reads files and variables for it."""
+"""The configuration: a strict tree of msgspec Structs, and the code that loads it from file and environment."""
 
-from sidecar.config.json_schema import json_schema
-from sidecar.config.keys import api_key, odd_property_key, property_key
-from sidecar.config.load import config_path, load, load_text
-from sidecar.config.reload import reloaded
-from sidecar.config.schema import (
-    AttributeRules,
-    Config,
-    Deliver,
-    Duration,
-    EventRules,
-    Identity,
-    Listen,
-    Log,
-    Mapping,
-    Outbox,
-    People,
-    Px,
-    Secret,
-    Size,
-    Source,
-)
-from sidecar.config.show import as_toml, effective
+from typing import TYPE_CHECKING
+
+from sidecar.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from sidecar.config.credentials import api_key, fleet_password, property_key, property_key_warning
+    from sidecar.config.file import ConfigFile, config_path, load, load_text, reloaded
+    from sidecar.config.schema import (
+        AttributeRules,
+        Config,
+        DeliverConfig,
+        DropRule,
+        Duration,
+        EventRules,
+        FleetConfig,
+        IdentityConfig,
+        ListenConfig,
+        LogConfig,
+        MappingConfig,
+        OutboxConfig,
+        PeopleConfig,
+        PxConfig,
+        Secret,
+        Size,
+        SourceConfig,
+    )
+    from sidecar.config.schema_document import json_schema
+    from sidecar.config.show import as_toml, effective, mask_secrets, restore_secrets, without_secrets
 
 __all__ = [
     "AttributeRules",
     "Config",
-    "Deliver",
+    "ConfigFile",
+    "DeliverConfig",
+    "DropRule",
     "Duration",
     "EventRules",
-    "Identity",
-    "Listen",
-    "Log",
-    "Mapping",
-    "Outbox",
-    "People",
-    "Px",
+    "FleetConfig",
+    "IdentityConfig",
+    "ListenConfig",
+    "LogConfig",
+    "MappingConfig",
+    "OutboxConfig",
+    "PeopleConfig",
+    "PxConfig",
     "Secret",
     "Size",
-    "Source",
+    "SourceConfig",
     "api_key",
     "as_toml",
     "config_path",
     "effective",
+    "fleet_password",
     "json_schema",
     "load",
     "load_text",
-    "odd_property_key",
+    "mask_secrets",
     "property_key",
+    "property_key_warning",
     "reloaded",
+    "restore_secrets",
+    "without_secrets",
 ]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "credentials": ("api_key", "fleet_password", "property_key", "property_key_warning"),
+        "schema_document": ("json_schema",),
+        "file": ("ConfigFile", "config_path", "load", "load_text", "reloaded"),
+        "schema": (
+            "AttributeRules",
+            "Config",
+            "DeliverConfig",
+            "DropRule",
+            "Duration",
+            "EventRules",
+            "FleetConfig",
+            "IdentityConfig",
+            "ListenConfig",
+            "LogConfig",
+            "MappingConfig",
+            "OutboxConfig",
+            "PeopleConfig",
+            "PxConfig",
+            "Secret",
+            "Size",
+            "SourceConfig",
+        ),
+        "show": ("as_toml", "effective", "mask_secrets", "restore_secrets", "without_secrets"),
+    },
+)

@@ -1,15 +1,16 @@
-"""What can be configured: one Struct per table of the file, each field with its default and what is allowed.
+"""The configuration's schema: one Struct per table of the file, each field with its type, range and default.
 
 Rules
 -----
-* Unknown keys are errors (``forbid_unknown_fields``); wrong values are errors; ``load`` words both.
-* A duration or size is written as text (``"24h"``, ``"4GiB"``) and arrives here as a number with its unit in the type.
-* A secret is a ``Secret``: its ``repr`` and ``str`` are masked, so that no log line or traceback can show it.
-* Nothing here touches files, sockets or the network.
+* Unknown keys are errors (``forbid_unknown_fields``), and so are wrong values. ``error_messages`` words both.
+* A duration or size is a string in the file (``"24h"``, ``"4GiB"``) and a number here, with its unit in the type.
+* A secret is a ``Secret``. Its ``repr`` and ``str`` are masked, so that log lines and tracebacks cannot show it.
+* This module does not touch files, sockets or the network.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from ipaddress import ip_address
+from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -20,34 +21,38 @@ __all__ = [
     "REGIONS",
     "AttributeRules",
     "Config",
-    "Deliver",
+    "DeliverConfig",
+    "DropRule",
     "Duration",
     "EventRules",
-    "Identity",
+    "FleetConfig",
+    "IdentityConfig",
     "Limit",
-    "Listen",
-    "Log",
-    "Mapping",
-    "Outbox",
-    "People",
-    "Px",
-    "Refused",
+    "ListenConfig",
+    "LogConfig",
+    "MappingConfig",
+    "OutboxConfig",
+    "PeopleConfig",
+    "PxConfig",
     "Secret",
     "Size",
-    "Source",
+    "SourceConfig",
     "UnknownName",
+    "ValueRefused",
     "is_loopback_host",
+    "is_loopback_name",
 ]
 
-# facts/px_and_sdks.md 1.1 (PX Swagger; rudder-transformer gainsight_px/config.js)
+# The hosts of PX's REST API (sidecar/px/README.md#hosts-and-keys).
 REGIONS = {
     "us": "https://api.aptrinsic.com",
     "eu": "https://api-eu.aptrinsic.com",
     "us2": "https://api-us2.aptrinsic.com",
 }
 
-LONGEST_SOCKET_PATH_BYTES = 107  # unix(7): sun_path holds 108 with the ending NUL
+MAX_SOCKET_PATH_BYTES = 107  # unix(7): sun_path has 108 bytes, the last one for the terminating NUL
 
+# The fields of PX's custom event that [mapping.fields] can set (sidecar/px/README.md#the-custom-event).
 PX_FIELDS = (
     "identifyId",
     "accountId",
@@ -63,8 +68,13 @@ PX_FIELDS = (
 )
 
 
-class Refused(ValueError):
-    """A value that its type allows and its table does not; ``allowed`` ends a sentence, as in "must be …"."""
+_ORIGIN: Final = re.compile(
+    r"(https?)://(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::(?:[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}))?/?", re.IGNORECASE
+)
+
+
+class ValueRefused(ValueError):
+    """A value of the right type that breaks a rule of its table; ``allowed`` completes a sentence: "must be …"."""
 
     def __init__(self, key: str, allowed: str) -> None:
         super().__init__(f"{key}: {allowed}")
@@ -73,10 +83,10 @@ class Refused(ValueError):
 
 
 class UnknownName(ValueError):
-    """A key that its table, which is free otherwise, does not know."""
+    """An unknown key in a table whose keys are checked by a rule instead of by fields."""
 
     def __init__(self, path: tuple[str, ...], known: tuple[str, ...]) -> None:
-        super().__init__(f"{'.'.join(path)} is not known")
+        super().__init__(f"{'.'.join(path)} is not a known key")
         self.path = path
         self.known = known
 
@@ -86,7 +96,7 @@ class Duration(float):
 
 
 class Limit(Duration):
-    """Seconds like a Duration, or ``""`` for no limit, which arrives as 0."""
+    """Seconds like a Duration, or ``""`` for no limit, which is 0 here."""
 
 
 class Size(int):
@@ -94,7 +104,7 @@ class Size(int):
 
 
 class Secret:
-    """A text that must not be shown: ``reveal()`` is the only way to it."""
+    """A string that must not be shown. Only ``reveal()`` returns it."""
 
     __slots__ = ("_text",)
 
@@ -102,7 +112,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """The text itself, for the one place that sends or compares it."""
+        """Return the text itself; only for code that sends or compares it."""
         return self._text
 
     def __bool__(self) -> bool:
@@ -119,7 +129,7 @@ class Secret:
 
 
 def decode_text_type(kind: type, value: Any) -> Any:
-    """The msgspec ``dec_hook``: our own scalar types from the text in the file."""
+    """Convert a value of the file to one of the scalar types above; msgspec's ``dec_hook``. Raises ValueError."""
     if kind is Duration:
         return Duration(parse_duration_s(_text(value)))
     if kind is Limit:
@@ -137,153 +147,237 @@ def _text(value: Any) -> str:
     return value
 
 
+# Marks a key that sockets, files or connections are built from, or whose change would break what was promised under the
+# old value. A reload keeps the running value and reports the key; it applies all other keys.
+AT_RESTART: Final = msgspec.Meta(extra={"reload": False})
+
+T = TypeVar("T")
+AtRestart = Annotated[T, AT_RESTART]
+
+
 class Table(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """The base of every table of the file."""
+    """Base class of every table of the file."""
 
 
 def is_loopback_host(host: str) -> bool:
-    """Whether ``host`` names this machine by loopback: ``localhost``, ``127.0.0.0/8`` or ``::1``."""
+    """Return whether ``host`` is ``localhost``, in ``127.0.0.0/8`` or ``::1``."""
     return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 
-class Px(Table, frozen=True):
-    """``[px]``: the account and where its API is."""
+def is_loopback_name(host: str) -> bool:
+    """Return whether clients of a loopback listener may call it ``host``, in lower case and without brackets.
 
+    Beside ``is_loopback_host``: the names that Debian's hosts file has, every name below ``localhost`` (RFC 6761 6.3),
+    and an IPv4 address that is written as an IPv6 one.
+    """
+    if is_loopback_host(host) or host in ("ip6-localhost", "ip6-loopback") or host.endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or bool((mapped := getattr(address, "ipv4_mapped", None)) and mapped.is_loopback)
+
+
+class PxConfig(Table, frozen=True):
+    """``[px]``: the PX subscription: keys, region, and how its API is reached."""
+
+    # A reload reads the key again (sidecar/px/key_renewal.py), so both may change.
     api_key: Secret = Secret()
     api_key_file: str = ""
-    property_key: str = ""
-    region: Literal["us", "eu", "us2"] = "us"
-    base_url: str = ""
-    proxy: str = ""
-    ca_file: str = ""
+    property_key: AtRestart[str] = ""
+    region: AtRestart[Literal["us", "eu", "us2"]] = "us"
+    base_url: AtRestart[str] = ""
+    proxy: AtRestart[str] = ""
+    ca_file: AtRestart[str] = ""
 
     def __post_init__(self) -> None:
         if not self.base_url:
             return
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
-            raise Refused("base_url", 'must be scheme://host[:port] without a path, as in "https://api.aptrinsic.com"')
-        if "@" in parts.netloc:
-            raise Refused("base_url", "must not hold a user name or password; the key belongs in api_key_file")
-        if parts.scheme == "http" and not is_loopback_host(parts.hostname):
-            raise Refused(
-                "base_url", "must begin with https:// unless its host is loopback, as the API key travels along"
+        scheme, host = split_origin("base_url", self.base_url)
+        if scheme == "http" and not is_loopback_host(host):
+            raise ValueRefused(
+                "base_url", "must begin with https:// unless its host is loopback, because requests carry the API key"
             )
 
     def url(self) -> str:
-        """The origin that requests go to, without a trailing slash."""
+        """Return the origin of all requests, without a trailing slash."""
         return self.base_url.rstrip("/") or REGIONS[self.region]
 
 
-class Listen(Table, frozen=True):
-    """``[listen]``: where events and commands come in."""
+def split_origin(key: str, url: str) -> tuple[str, str]:
+    """Return scheme and host of ``scheme://host[:port]``, in lower case. Raises ValueRefused that says what to write."""
+    if "@" in url:
+        raise ValueRefused(key, "must not contain a user name or password; put the key into api_key_file")
+    if match := _ORIGIN.fullmatch(url):
+        return match[1].lower(), (match[2] or match[3]).lower()
+    scheme, _, rest = url.strip().rpartition("://")
+    origin = (
+        f"{scheme.lower() if scheme.lower() == 'http' else 'https'}://{re.split(r'[/?#]', rest.lstrip('/'))[0].strip()}"
+    )
+    advice = f'; write "{origin}"' if _ORIGIN.fullmatch(origin) else ', as in "https://api.aptrinsic.com"'
+    raise ValueRefused(key, f"must be scheme://host[:port] without a path{advice}")
 
-    http: str = "127.0.0.1:8321"
-    https: str = ""
-    tls_cert: str = ""
-    tls_key: str = ""
-    unix: str = "/run/px-sidecar/events.sock"
-    unix_mode: str = "0660"
-    unix_group: str = ""
-    control: str = "/run/px-sidecar/control.sock"
-    allow_remote: bool = False
+
+class ListenConfig(Table, frozen=True):
+    """``[listen]``: the addresses and sockets for events and for control."""
+
+    http: AtRestart[str] = "127.0.0.1:8321"
+    https: AtRestart[str] = ""
+    tls_cert: AtRestart[str] = ""
+    tls_key: AtRestart[str] = ""
+    unix: AtRestart[str] = "/run/px-sidecar/events.sock"
+    unix_mode: AtRestart[str] = "0660"
+    unix_group: AtRestart[str] = ""
+    control: AtRestart[str] = "/run/px-sidecar/control.sock"
+    control_read: AtRestart[str] = ""
+    max_memory: AtRestart[Size] = Size(64 * 2**20)
+    allow_remote: AtRestart[bool] = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"0?[0-7]{3}", self.unix_mode):
-            raise Refused("unix_mode", 'must be an octal file mode, as in "0660"')
-        for key, path in (("unix", self.unix), ("control", self.control)):
-            if len(path.encode()) > LONGEST_SOCKET_PATH_BYTES:
-                raise Refused(
-                    key, f"must be a path of at most {LONGEST_SOCKET_PATH_BYTES} bytes, the system's limit for sockets"
+            raise ValueRefused("unix_mode", 'must be an octal file mode, as in "0660"')
+        for key, path in (("unix", self.unix), ("control", self.control), ("control_read", self.control_read)):
+            if len(path.encode()) > MAX_SOCKET_PATH_BYTES:
+                raise ValueRefused(
+                    key, f"must be a path of at most {MAX_SOCKET_PATH_BYTES} bytes, the system's limit for socket paths"
                 )
         if self.https and not (self.tls_cert and self.tls_key):
-            raise Refused("https", "needs tls_cert and tls_key, the paths of the certificate and its key")
+            raise ValueRefused("https", "needs tls_cert and tls_key, the paths of the certificate and its private key")
         for key, address in (("http", self.http), ("https", self.https)):
             if not address:
                 continue
             host, _ = split_address(key, address)
-            if not self.allow_remote and not is_loopback_host(host):
-                raise Refused(
-                    key, "must be a loopback address unless allow_remote = true, as other hosts could reach it"
+            if not self.allow_remote and not is_loopback_name(host.lower()):
+                raise ValueRefused(
+                    key, "must be a loopback address unless allow_remote = true, because other hosts could reach it"
                 )
+
+    def hosts(self) -> set[str]:
+        """Return the host names and addresses that ``http`` and ``https`` are written with, in lower case."""
+        addresses = {"http": self.http, "https": self.https}
+        return {split_address(key, address)[0].lower() for key, address in addresses.items() if address}
 
 
 def split_address(key: str, address: str) -> tuple[str, int]:
-    """Host and port of ``"127.0.0.1:8321"`` or ``"[::1]:8321"``. Raises ValueError that names ``key``."""
-    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^:\[\]]+)):(\d{1,5})", address)
+    """Return host and port of ``"127.0.0.1:8321"`` or ``"[::1]:8321"``. Raises ValueRefused that names ``key``."""
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+)):(\d{1,5})", address)
     if match is None or int(match[3]) > 65_535:
-        raise Refused(key, 'must be host:port, as in "127.0.0.1:8321" or "[::1]:8321"')
+        raise ValueRefused(key, 'must be host:port, as in "127.0.0.1:8321" or "[::1]:8321"')
     return match[1] or match[2], int(match[3])
 
 
-class Source(Table, frozen=True):
-    """``[[source]]``: an app with its own write key, perhaps for another PX product."""
+class SourceConfig(Table, frozen=True):
+    """``[[source]]``: an app with its own write key, optionally for another PX product."""
 
     write_key: Secret
     property_key: str = ""
 
     def __post_init__(self) -> None:
         if not self.write_key:
-            raise Refused("write_key", 'must be a text that is not empty, as in "wk_web"')
+            raise ValueRefused("write_key", 'must be a non-empty string, as in "wk_web"')
 
 
-class Outbox(Table, frozen=True):
-    """``[outbox]``: the file that holds accepted events."""
+class OutboxConfig(Table, frozen=True):
+    """``[outbox]``: the file that stores accepted events, its limits and retention."""
 
-    path: str = ""
-    durability: Literal["disk", "process"] = "disk"
-    max_bytes: Size = Size(4 * 2**30)
-    when_full: Literal["refuse", "drop_oldest"] = "refuse"
-    keep_delivered: Duration = Duration(86_400)
-    keep_ids: Duration = Duration(86_400)
-    keep_dead: Duration = Duration(30 * 86_400)
-    max_event_bytes: Size = Size(32 * 2**10)
-    max_request_bytes: Size = Size(4 * 2**20)
+    path: AtRestart[str] = ""
+    # process: survives a crash of the process but not of the host (sidecar/outbox/README.md#fsync).
+    durability: AtRestart[Literal["disk", "process"]] = "disk"
+    max_bytes: AtRestart[Size] = Size(4 * 2**30)
+    when_full: AtRestart[Literal["refuse", "drop_oldest"]] = "refuse"
+    keep_delivered: AtRestart[Duration] = Duration(86_400)
+    # A repeated messageId is recognized for this long, and always while its event is pending or dead.
+    keep_ids: AtRestart[Duration] = Duration(86_400)
+    keep_dead: AtRestart[Duration] = Duration(30 * 86_400)
+    max_event_bytes: AtRestart[Size] = Size(32 * 2**10)
+    max_request_bytes: AtRestart[Size] = Size(5 * 2**20)
 
     def __post_init__(self) -> None:
         if self.max_event_bytes > self.max_request_bytes:
-            raise Refused(
-                "max_event_bytes", "must not be above max_request_bytes, which bounds the request that holds it"
+            raise ValueRefused(
+                "max_event_bytes", "must not be above max_request_bytes, the limit of the request that contains it"
             )
 
 
-class Deliver(Table, frozen=True):
-    """``[deliver]``: pace, quota, order and patience."""
+class DeliverConfig(Table, frozen=True):
+    """``[deliver]``: pace, quota, order, timeouts and retries."""
 
+    # Slightly below PX's documented limits of about 200 per second and 1,000,000 per day (sidecar/px/README.md#limits).
     per_second: Annotated[float, msgspec.Meta(gt=0, le=10_000)] = 190
     per_day: Annotated[int, msgspec.Meta(gt=0)] = 990_000
     hosts: Annotated[int, msgspec.Meta(ge=1)] = 1
-    day: Literal["rolling", "utc"] = "rolling"
+    day: AtRestart[Literal["rolling", "utc"]] = "rolling"
     pace: Literal["burst", "spread"] = "burst"
     reserve_for_high: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
-    order: Literal["user", "none"] = "user"
+    # user: one request per user at a time, so that PX gets them in order (sidecar/deliver/README.md#order).
+    order: AtRestart[Literal["user", "none"]] = "user"
     max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 128
-    timeout: Duration = Duration(30)
+    timeout: AtRestart[Duration] = Duration(30)  # of one attempt: connecting, sending and the answer together
     max_age: Limit = Limit(0)
     retry_initial: Duration = Duration(1)
     retry_max: Duration = Duration(300)
-    stop_timeout: Duration = Duration(10)
+    stop_timeout: AtRestart[Duration] = Duration(10)
 
     def __post_init__(self) -> None:
         for key, value in (("timeout", self.timeout), ("retry_initial", self.retry_initial)):
             if value <= 0:
-                raise Refused(key, "must be longer than nothing")
+                raise ValueRefused(key, "must be longer than 0s")
         if self.retry_max < self.retry_initial:
-            raise Refused("retry_initial", "must not be longer than retry_max")
+            raise ValueRefused("retry_initial", "must not be longer than retry_max")
 
     @property
     def host_per_second(self) -> float:
-        """This host's share of ``per_second``."""
+        """Requests per second for this host: its share of the subscription's limit."""
         return self.per_second / self.hosts
 
     @property
     def host_per_day(self) -> int:
-        """This host's share of ``per_day``, 1 at least."""
+        """Requests per day for this host: its share of the subscription's limit, at least 1."""
         return max(1, self.per_day // self.hosts)
 
 
+class FleetConfig(Table, frozen=True):
+    """``[fleet]``: limits that several hosts share through Redis or Valkey (sidecar/fleet/README.md)."""
+
+    url: AtRestart[str] = ""
+    name: AtRestart[str] = ""
+    username: AtRestart[str] = ""
+    password_file: AtRestart[str] = ""
+    ca_file: AtRestart[str] = ""
+    # Replicas that must have acknowledged an answer before it is used (sidecar/fleet/README.md#split-brain).
+    replicas: AtRestart[Annotated[int, msgspec.Meta(ge=0, le=16)]] = 0
+    forget_after: AtRestart[Duration] = Duration(86_400)
+    on_stop: AtRestart[Literal["keep", "drain"]] = "keep"
+
+    def __post_init__(self) -> None:
+        if not self.url:
+            return
+        try:
+            parts, _ = urlsplit(self.url), urlsplit(self.url).port
+        except ValueError:  # a port that is not a number, an IPv6 address without its bracket
+            parts = urlsplit("")
+        example = 'as in "redis://10.0.0.5:6379", "rediss://engine.example:6380" or "unix:///run/redis/redis.sock"'
+        if parts.scheme not in ("redis", "rediss", "unix") or not (
+            parts.path if parts.scheme == "unix" else parts.hostname
+        ):
+            raise ValueRefused("url", f"must be redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH, {example}")
+        if parts.username or parts.password:
+            raise ValueRefused("url", "must not contain a user or password; use fleet.username and fleet.password_file")
+        if parts.scheme != "unix" and not re.fullmatch(r"(/[0-9]*)?", parts.path):
+            raise ValueRefused(
+                "url", "must end with the address, or with the number of a database, as in redis://HOST/1"
+            )
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", self.name):
+            raise ValueRefused(
+                "name", "must be set with fleet.url: at most 64 letters, digits, dots, dashes, underscores"
+            )
+        if self.forget_after < 600:
+            raise ValueRefused("forget_after", "must be 10m or longer: a shorter absence is a restart")
+
+
 class AttributeRules(Table, frozen=True):
-    """``[mapping.attributes]``, ``[mapping.traits]`` and ``[mapping.event.NAME.attributes]``."""
+    """``[mapping.attributes]``, ``[mapping.traits]``, ``[mapping.event.NAME.attributes]``: rules for attributes."""
 
     keep: list[str] = []
     drop: list[str] = []
@@ -296,14 +390,29 @@ class AttributeRules(Table, frozen=True):
 
 
 class EventRules(Table, frozen=True):
-    """``[mapping.event."NAME"]``: what differs for one event name, as the app sends it."""
+    """``[mapping.event."NAME"]``: rules for one event, by the name that the app sends."""
 
-    priority: Literal["high", "normal"] = "normal"
+    priority: Literal["high", "normal", "low"] = "normal"
     user_type: Literal["USER", "VISITOR", "LEAD"] | None = None
     attributes: AttributeRules | None = None
+    per_day: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    sample: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1
 
 
-class Mapping(Table, frozen=True):
+class DropRule(Table, frozen=True):
+    """``[[mapping.drop]]``: events that are not sent: by name, and by values of the call."""
+
+    event: str = "*"
+    where: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if self.event == "*" and not self.where:
+            raise ValueRefused(
+                "event", 'must name an event or a glob other than "*", unless `where` selects by a value'
+            )
+
+
+class MappingConfig(Table, frozen=True):
     """``[mapping]``: how an event becomes PX requests."""
 
     preset: Literal["b2b-saas", "none"] = "b2b-saas"
@@ -311,8 +420,11 @@ class Mapping(Table, frozen=True):
     anonymous: Literal["drop", "visitor", "lead"] = "drop"
     attribute_case: Literal["camel", "keep"] = "camel"
     nested: Literal["string", "flatten"] = "string"
+    url_query: Literal["keep", "drop"] | list[str] = "keep"
+    consent: list[str] = []
     events: dict[str, str] = {}
     event: dict[str, EventRules] = {}
+    drop: list[DropRule] = []
     fields: dict[str, str | list[str]] = {}
     attributes: AttributeRules = AttributeRules()
     traits: AttributeRules = AttributeRules()
@@ -323,40 +435,49 @@ class Mapping(Table, frozen=True):
                 raise UnknownName(("fields", name), (*PX_FIELDS, "globalContext.NAME"))
 
 
-class People(Table, frozen=True):
-    """``[people]``: whether identify and group also write PX users and accounts."""
+class PeopleConfig(Table, frozen=True):
+    """``[people]``: whether identify and group calls also write PX users and accounts."""
 
     users: Literal["off", "upsert"] = "off"
     accounts: Literal["off", "upsert"] = "off"
 
 
-class Identity(Table, frozen=True):
-    """``[identity]``: the memory of users."""
+class IdentityConfig(Table, frozen=True):
+    """``[identity]``: how many users are remembered, and which texts are not ids."""
 
-    max_users: Annotated[int, msgspec.Meta(ge=0)] = 1_000_000
+    max_users: AtRestart[Annotated[int, msgspec.Meta(ge=0)]] = 1_000_000
+    reject: list[str] = msgspec.field(
+        default_factory=lambda: ["undefined", "null", "None", "nil", "NaN", "[object Object]", "true", "false"]
+    )
 
 
-class Log(Table, frozen=True):
-    """``[log]``: what is said where."""
+class LogConfig(Table, frozen=True):
+    """``[log]``: level and format of the log on stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "text", "json"] = "auto"
+    level: AtRestart[Literal["debug", "info", "warning", "error"]] = "info"
+    format: AtRestart[Literal["auto", "text", "json"]] = "auto"
 
 
 class Config(Table, frozen=True):
-    """The whole file."""
+    """The configuration file."""
 
-    px: Px = Px()
-    listen: Listen = Listen()
-    source: list[Source] = []
-    outbox: Outbox = Outbox()
-    deliver: Deliver = Deliver()
-    mapping: Mapping = Mapping()
-    people: People = People()
-    identity: Identity = Identity()
-    log: Log = Log()
+    px: PxConfig = PxConfig()
+    listen: ListenConfig = ListenConfig()
+    source: list[SourceConfig] = []
+    outbox: OutboxConfig = OutboxConfig()
+    deliver: DeliverConfig = DeliverConfig()
+    fleet: FleetConfig = FleetConfig()
+    mapping: MappingConfig = MappingConfig()
+    people: PeopleConfig = PeopleConfig()
+    identity: IdentityConfig = IdentityConfig()
+    log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
+        if self.fleet.url and self.deliver.hosts != 1:
+            # The engine divides the limits; dividing them once more would give each host a part of its part.
+            msgspec.structs.force_setattr(self, "deliver", msgspec.structs.replace(self.deliver, hosts=1))
         keys = [source.write_key.reveal() for source in self.source]
         if len(set(keys)) < len(keys):
-            raise Refused("source", "must not give two sources one write_key, as it tells them apart")
+            raise ValueRefused(
+                "source", "must not give two sources the same write_key, because the key identifies the source"
+            )

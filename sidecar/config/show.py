@@ -1,19 +1,20 @@
-"""The configuration as people and tools may see it: the effective values with secrets masked.
+"""The effective configuration as text, TOML or JSON, with secrets masked.
 
 Rules
 -----
-* A duration or size is shown in the form in which the file takes it, exactly: what is shown, loaded again, is the same.
-* A secret is shown as ``****`` if there is one, as ``""`` if not; user names and passwords in addresses are masked.
+* A duration or size is written exactly and in the form that the file accepts: loading the output gives equal values.
+* A secret is written as ``****`` if it is set, as ``""`` if not. User names and passwords in URLs are masked.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
+from sidecar.config.error_messages import mask_userinfo
 from sidecar.config.schema import Config, Duration, Limit, Secret, Size, Table
-from sidecar.config.wording import mask_userinfo
 
-__all__ = ["as_toml", "effective", "shown"]
+__all__ = ["SECRET_KEYS", "as_toml", "effective", "mask_secrets", "restore_secrets", "shown", "without_secrets"]
 
 MASK = "****"
 
@@ -22,25 +23,26 @@ _SIZE_UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), (
 
 
 def effective(config: Config) -> dict[str, Any]:
-    """All keys of all tables with the values in force, ready for TOML or JSON: plain types, no secrets, no None."""
+    """Return every key of every table with its effective value, as plain types without secrets and without None."""
     tables: dict[str, Any] = shown(config)
     return tables
 
 
-def as_toml(config: Config) -> str:
-    """``effective`` as a TOML file that the daemon would take, apart from the masked secrets."""
-    return "\n".join(_toml_table(effective(config), ())).strip() + "\n"
+def as_toml(config: Config | Mapping[str, Any]) -> str:
+    """Return ``effective``, or tables that it returned, as a TOML file that the daemon accepts, apart from the masked secrets."""
+    tables = effective(config) if isinstance(config, Config) else config
+    return "\n".join(_toml_table(tables, ())).strip() + "\n"
 
 
 def shown(value: Any) -> Any:
-    """One value of the configuration, of any type, as ``effective`` has it."""
+    """Return one configuration value of any type as plain data, as in ``effective``."""
     if isinstance(value, Table):
         fields = {name: shown(getattr(value, name)) for name in value.__struct_fields__}
         return {name: text for name, text in fields.items() if text is not None}
     if isinstance(value, dict):
-        return {name: shown(one) for name, one in value.items()}
+        return {name: shown(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [shown(one) for one in value]
+        return [shown(item) for item in value]
     if isinstance(value, Secret):
         return MASK if value else ""
     if isinstance(value, Limit) and not value:
@@ -53,9 +55,9 @@ def shown(value: Any) -> Any:
 
 
 def _duration_text(seconds: float) -> str:
-    """``"24h"``, ``"30d"``, ``"250ms"``: days from two on, since nobody says 1d for 24h."""
+    """Return ``"24h"``, ``"30d"`` or ``"250ms"``: the largest unit that divides it, with days from two days on."""
     count_ms = round(seconds * 1000)
-    if count_ms != seconds * 1000:
+    if count_ms != seconds * 1000:  # finer than milliseconds: decimal seconds, so that loading gives the same value
         return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
     for unit, unit_ms in _DURATION_UNITS:
         if count_ms % unit_ms == 0 and count_ms >= (2 if unit == "d" else 1) * unit_ms:
@@ -64,6 +66,7 @@ def _duration_text(seconds: float) -> str:
 
 
 def _size_text(size_bytes: int) -> str:
+    """Return ``"4GiB"`` or ``"1000B"``: the largest binary unit that divides it."""
     return next(
         f"{size_bytes // count}{unit}"
         for unit, count in _SIZE_UNITS
@@ -72,7 +75,7 @@ def _size_text(size_bytes: int) -> str:
 
 
 def _toml_table(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
-    """The lines of a table: its own settings first, since TOML takes what follows a header as that header's."""
+    """Yield the lines of a table. Scalars come first: TOML assigns every key below a header to that header."""
     for key, value in table.items():
         if not _is_section(value):
             yield f"{_toml_key(key)} = {_toml_value(value)}"
@@ -86,8 +89,9 @@ def _toml_table(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str
 
 
 def _is_section(value: Any) -> bool:
+    """Return whether the value needs a header of its own: a table with keys, or a list of tables."""
     return (isinstance(value, dict) and bool(value)) or (
-        isinstance(value, list) and any(isinstance(one, dict) for one in value)
+        isinstance(value, list) and any(isinstance(item, dict) for item in value)
     )
 
 
@@ -96,5 +100,39 @@ def _toml_key(key: str) -> str:
 
 
 def _toml_value(value: Any) -> str:
-    """JSON is TOML for scalars and lists of them, but for the one control character that JSON lets stand."""
+    """Return a scalar or a list of scalars in TOML. JSON is valid TOML here, except that it leaves U+007F unescaped."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+SECRET_KEYS: Final = ("api_key", "write_key", "hash_salt", "password")
+_SECRET: Final = re.compile(
+    rf"""((?<![\w-])["']?(?:{"|".join(SECRET_KEYS)})["']?\s*=\s*)"""
+    r"""(\"{3}[\s\S]*?\"{3}|'{3}[\s\S]*?'{3}|"(?:[^"\\\n]|\\.)+"|'[^'\n]+')"""
+)
+_MASKED: Final = re.compile(r'"\*{4}(\d+)"')
+
+
+def mask_secrets(text: str) -> tuple[str, list[str]]:
+    """Return the text with placeholders, and the secret values as they are written in it, by number."""
+    secrets: list[str] = []
+
+    def replaced(match: re.Match[str]) -> str:
+        secrets.append(match[2])
+        return f'{match[1]}"****{len(secrets)}"'
+
+    return _SECRET.sub(replaced, text), secrets
+
+
+def restore_secrets(text: str, secrets: list[str]) -> str:
+    """Return an edited text with the placeholders replaced by the secrets; an unknown placeholder stays as it is."""
+
+    def original(match: re.Match[str]) -> str:
+        number = int(match[1])
+        return secrets[number - 1] if 0 < number <= len(secrets) else match[0]
+
+    return _MASKED.sub(original, text)
+
+
+def without_secrets(text: str) -> str:
+    """Return the text for display: secrets and the credentials in URLs are masked."""
+    return "\n".join(mask_userinfo(line) for line in mask_secrets(text)[0].split("\n"))

@@ -1,5 +1,5 @@
-"""The control room: what people may ask of a running daemon, and of an outbox without one.
+"""The control API: how operators inspect and control a running daemon, or an outbox file without one.
 
-``server`` documents the API, ``desk`` does what it asks, ``client`` is how the command line speaks it. Nothing is
-imported here, so that a verb that only talks to the daemon loads nothing of the rest.
+``server`` defines the routes; ``state``, ``outbox_admin`` and ``delivery_control`` implement them; ``client`` is the
+command line's side. Nothing is imported here, so that a verb that only talks to the daemon does not load the rest.
 """

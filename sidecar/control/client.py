@@ -1,13 +1,13 @@
-"""How the command line speaks to the control socket: synchronous, one connection a request.
+"""The client of the control socket: synchronous, one connection per request.
 
-Only the standard library and msgspec, so that a verb which needs nothing but the daemon starts fast.
+It imports only the standard library and msgspec, so that verbs that talk to the daemon start fast.
 """
 
 import errno
 import http.client
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
@@ -16,56 +16,91 @@ import msgspec
 
 from sidecar.errors import Failed, NotRunning
 
-__all__ = ["DEFAULT_PATH", "Asked", "Daemon", "OutOfReach"]
+__all__ = [
+    "DEFAULT_PATH",
+    "DEFAULT_READ_PATH",
+    "READING_POSTS",
+    "CallRefused",
+    "ControlApi",
+    "DaemonClient",
+    "DaemonUnreachable",
+]
 
 DEFAULT_PATH: Final = "/run/px-sidecar/control.sock"
-# A daemon that is stuck is as bad as none; a page of anything takes well below a second.
-PATIENCE_S: Final = 30.0
+DEFAULT_READ_PATH: Final = "/run/px-sidecar/control-read.sock"
+# Every page is answered in well below a second. A daemon that needs longer than this is stuck.
+TIMEOUT_S: Final = 30.0
 
 Params = Mapping[str, str | int | None]
 
+READING_POSTS: Final = frozenset(
+    {
+        "/v1/dead/count",
+        "/v1/events/count",
+        "/v1/resend/count",
+        "/v1/backfill/check",
+        "/v1/map",
+        "/v1/mapping/preview",
+        "/v1/config/check",
+    }
+)
+"""Calls that are POST because of the size of what they get, and change nothing."""
 
-class OutOfReach(NotRunning):
-    """There is a daemon, but it does not answer, or not this user."""
+
+class DaemonUnreachable(NotRunning):
+    """A daemon exists, but it does not answer, or its socket does not admit this user."""
 
 
-class Asked(Protocol):
-    """Who answers the control API: a daemon, or the file itself (``offline.File``)."""
+class CallRefused(Failed):
+    """The daemon refused a call; ``answer`` is the whole answer, of which ``error`` is the sentence."""
+
+    def __init__(self, answer: Mapping[str, Any]) -> None:
+        super().__init__(str(answer["error"]))
+        self.answer = answer
+
+
+class ControlApi(Protocol):
+    """A backend that answers the control API: a daemon, or the outbox file (``offline.OfflineBackend``)."""
 
     def get(self, path: str, params: Params = ...) -> Any:
-        """What GET answers, decoded. Raises Failed with the reason if it is no success."""
+        """Return the decoded answer to GET. Raises Failed with the API's error sentence."""
         ...
 
     def post(self, path: str, body: Mapping[str, Any] = ...) -> Any:
-        """What POST answers, decoded. Raises Failed likewise."""
+        """Return the decoded answer to POST. Raises Failed with the API's error sentence."""
         ...
 
 
-class Daemon:
-    """The daemon behind a control socket. Each call raises NotRunning if nobody answers there."""
+class DaemonClient:
+    """The daemon behind a control socket. Every call raises NotRunning if no daemon listens there.
 
-    def __init__(self, path: str) -> None:
+    A reading call tries ``read_paths`` in turn where ``path`` cannot be opened: sockets that answer reading calls alone.
+    """
+
+    def __init__(self, path: str, read_paths: Sequence[str] = ()) -> None:
         self.path = path
+        self.read_paths = tuple(read_paths)
 
     def get(self, path: str, params: Params | None = None) -> Any:
-        """What GET answers, decoded; parameters that are None are left out. Raises Failed or NotRunning."""
+        """Return the decoded answer to GET. Parameters that are None are omitted. Raises Failed or NotRunning."""
         with self._request("GET", with_params(path, params or {}), None) as response:
             return msgspec.json.decode(self._read(response))
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """What POST answers, decoded. Raises Failed or NotRunning."""
+        """Return the decoded answer to POST. Raises Failed or NotRunning."""
         with self._request("POST", path, msgspec.json.encode(body or {})) as response:
             return msgspec.json.decode(self._read(response))
 
     @contextmanager
     def lines(
-        self, path: str, params: Params | None = None, *, patience_s: float | None = None
+        self, path: str, params: Params | None = None, *, timeout_s: float | None = None
     ) -> Iterator[Iterator[Any]]:
-        """The lines of a streamed answer, decoded as they come, without end unless the daemon stops.
+        """Iterate over the decoded lines of a streamed answer as they arrive, until the stream or the daemon ends.
 
-        The iterator raises TimeoutError if none comes for ``patience_s``. Raises Failed or NotRunning.
+        The iterator raises TimeoutError if no line arrives for ``timeout_s`` (None: wait without limit). Raises Failed
+        or NotRunning. Leaving the block closes the stream.
         """
-        with self._request("GET", with_params(path, params or {}), None, patience_s=patience_s) as response:
+        with self._request("GET", with_params(path, params or {}), None, timeout_s=timeout_s) as response:
             yield self._lines(response)
 
     def _lines(self, response: http.client.HTTPResponse) -> Iterator[Any]:
@@ -75,31 +110,33 @@ class Daemon:
             except TimeoutError:
                 raise
             except (OSError, http.client.HTTPException):
-                return  # the daemon has stopped in the middle of the stream
+                return  # the daemon stopped in the middle of the stream
             if not line.endswith(b"\n"):
-                return
+                return  # the end, or a line that was cut off when the daemon stopped
             yield msgspec.json.decode(line)
 
     @contextmanager
     def _request(
-        self, method: str, path: str, body: bytes | None, *, patience_s: float | None = PATIENCE_S
+        self, method: str, path: str, body: bytes | None, *, timeout_s: float | None = TIMEOUT_S
     ) -> Iterator[http.client.HTTPResponse]:
-        connection = _UnixConnection(self.path, PATIENCE_S)
+        reads = method == "GET" or path in READING_POSTS
+        paths = (self.path, *self.read_paths) if reads else (self.path,)
+        connection = _UnixConnection(paths, TIMEOUT_S)
         response = None
         try:
             try:
                 connection.request(method, path, body)
-                raw = connection.sock  # http.client lets go of it once it has the head
+                raw = connection.sock  # getresponse() detaches the socket from the connection
                 response = connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
-                raise self._unreachable(error) from None
+                raise self._unreachable(error, path, reads=reads) from None
             if response.status != 200:
-                raise Failed(_said(self._read(response)))
-            raw.settimeout(patience_s)
+                raise _refusal(self._read(response))
+            raw.settimeout(timeout_s)
             yield response
         finally:
             if response is not None:
-                response.close()  # a stream that is left in the middle holds the socket, not the connection
+                response.close()  # the response of an unfinished stream owns the socket, not the connection
             connection.close()
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:
@@ -108,47 +145,65 @@ class Daemon:
         except (OSError, http.client.HTTPException) as error:
             raise self._unreachable(error) from None
 
-    def _unreachable(self, error: Exception) -> NotRunning:
+    def _unreachable(self, error: Exception, call: str = "", *, reads: bool = True) -> NotRunning:
+        if isinstance(error, PermissionError) and not reads:
+            return DaemonUnreachable(
+                f"This changes something ({call.removeprefix('/v1/')}), and the control socket {self.path} is open to the "
+                "daemon's user and root only; use sudo. Verbs that read need no more than the group px-sidecar-operators."
+            )
         if isinstance(error, PermissionError):
-            return OutOfReach(
-                f"The control socket {self.path} can be used by the daemon's own user and root only; use sudo."
+            return DaemonUnreachable(
+                f"The control socket {self.path} is open to the daemon's user and root only; use sudo, or for reading calls "
+                "join the group px-sidecar-operators."
             )
         if isinstance(error, TimeoutError):
-            return OutOfReach(
-                f"The daemon at {self.path} does not answer; look at `journalctl -u px-sidecar` and restart it."
+            return DaemonUnreachable(
+                f"The daemon at {self.path} does not answer; check `journalctl -u px-sidecar` and restart it."
             )
-        known = isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError)
-        why = "" if known else f" ({getattr(error, 'strerror', None) or type(error).__name__})"
+        expected = isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError)
+        reason = "" if expected else f" ({getattr(error, 'strerror', None) or type(error).__name__})"
+        # Python itself rejects a long path, without an errno.
         if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, None) and "too long" in str(error):
-            why = " (the path is too long for a socket)"
+            reason = " (the path is too long for a socket)"
         return NotRunning(
-            f"The daemon is not running: nobody answers at {self.path}{why}; start it with "
+            f"The daemon is not running: no process listens at {self.path}{reason}; start it with "
             "`systemctl start px-sidecar` or `px-sidecar run`, or name its socket with --control."
         )
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
+    """An HTTP connection over the first Unix socket of ``paths`` that can be opened."""
 
-    def __init__(self, path: str, timeout_s: float) -> None:
+    def __init__(self, paths: Sequence[str], timeout_s: float) -> None:
         super().__init__("px-sidecar", timeout=timeout_s)
-        self._path = path
+        self._paths = paths
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(os.fspath(self._path))
+        error: OSError | None = None
+        for path in self._paths:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sock.settimeout(self.timeout)
+            try:
+                self.sock.connect(os.fspath(path))
+                return
+            except OSError as failure:
+                self.sock.close()
+                error = error or failure  # that of the socket which can do everything says best what is wrong
+        assert error is not None
+        raise error
 
 
 def with_params(path: str, params: Params) -> str:
-    """The path with its query."""
-    given = {key: value for key, value in params.items() if value is not None}
-    return f"{path}?{urlencode(given)}" if given else path
+    """Return the path with a query of all parameters that are not None."""
+    present = {key: value for key, value in params.items() if value is not None}
+    return f"{path}?{urlencode(present)}" if present else path
 
 
-def _said(body: bytes) -> str:
-    """The sentence of an answer that is no success."""
+def _refusal(body: bytes) -> Failed:
+    """Return the error in an answer, or one that says that the peer is not px-sidecar."""
     try:
-        return str(msgspec.json.decode(body)["error"])
+        return CallRefused(msgspec.json.decode(body))
     except (msgspec.DecodeError, KeyError, TypeError):
-        return f"What answers there is no px-sidecar: {body[:80]!r}; check --control."
+        return Failed(
+            f"The process at the control socket is not px-sidecar: it answered {body[:80]!r}; check --control."
+        )

@@ -1,10 +1,11 @@
-"""The outbox without a daemon: the same API, answered from the file itself, which is held exclusively meanwhile.
+"""The control API without a daemon, answered from the outbox file, which is locked exclusively meanwhile.
 
-Each question runs a writer of its own for as long as it takes, on the spot; so a verb has one way of asking, and what
-it is told has the same shape whether a daemon runs or not.
+Each request runs the same routes as in the daemon, with a writer that lives for the length of the request. Verbs
+therefore have one way to ask, and answers have the same shape whether or not a daemon runs
+(sidecar/control/README.md#offline).
 
-Whoever asks as root works as the owner of the file: what SQLite and the lock leave behind must be writable for the
-daemon, which starts later as another user.
+Root works with the user id of the file's owner: the files that SQLite and the lock create must be writable for the
+daemon, which runs as that user.
 """
 
 import os
@@ -18,27 +19,35 @@ import trio
 
 from sidecar.clock import SystemClock
 from sidecar.config import Config
+from sidecar.control.audit import AuditRoutes
+from sidecar.control.backlog import BacklogRoutes
 from sidecar.control.client import Params, with_params
-from sidecar.control.desk import Desk
-from sidecar.control.server import Control
+from sidecar.control.dead_groups import DeadGroupRoutes
+from sidecar.control.export import export_note
+from sidecar.control.idle_rules import IdleRulesRoutes
+from sidecar.control.outbox_admin import OutboxAdmin
+from sidecar.control.server import ControlRoutes
+from sidecar.control.state import Notices, StateReader
+from sidecar.control.trace import TraceRoutes
 from sidecar.errors import Failed, NotRunning
 from sidecar.http import Request, Response
-from sidecar.mapping import compile_mapping
-from sidecar.observe import Feed
-from sidecar.outbox import InlineRunner, Outbox, Room, Store, take_lock
-from sidecar.outbox.recovery import damage_in, marking
+from sidecar.mapping import LiveSettings, compile_settings
+from sidecar.outbox import Capacity, InlineRunner, Outbox, Store, real_path, take_lock
+from sidecar.outbox.recovery import damage_in, damage_marker
+from sidecar.outbox.suppress import suppression
+from sidecar.receive.sources import number_sources
 
-__all__ = ["File", "open_file"]
+__all__ = ["OfflineBackend", "open_file"]
 
 
 @contextmanager
-def open_file(config: Config) -> Iterator["File"]:
-    """The outbox of a configuration, held until the block is left.
+def open_file(config: Config) -> Iterator["OfflineBackend"]:
+    """Open and lock the configured outbox for the length of the block.
 
-    Raises NotRunning if there is none yet, Failed if another process holds it or it cannot be written, ConfigError if
-    it is not of this version.
+    Raises NotRunning if the file does not exist, Failed if another process holds it or it cannot be written, and
+    ConfigError if it is not an outbox of this version.
     """
-    path = Path(config.outbox.path)
+    path = real_path(config)
     if not _exists(path):
         raise NotRunning(
             f"The daemon is not running, and there is no outbox at {path} yet; start the daemon with "
@@ -47,65 +56,77 @@ def open_file(config: Config) -> Iterator["File"]:
     with _as_owner(path):
         lock = take_lock(path)
         try:
-            if why := damage_in(path):
+            # Recovery replaces the file and can take minutes: that is the daemon's work, not that of a verb.
+            if damage := damage_in(path):
                 raise Failed(
-                    f"The outbox {path} is damaged ({why}); start the daemon: it sets the file aside and recovers what "
-                    "can be read."
+                    f"The outbox {path} is damaged ({damage}); start the daemon: it sets the file aside and recovers "
+                    "every event that can be read."
                 )
             store = Store(path, durability=config.outbox.durability)
             try:
-                with marking(path):
-                    yield File(config, store)
+                with damage_marker(path):
+                    yield OfflineBackend(config, store)
             finally:
                 store.close()
         finally:
             lock.release()
 
 
-class File:
-    """Answers like a daemon, from the file. It is a ``house.House`` in which nothing is delivered."""
+class OfflineBackend:
+    """Answer the control API from the file. Nothing is delivered meanwhile."""
 
     def __init__(self, config: Config, store: Store) -> None:
         self.config = config
         self.store = store
         self.clock = SystemClock()
-        self.delivery = None
-        self.feed = Feed()
-        self.mapper = compile_mapping(config.mapping, config.people)
-        self.room = Room(store.path, config.outbox.max_bytes, when_full=config.outbox.when_full)
-        self.outbox = self._writer()
-        self._products = store.source_products()
-
-    def product_of(self, source: int) -> str:
-        """The property key that the events of a source belong to."""
-        return self._products.get(source) or self.config.px.property_key
+        # Read only: with a full disk the state can still be shown.
+        numbers = number_sources(config.source, lambda digest, _key: store.source_number(digest))
+        self.settings = LiveSettings(compile_settings(config, numbers, store.source_products(), suppression(store)))
 
     def get(self, path: str, params: Params | None = None) -> Any:
-        """What GET answers, decoded. Raises Failed if it is no success."""
-        return self._ask("GET", with_params(path, params or {}), b"")
+        """Return the decoded answer to GET. Raises Failed with the API's error sentence."""
+        return self._request("GET", with_params(path, params or {}), b"")
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """What POST answers, decoded. Raises Failed if it is no success."""
-        return self._ask("POST", path, msgspec.json.encode(body or {}))
+        """Return the decoded answer to POST. Raises Failed with the API's error sentence."""
+        return self._request("POST", path, msgspec.json.encode(body or {}))
 
-    def _writer(self) -> Outbox:
-        return Outbox(self.store, self.clock, self.room, InlineRunner())
-
-    def _ask(self, method: str, target: str, body: bytes) -> Any:
+    def _request(self, method: str, target: str, body: bytes) -> Any:
         path, _, query = target.partition("?")
         response = trio.run(self._answer, Request(method, path, query, [], body, "1.1", False))
-        assert isinstance(response.body, bytes), "streams are for daemons"
+        assert isinstance(response.body, bytes), "streams need a daemon"
         answer = msgspec.json.decode(response.body)
         if response.status != 200:
             raise Failed(answer["error"])
         return answer
 
     async def _answer(self, request: Request) -> Response:
-        self.outbox = self._writer()
+        """Answer one request, with a writer task that ends with it."""
+        limits = self.config.outbox
+        capacity = Capacity(self.store.path, limits.max_bytes, when_full=limits.when_full)
+        outbox = Outbox(self.store, self.clock, capacity, InlineRunner())
+        note = export_note(self.store)
+        notices = Notices(startup=note.describe() if note else "")
+        reader = StateReader(self.store, outbox, self.settings, self.clock, notices)
+        audit = AuditRoutes(outbox)
+        routes = ControlRoutes(
+            reader,
+            OutboxAdmin(outbox, self.settings),
+            self.settings,
+            self.clock,
+            audit=audit,
+            more=[
+                audit.routes,
+                DeadGroupRoutes(outbox).routes,
+                BacklogRoutes(outbox, self.settings).routes,
+                IdleRulesRoutes(outbox, self.settings).routes,
+                TraceRoutes(outbox, self.settings, self.clock, reader).routes,
+            ],
+        )
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.outbox.run)
-            response = await Control(Desk(self)).answer(request)
-            self.outbox.stop()
+            nursery.start_soon(outbox.run)
+            response = await routes.answer(request)
+            outbox.stop()
         return response
 
 
@@ -116,19 +137,19 @@ def _exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except PermissionError:
-        raise Failed(f"The outbox {path} cannot be looked at by this user; use sudo.") from None
+        raise Failed(f"The outbox {path} cannot be accessed by this user; use sudo.") from None
 
 
 @contextmanager
 def _as_owner(path: Path) -> Iterator[None]:
-    """Root works as the owner of the file meanwhile."""
-    facts = path.stat()
-    if os.geteuid() != 0 or facts.st_uid == 0:
+    """If root calls, run the block with the effective user and group of the file's owner."""
+    owner = path.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
         yield
         return
     group = os.getegid()
-    os.setegid(facts.st_gid)
-    os.seteuid(facts.st_uid)
+    os.setegid(owner.st_gid)  # before seteuid, which takes away the right to change the group
+    os.seteuid(owner.st_uid)
     try:
         yield
     finally:

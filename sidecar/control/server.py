@@ -1,158 +1,134 @@
 """The control API: HTTP/1.1 and JSON on the control socket, which only the daemon's user and root can open.
 
-======  =======================  =====================================================================================
-GET     /v1/status               ``control.status.Status``
-GET     /v1/tail                 a line of JSON for each event and outcome from now on (``control.records``), without
-                                 end; ``?what=``, ``name=`` and ``user=`` choose
-GET     /v1/events               ``{"events", "next"}``, newest first; ``?state=``, ``name=``, ``user=``,
-                                 ``message_id=`` choose, ``limit=`` bounds, ``before=`` is the ``next`` of the page before
-GET     /v1/events/{id}          all about one event
-GET     /v1/dead                 ``{"letters", "next", "dead"}`` in the order of ids; ``?ids=`` (with commas),
-                                 ``name=``, ``reason=``, ``since_ms=``, ``until_ms=`` choose, ``limit=`` bounds,
-                                 ``after=`` is the ``next`` of the page before
-GET     /v1/dead/{id}            one dead letter
-GET     /v1/dead/export          a line of JSON for each dead letter that is chosen as above
-POST    /v1/dead/retry           ``{"ids", "name", "reason", "since_ms", "until_ms", "all", "after"}`` choose: makes a
-                                 page of them pending again, ``{"moved", "next"}``; go on with ``after``
-POST    /v1/dead/discard         likewise: gives a page of them up
-POST    /v1/pause, /v1/resume    delivery stops and starts; both answer the status
-POST    /v1/forget               ``{"user", "after"}``: one page, ``{"pending", "dead", "history", "memory", "left",
-                                 "next"}``; go on with ``after``
-GET     /v1/delivered            ``?since_ms=&until_ms=&before=``: one page of what was delivered, counted by PX event
-                                 name, ``{"names", "rows", "ever", "oldest_ms", "next"}``
-POST    /v1/import               ``{"events": [{"propertyKey", "receivedMs", "event"}]}``: ``{"accepted", "repeated"}``
-GET     /v1/config               the configuration in force, secrets masked
-======  =======================  =====================================================================================
+The routes, their parameters and answers are documented in sidecar/control/README.md#api, and a test compares the table
+with the code.
 
-An answer that is no success is ``{"error": one sentence}``: 400 for a wrong request, 404 and 405 for what is not there,
-409 where there is no daemon, 503 while the outbox cannot be written. A page that is empty may have another one behind
-it: only ``"next": null`` is the end. All views and exports have gone through today's privacy rules.
+Rules
+-----
+* An error answer is ``{"error": one sentence}``: 400 for an invalid request, 404 and 405 for an unknown path or method,
+  409 if the call needs a daemon and none runs, 503 while the outbox cannot be written.
+* An empty page may be followed by others: only ``"next": null`` is the end.
+* All views and exports are redacted by the privacy rules in force.
 """
 
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Sequence
+from copy import copy
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
 import trio
 
+from sidecar.clock import Clock
 from sidecar.config import effective
-from sidecar.control.archive import Carried, Which
-from sidecar.control.desk import Desk
+from sidecar.control.answers import (
+    READING_POSTS,
+    Endpoint,
+    Int64,
+    Params,
+    RequestError,
+    RouteTable,
+    decode_body,
+    decode_query,
+    json_response,
+)
+from sidecar.control.audit import AuditRoutes, describe_peer, peer
+from sidecar.control.delivery_control import DeliveryControl
+from sidecar.control.outbox_admin import DeadLetterFilter, ExportedEvent, OutboxAdmin
+from sidecar.control.pages import status_of
+from sidecar.control.selection import DeadCommand, DeadQuery, EventsQuery, integer
+from sidecar.control.state import StateReader
 from sidecar.errors import Failed, SidecarError
-from sidecar.http import Request, Response, Stopping, serve, serve_connection
+from sidecar.http import Request, Response, Shutdown, serve, serve_connection
+from sidecar.mapping import LiveSettings
+from sidecar.observe import Feed
+from sidecar.units import iso_utc
 
-__all__ = ["Control", "serve_control"]
+__all__ = ["ControlRoutes", "serve_control"]
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS: Final = 64
+CONNECTIONS: Final = 64  # operators and consoles; each tail holds one
 NDJSON: Final = "application/x-ndjson"
 
-T = TypeVar("T")
-Params = dict[str, str]
-Answer = Callable[[Request, Params], Awaitable[Response]]
-
-
-class _Wrong(Exception):
-    """The request is wrong; the text is one sentence."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class EventsQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """What ``GET /v1/events`` takes."""
-
-    state: str | None = None
-    name: str | None = None
-    user: str | None = None
-    message_id: str | None = None
-    limit: int = 50
-    before: str | None = None
-
-
-class DeadQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """What ``GET /v1/dead`` takes."""
-
-    ids: str | None = None
-    name: str | None = None
-    reason: str | None = None
-    since_ms: int | None = None
-    until_ms: int | None = None
-    after: int = 0
-    limit: int = 500
-
-    def which(self) -> Which:
-        """The letters that are meant."""
-        ids = None if self.ids is None else [_whole(one) for one in self.ids.split(",")]
-        return Which(ids, self.name, self.reason, self.since_ms, self.until_ms)
-
-
-class DeadOrder(msgspec.Struct, forbid_unknown_fields=True):
-    """What ``POST /v1/dead/retry`` and ``discard`` take."""
-
-    ids: list[int] | None = None
-    name: str | None = None
-    reason: str | None = None
-    since_ms: int | None = None
-    until_ms: int | None = None
-    all: bool = False
-    after: int = 0
-
-    def which(self) -> Which:
-        """The letters that are meant; all of them only if that is said."""
-        which = Which(self.ids, self.name, self.reason, self.since_ms, self.until_ms)
-        if which == Which() and not self.all:
-            raise _Wrong(400, 'Nothing was chosen; choose by ids, name, reason or time, or say "all": true.')
-        return which
+# Paths with the id of an event.
+_WITH_ID: Final = ("/v1/events/{id}", "/v1/dead/{id}")
 
 
 class DeliveredQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """What ``GET /v1/delivered`` takes."""
+    """The parameters of ``GET /v1/delivered``."""
 
-    since_ms: int
-    until_ms: int
+    since_ms: Int64
+    until_ms: Int64
     before: str | None = None
 
 
 class TailQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """What ``GET /v1/tail`` takes."""
+    """The parameters of ``GET /v1/tail``."""
 
     what: str | None = None
     name: str | None = None
     user: str | None = None
 
-    def fits(self, record: dict[str, Any]) -> bool:
-        """Whether a record is wanted; what is not about an event always is."""
+    def matches(self, record: dict[str, Any]) -> bool:
+        """Return whether a record is selected. Records that are not about an event always are."""
         if "what" not in record or record["what"] == "listening":
             return True
-        return all(want is None or record.get(key) == want for key, want in msgspec.structs.asdict(self).items())
+        return all(value is None or record.get(key) == value for key, value in msgspec.structs.asdict(self).items())
 
 
-class ForgetOrder(msgspec.Struct, forbid_unknown_fields=True):
-    """What ``POST /v1/forget`` takes."""
+class ForgetCommand(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /v1/forget``."""
 
-    user: str
-    after: int = 0
+    user: str | None = None
+    users: list[str] = []
+    suppress: bool = False
+    after: Int64 = 0
+
+    def selection(self) -> list[str]:
+        """Return the users; at least one, none of them empty."""
+        users = [*self.users, *([] if self.user is None else [self.user])]
+        if not users or not all(users):
+            raise RequestError(400, "No user is named; give `user` or `users`, none of them empty.")
+        return users
 
 
-class ImportOrder(msgspec.Struct, forbid_unknown_fields=True):
-    """What ``POST /v1/import`` takes."""
+class ImportCommand(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /v1/import``."""
 
-    events: list[Carried]
+    events: list[ExportedEvent]
+    back: bool = False
 
 
-class Control:
-    """Answers the requests that the module describes."""
+class ControlRoutes:
+    """Answer the requests of the API. ``delivery`` and ``feed`` are None without a daemon.
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        self._routes: dict[str, tuple[str, Answer]] = {
+    ``more`` are the routes of other parts; ``audit`` records the calls that change something.
+    """
+
+    def __init__(
+        self,
+        reader: StateReader,
+        admin: OutboxAdmin,
+        settings: LiveSettings,
+        clock: Clock,
+        *,
+        delivery: DeliveryControl | None = None,
+        feed: Feed | None = None,
+        audit: AuditRoutes | None = None,
+        more: Sequence[RouteTable] = (),
+    ) -> None:
+        self._reader = reader
+        self._admin = admin
+        self._settings = settings
+        self._clock = clock
+        self._delivery = delivery
+        self._feed = feed
+        self._audit = audit
+        self._routes: RouteTable = {
             "/v1/status": ("GET", self._status),
             "/v1/tail": ("GET", self._tail),
             "/v1/events": ("GET", self._events),
@@ -167,174 +143,213 @@ class Control:
             "/v1/import": ("POST", self._import),
             "/v1/config": ("GET", self._config),
         }
+        for table in more:
+            self._routes |= table
+        self._withheld: frozenset[str] = frozenset()
+
+    def reading(self) -> "ControlRoutes":
+        """Return routes that hold the reading calls alone: through them nothing that changes anything can be reached."""
+        reading = copy(self)
+        reading._routes = {
+            path: route for path, route in self._routes.items() if route[0] == "GET" or path in READING_POSTS
+        }
+        reading._withheld = frozenset(self._routes.keys() - reading._routes.keys())
+        return reading
+
+    @property
+    def routes(self) -> dict[str, str]:
+        """The method of each path; a path with an id is written with ``{id}``."""
+        return {path: method for path, (method, _) in self._routes.items()} | dict.fromkeys(_WITH_ID, "GET")
 
     async def answer(self, request: Request) -> Response:
-        """Answer one request; never raises for anything a client sends."""
+        """Answer one request. Nothing that a client sends raises."""
         try:
-            return await self._find(request)(request, dict(parse_qsl(request.query, keep_blank_values=True)))
-        except _Wrong as wrong:
-            return refuse("", str(wrong), wrong.status)
-        except (msgspec.DecodeError, ValueError) as error:
-            return refuse("", f"The request is wrong: {error}.", 400)
+            params = dict(parse_qsl(request.query, keep_blank_values=True))
+            response = await self._endpoint(request)(request, params)
+            if self._audit is not None and request.method == "POST":
+                await self._audit.record(request)
+            return response
+        except RequestError as error:
+            return refuse("", str(error), error.status)
+        except (msgspec.DecodeError, ValueError) as error:  # msgspec.ValidationError is a DecodeError
+            return refuse("", f"The request is invalid: {error}.", 400)
         except Failed as error:
             return refuse("", str(error), 409)
         except SidecarError as error:
             return refuse("", str(error), 503)
 
-    def _find(self, request: Request) -> Answer:
+    def _endpoint(self, request: Request) -> Endpoint:
+        """Return the endpoint of a request. Raises RequestError for an unknown path or method."""
         path = unquote(request.path).rstrip("/")
-        method, answer = self._routes.get(path, ("", None))
-        folder, _, name = path.rpartition("/")
-        if answer is None and name.isdecimal() and folder in ("/v1/events", "/v1/dead"):
-            method, answer = "GET", partial(self._event if folder == "/v1/events" else self._letter, int(name))
-        if answer is None:
-            raise _Wrong(404, f"There is nothing at {path[:200]}; the API is described in sidecar.control.server.")
+        method, endpoint = self._routes.get(path, ("", None))
+        parent, _, last = path.rpartition("/")
+        if endpoint is None and last.isdecimal() and len(last) < 19 and f"{parent}/{{id}}" in _WITH_ID:
+            method, endpoint = "GET", partial(self._event if parent == "/v1/events" else self._letter, int(last))
+        if path in self._withheld:
+            raise RequestError(
+                403, f"This socket only answers reading calls; send {path} to the one in listen.control."
+            )
+        if endpoint is None:
+            raise RequestError(
+                404, f"There is nothing at {path[:200]}; the paths are listed in sidecar/control/README.md#api."
+            )
         if request.method not in (method, "HEAD" if method == "GET" else method):
-            raise _Wrong(405, f"{path} answers {method} only; use that.")
-        return answer
+            raise RequestError(405, f"{path} allows {method} only.")
+        return endpoint
 
     async def _status(self, _request: Request, _params: Params) -> Response:
-        return _json(await self.desk.status())
+        return json_response(status_of(await self._reader.read()))
 
     async def _config(self, _request: Request, _params: Params) -> Response:
-        return _json(effective(self.desk.house.config))
+        return json_response(effective(self._settings.now.config))
 
     async def _pause(self, request: Request, params: Params) -> Response:
-        await self.desk.pause()
+        await self._running().pause()
         return await self._status(request, params)
 
     async def _resume(self, request: Request, params: Params) -> Response:
-        await self.desk.resume()
+        await self._running().resume()
         return await self._status(request, params)
 
     async def _tail(self, _request: Request, params: Params) -> Response:
-        self.desk.running()
-        return Response(200, _chosen(self.desk.tail(), _query(params, TailQuery)), NDJSON)
+        self._running()
+        return Response(200, _tail_lines(self.tail(), decode_query(params, TailQuery)), NDJSON)
+
+    async def tail(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the records of the live feed, without end.
+
+        The first record, ``listening``, states that every later record is included: a caller that waits for it before
+        sending an event cannot miss the event's outcome.
+        """
+        assert self._feed is not None
+        async with self._feed.subscribe() as records:
+            yield {"at": iso_utc(self._clock.wall_ms()), "what": "listening"}
+            async for record in records:
+                yield record
+
+    def _running(self) -> DeliveryControl:
+        """Return running delivery. Raises Failed without a daemon."""
+        if self._delivery is None:
+            raise Failed("The daemon is not running; start it with `systemctl start px-sidecar` or `px-sidecar run`.")
+        return self._delivery
 
     async def _events(self, _request: Request, params: Params) -> Response:
-        query = _query(params, EventsQuery)
-        return _json(
-            await self.desk.archive.events(
+        query = decode_query(params, EventsQuery)
+        return json_response(
+            await self._admin.events(
+                query.selection(self._settings.now),
                 state=query.state,
-                name=query.name,
-                user=query.user,
-                message_id=query.message_id,
                 limit=_limit(query.limit),
                 before=_cursor(query.before),
             )
         )
 
     async def _event(self, event_id: int, _request: Request, _params: Params) -> Response:
-        event = await self.desk.archive.event(event_id)
+        event = await self._admin.event(event_id)
         if event is None:
-            raise _Wrong(404, f"There is no event {event_id}; it never was, or its history was pruned.")
-        return _json(event)
+            raise RequestError(
+                404, f"There is no event {event_id}: it was never accepted, or was pruned from the history."
+            )
+        return json_response(event)
 
     async def _dead(self, _request: Request, params: Params) -> Response:
-        query = _query(params, DeadQuery)
-        return _json(await self.desk.archive.letters(query.which(), after=query.after, limit=_limit(query.limit)))
+        query = decode_query(params, DeadQuery)
+        return json_response(await self._admin.letters(query.selection(), after=query.after, limit=_limit(query.limit)))
 
     async def _letter(self, event_id: int, _request: Request, _params: Params) -> Response:
-        found = await self.desk.archive.letters(Which(ids=[event_id]))
-        if not found["letters"]:
-            raise _Wrong(404, f"Event {event_id} is no dead letter; `px-sidecar events show {event_id}` tells more.")
-        return _json(found["letters"][0])
+        page = await self._admin.letters(DeadLetterFilter(ids=[event_id]))
+        if not page["letters"]:
+            raise RequestError(
+                404, f"Event {event_id} is not a dead letter; `px-sidecar events show {event_id}` shows its state."
+            )
+        return json_response(page["letters"][0])
 
     async def _export(self, _request: Request, params: Params) -> Response:
-        query = _query(params, DeadQuery)
-        return Response(200, self._all_letters(query.which(), query.after), NDJSON)
+        query = decode_query(params, DeadQuery)
+        return Response(200, self._letter_lines(query.selection(), query.after), NDJSON)
 
-    async def _all_letters(self, which: Which, after: int | None) -> AsyncIterator[bytes]:
+    async def _letter_lines(self, selection: DeadLetterFilter, after: int | None) -> AsyncIterator[bytes]:
+        # Page by page: the export of a million letters must not fill memory or hold the store.
         while after is not None:
-            page = await self.desk.archive.letters(which, after=after)
+            page = await self._admin.letters(selection, after=after)
             after = page["next"]
             yield b"".join(msgspec.json.encode(letter) + b"\n" for letter in page["letters"])
 
     async def _retry(self, request: Request, _params: Params) -> Response:
-        order = _body(request, DeadOrder)
-        return _json(await self.desk.archive.retry(order.which(), after=order.after))
+        command = decode_body(request, DeadCommand)
+        return json_response(await self._admin.retry(command.selection(), after=command.after))
 
     async def _discard(self, request: Request, _params: Params) -> Response:
-        order = _body(request, DeadOrder)
-        return _json(await self.desk.archive.discard(order.which(), after=order.after))
+        command = decode_body(request, DeadCommand)
+        return json_response(await self._admin.discard(command.selection(), after=command.after))
 
     async def _forget(self, request: Request, _params: Params) -> Response:
-        order = _body(request, ForgetOrder)
-        return _json(await self.desk.archive.forget(order.user, after=order.after))
+        command = decode_body(request, ForgetCommand)
+        return json_response(
+            await self._admin.forget(command.selection(), suppressed=command.suppress, after=command.after)
+        )
 
     async def _delivered(self, _request: Request, params: Params) -> Response:
-        query = _query(params, DeliveredQuery)
-        return _json(
-            await self.desk.archive.delivered(
-                since_ms=query.since_ms, until_ms=query.until_ms, before=_cursor(query.before)
-            )
+        query = decode_query(params, DeliveredQuery)
+        return json_response(
+            await self._admin.delivered(since_ms=query.since_ms, until_ms=query.until_ms, before=_cursor(query.before))
         )
 
     async def _import(self, request: Request, _params: Params) -> Response:
-        return _json(await self.desk.archive.take_in(_body(request, ImportOrder).events))
+        command = decode_body(request, ImportCommand)
+        return json_response(await self._admin.import_events(command.events, back=command.back))
 
 
 async def serve_control(
-    desk: Desk,
+    routes: ControlRoutes,
     listener: socket.socket,
     *,
-    stopping: Stopping,
+    shutdown: Shutdown,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the API on the bound control socket; returns when ``stopping`` is set and the last request is answered."""
-    control = Control(desk)
+    """Serve the API on the bound control socket. Returns once ``shutdown`` is set and the last request is answered."""
 
-    async def connection(stream: trio.abc.Stream) -> None:
-        await serve_connection(stream, control.answer, stopping=stopping, refuse=refuse, on_error=_tell)
+    async def connection(stream: trio.SocketStream) -> None:
+        peer.set(describe_peer(stream.socket))
+        await serve_connection(stream, routes.answer, shutdown=shutdown, refuse=refuse, on_error=_log_error)
 
     listening = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
     await serve(
-        [listening], connection, max_connections=CONNECTIONS, stopping=stopping, on_error=_tell, task_status=task_status
+        [listening],
+        connection,
+        max_connections=CONNECTIONS,
+        shutdown=shutdown,
+        on_error=_log_error,
+        task_status=task_status,
     )
 
 
 def refuse(_code: str, message: str, status: int) -> Response:
-    """An answer that says no, as all of this API do."""
+    """Return an error answer of this API. The first argument, a code, is part of the HTTP server's interface."""
     return Response(status, msgspec.json.encode({"error": message}))
 
 
-async def _chosen(records: AsyncIterator[dict[str, Any]], query: TailQuery) -> AsyncIterator[bytes]:
+async def _tail_lines(records: AsyncIterator[dict[str, Any]], query: TailQuery) -> AsyncIterator[bytes]:
     try:
         async for record in records:
-            if query.fits(record):
+            if query.matches(record):
                 yield msgspec.json.encode(record) + b"\n"
     finally:
-        await records.aclose()  # type: ignore[attr-defined]  # it is an async generator; unclosed it stays subscribed
-
-
-def _json(value: Any) -> Response:
-    return Response(200, msgspec.json.encode(value))
-
-
-def _query(params: Params, kind: type[T]) -> T:
-    return msgspec.convert(params, kind, strict=False)
-
-
-def _body(request: Request, kind: type[T]) -> T:
-    return msgspec.json.decode(request.body or b"{}", type=kind)
+        await records.aclose()  # type: ignore[attr-defined]  # an async generator; left open, it stays subscribed
 
 
 def _limit(limit: int) -> int:
+    """Return the limit within 1 to 1,000: a larger page would hold the store and the event loop too long."""
     return max(1, min(limit, 1_000))
 
 
 def _cursor(text: str | None) -> tuple[int, int] | None:
+    """Parse the ``before`` of a page: the settling time and id of the last row of the page before."""
     if text is None:
         return None
     settled_ms, _, event_id = text.partition(".")
-    return _whole(settled_ms), _whole(event_id)
+    return integer(settled_ms), integer(event_id)
 
 
-def _whole(text: str) -> int:
-    if not text.strip().isdecimal():
-        raise _Wrong(400, f"{text[:40]!r} is no number; give whole numbers.")
-    return int(text)
-
-
-def _tell(error: BaseException, *_request: Request) -> None:
-    log.error("A request to the control socket failed: %r", error)
+def _log_error(error: BaseException, *_request: Request) -> None:
+    log.error("A request to the control socket failed: %r. This is a bug; report it.", error)

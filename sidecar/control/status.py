@@ -1,44 +1,49 @@
-"""What ``px-sidecar status --json`` prints and ``GET /status`` answers: one record of how things are.
+"""``Status``: the public view of the daemon's state, printed by ``px-sidecar status --json`` and served at ``/status``.
 
 Rules
 -----
 * ``accepted = pending + delivered + dropped + dead`` holds in every record.
-* It costs the same with ten pending events and with ten million.
-* A name that ends in ``_s`` is in seconds, in ``_ms`` epoch milliseconds, in ``bytes`` bytes; a moment without a unit
-  is ISO 8601 text in UTC.
-* ``reasons`` are sentences for people: what keeps events from being delivered or accepted, and what to do. While there
-  are none, all is well. ``warnings`` do not stop anything.
+* The cost does not depend on the number of pending events.
+* Names that end in ``_s`` are in seconds, in ``_ms`` epoch milliseconds, in ``bytes`` bytes. Times without a unit are
+  ISO 8601 text in UTC.
+* ``reasons`` are sentences for operators: why events are not delivered or not accepted, and what to do. The list is
+  empty while everything works. ``warnings`` do not affect delivery or acceptance.
 """
 
-from collections import deque
+import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Final, Literal
 
 import msgspec
 
+from sidecar.observe import Problem
+
 __all__ = [
     "DAY_S",
+    "FleetFacts",
+    "NameShare",
     "OutboxFacts",
-    "Problem",
     "QuotaFacts",
-    "Rate",
+    "RefusedCalls",
+    "Severity",
     "SlowUser",
     "Status",
+    "StatusProblem",
     "by_reason",
     "drain_s",
-    "iso",
+    "public_sentence",
+    "public_view",
     "total",
 ]
 
 DAY_S: Final = 86_400.0
-RATE_WINDOW_S: Final = 10
 
 
 class QuotaFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The day's quota, in requests. ``reserve`` is the part of ``limit`` that only events of the class high may use.
+    """The day's quota in requests. ``reserve`` is the part of ``limit`` that only high-priority events may use.
 
-    ``free_in_s`` is 0 while normal events may go, else when they may again; ``by_px`` tells that PX said so.
+    ``free_in_s`` is the time until a normal event may be sent, 0 if now. ``by_px`` is true if PX's 429 answers, not the
+    own count, ended the day.
     """
 
     used: int
@@ -50,7 +55,7 @@ class QuotaFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OutboxFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The outbox file; ``bytes`` is what the events take in it, None if it could not be asked."""
+    """The outbox file. ``bytes`` is the space that events use, None if the store did not answer in time."""
 
     path: str
     bytes: int | None
@@ -59,7 +64,7 @@ class OutboxFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SlowUser(msgspec.Struct, frozen=True, kw_only=True):
-    """The user whose events have waited the longest because one of them keeps failing."""
+    """The user whose events have waited longest behind an event that keeps failing."""
 
     user: str | None
     waiting_for_s: float
@@ -67,21 +72,66 @@ class SlowUser(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
 
-class Problem(msgspec.Struct, frozen=True):
-    """The newest thing that went wrong; it may be over."""
+class FleetFacts(msgspec.Struct, frozen=True):
+    """This host in its fleet. Rates are requests per second.
 
-    when: str
+    ``state`` is joining, sharing, quiet, alone or rejoining; ``problem`` says what is wrong and what to do. ``rate`` is
+    what all hosts that are connected share, ``alone`` what this host may send by itself if the engine is away, ``used``
+    the requests of all hosts in this day, with what is set aside for absent ones. ``slots_late`` counts slots that passed
+    unused since the start. ``clone`` is true while another process of the fleet has the same outbox.
+    """
+
+    name: str
+    state: Literal["joining", "sharing", "quiet", "alone", "rejoining"]
+    problem: str
+    members: int
+    absent: int
+    rate: float
+    alone: float
+    used: int
+    slots_held: int
+    slots_granted: int
+    slots_late: int
+    calls: int
+    clock_uncertainty_s: float | None
+    clone: bool = False
+
+
+Severity = Literal["accepting", "delivery", "loss", "limit", "note"]
+"""What a problem means: events are not stored, not delivered, lost or dead or refused; a limit is near; something to know."""
+
+
+class StatusProblem(msgspec.Struct, frozen=True):
+    """Something that is wrong: one sentence with what happened, to what, and what to do next."""
+
+    severity: Severity
     message: str
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """How things are. ``state`` is that of the destination, ``stopped`` where no daemon runs.
+class RefusedCalls(msgspec.Struct, frozen=True):
+    """Calls that were answered with an error since the start, by code; the last one, and the seconds since then."""
 
-    ``delivering``: a normal event that came now would be sent at once. ``rate`` is delivered events a second over the
-    last ten; ``pace`` and ``ceiling`` are requests a second, allowed now and at most. ``drain_s``: seconds until
-    nothing is pending if nothing more comes, the day's quota included; None where nobody can tell.
-    ``oldest_pending_age_s`` leaves out users who wait because of an event that keeps failing: the slowest of them is
-    ``slowest_user``.
+    by_code: dict[str, int]
+    last_s: float
+    last_message: str
+
+
+class NameShare(msgspec.Struct, frozen=True):
+    """The event name that came most often in the last day, and how often."""
+
+    name: str
+    events: int
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The state at one moment. ``state`` is that of the destination, or ``stopped`` without a daemon.
+
+    ``delivering`` is true if a normal event accepted now would be sent at once. ``rate`` is delivered events per second
+    over the last ten seconds. ``pace`` and ``ceiling`` are requests per second: in force now, and at most. ``drain_s``
+    is the time until nothing is pending if no more events arrive, with the day's quota; None if it cannot be estimated.
+    ``oldest_pending_age_s`` excludes users with an event that keeps failing; ``slowest_user`` is the one of them that
+    has waited longest. ``without_account`` is the number of custom events delivered since the start without an account.
+    ``problems`` are all problems, the worst first (``problems.py``); ``reasons`` and ``warnings`` hold a part of them.
     """
 
     version: str
@@ -116,15 +166,15 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     last_delivered: str | None
     last_problem: Problem | None
     uptime_s: float | None
-
-
-def iso(wall_ms: float) -> str:
-    """A moment as people and ``jq`` read it: ``2026-11-24T11:40:32.123Z``."""
-    return datetime.fromtimestamp(wall_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    without_account: int = 0
+    fleet: FleetFacts | None = None
+    problems: list[StatusProblem] = []
+    refused: RefusedCalls | None = None
+    busiest_name: NameShare | None = None
 
 
 def by_reason(counters: Mapping[str, int], state: str) -> dict[str, int]:
-    """The counters of a state by their reasons, those that are not zero."""
+    """Return the non-zero counters of a state by reason."""
     return {
         name.partition(":")[2]: count
         for name, count in sorted(counters.items())
@@ -133,41 +183,62 @@ def by_reason(counters: Mapping[str, int], state: str) -> dict[str, int]:
 
 
 def total(counters: Mapping[str, int], state: str) -> int:
-    """How many events a state has had, whatever the reason."""
+    """Return the number of events in a state over all reasons."""
     return sum(count for name, count in counters.items() if name.partition(":")[0] == state)
 
 
 def drain_s(pending: int, *, pace_per_s: float, left: int, limit: int, next_day_in_s: float) -> float:
-    """Seconds until ``pending`` requests are sent at ``pace_per_s`` when ``left`` are left of the day's ``limit``.
+    """Estimate the seconds until ``pending`` requests are sent at ``pace_per_s`` with ``left`` of the day's ``limit``.
 
-    ``next_day_in_s``: until the day's quota begins anew. An estimate: retries and people calls are not known yet.
+    ``next_day_in_s`` is the time until the quota is full again. Retries and people calls are not counted, because they
+    are not known in advance.
     """
     if pending <= left:
         return pending / pace_per_s
+    # Today's rest, then whole days of ``limit`` each, then the remainder at the pace of its last day.
     days, rest = divmod(pending - left, limit)
-    if rest == 0:
+    if rest == 0:  # the last full day ends when its requests are sent, not at midnight
         days, rest = days - 1, limit
     return max(left / pace_per_s, next_day_in_s) + days * max(DAY_S, limit / pace_per_s) + rest / pace_per_s
 
 
-class Rate:
-    """How often something happens, over the last ten whole seconds."""
+# An absolute path of at least two parts, and PX's own words in a sentence (see ``px.answers``).
+_PATH = re.compile(r"(?:(?<=unix://)|(?<![\w:/.`]))/[^\s/;,()`'\"]+(?:/[^\s/;,()`'\"]*)+")
+# A user or a session that is near a limit of PX (see ``limits.py``), and the words of a refused call's answer.
+_SUBJECT = re.compile(
+    r"(?<=^User ).+ (?=had [\d,]+ events)|(?<=^Session ).+ (?=had [\d,]+ events)|(?<= The last: ).*", re.DOTALL
+)
+_PX_WORDS = re.compile(r"(?<=PX answered \d\d\d) \(.*\)(?=[:.]|$)", re.DOTALL)
 
-    def __init__(self, now_s: float) -> None:
-        self._started_s = int(now_s)
-        self._seconds: deque[list[int]] = deque()
 
-    def add(self, now_s: float) -> None:
-        """It happened once more."""
-        second = int(now_s)
-        if not self._seconds or self._seconds[-1][0] != second:
-            self._seconds.append([second, 0])
-            while self._seconds[0][0] < second - RATE_WINDOW_S:
-                self._seconds.popleft()
-        self._seconds[-1][1] += 1
+def public_sentence(sentence: str) -> str:
+    """Return a sentence without paths of this host, users, sessions, and what PX or this daemon answered."""
+    return _PATH.sub("…", _PX_WORDS.sub("", _SUBJECT.sub("… ", sentence)))
 
-    def per_second(self, now_s: float) -> float:
-        """The average; the second that is not over yet is left out, and of a younger life only what there was."""
-        second = int(now_s)
-        happened = sum(count for at, count in self._seconds if second - RATE_WINDOW_S <= at < second)
-        return happened / min(RATE_WINDOW_S, max(1, second - self._started_s))
+
+def public_view(status: Status) -> Status:
+    """Return the status for listeners that apps, and perhaps other hosts, can reach.
+
+    It shows neither user ids, nor excerpts of PX's answers, which may quote values of events, nor paths.
+    """
+    slowest, problem, fleet = status.slowest_user, status.last_problem, status.fleet
+    outbox = status.outbox.path
+    folder = outbox.rpartition("/")[0]
+
+    def public(sentence: str) -> str:
+        # The outbox's own path by its text: a path with a blank in it has no end that could be recognized.
+        for own in (outbox, folder):
+            sentence = sentence.replace(own, "…") if own else sentence
+        return public_sentence(sentence)
+
+    return msgspec.structs.replace(
+        status,
+        reasons=[public(reason) for reason in status.reasons],
+        warnings=[public(warning) for warning in status.warnings],
+        problems=[StatusProblem(one.severity, public(one.message)) for one in status.problems or ()],
+        fleet=None if fleet is None else msgspec.structs.replace(fleet, problem=public(fleet.problem)),
+        refused=None if status.refused is None else msgspec.structs.replace(status.refused, last_message=""),
+        outbox=msgspec.structs.replace(status.outbox, path=""),
+        slowest_user=None if slowest is None else msgspec.structs.replace(slowest, user=None, detail=""),
+        last_problem=None if problem is None else Problem(problem.when, public(problem.message)),
+    )

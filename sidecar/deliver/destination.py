@@ -1,41 +1,43 @@
-"""PX as the dispatcher sees it: one state machine that holds pace, waiting, outage and pause.
+"""PX as the dispatcher sees it: one state machine for pace, waiting, outage and pause.
 
-States, and what leads from one to the next (DESIGN 4)::
+States and transitions::
 
-    open     ──cannot be reached; 10 of later or unknown in a row from 3 users──► waiting (back-off)
-    open     ──429, or any Retry-After──► waiting (back-off or Retry-After) ──time──► open, at a lower pace
+    open     ──not reachable; 10 of later or ambiguous in a row from 3 users──► waiting (back-off)
+    open     ──429, or any Retry-After──► waiting (back-off or Retry-After; a 429 also lowers the pace)
     open     ──wrong key, wrong region, firewall x 3 users, refused x 50 from 10 users──► paused (with a reason)
-    waiting  ──time──► one probe may go: probing
-    paused   ──5 minutes, a restart or `resume`──► one probe may go: probing
-    probing  ──PX answered for itself──► open;  ──else──► back to waiting or paused
-    any      ──`pause`──► paused by the operator, until `resume`; what was there before goes on beneath
+    waiting  ──time──► one probe is allowed: probing
+    paused   ──5 minutes, a restart or `resume`──► one probe is allowed: probing
+    probing  ──PX itself answered──► open;  ──else──► back to waiting or paused
+    any      ──`pause`──► paused by the operator until `resume`; the state beneath continues to change
 
-A probe is one ordinary event, which the dispatcher chooses: the oldest in an outage; another user's each time in a
-pause, since the oldest may be the one event that PX dislikes. A delivery opens also a pause that it did not probe.
+A probe is one ordinary event, chosen by the dispatcher: the oldest event in an outage; a random user's event in a
+pause, since the oldest may be the one that PX refuses. A delivery opens a pause even if it was not the probe.
 
-What becomes of the event itself is the ``Outcome``:
+The ``Outcome`` says what becomes of the answered event:
 
 ==============  ====================================================================================================
-delivered       it is settled; refusals that were held are settled with it
-away, too_fast  again: it was not its fault, it keeps its place
-wrong_*         again
-ambiguous       retry: it backs off and its user waits; as ``later`` for the destination, since a PX that answers
-                nobody would otherwise be sent the same events again and again
+delivered       it is settled; refusals on probation are settled with it
+away, too_fast, requeue: the event is not at fault and keeps its position
+wait
+wrong_*         requeue
+ambiguous       retry: it backs off and its user waits. For the destination it counts as ``later``, since otherwise a
+                PX that accepts requests and never answers would be sent the same events again and again
 later           retry
 firewall        retry, dead after three tries; three users in a row without a success pause instead
-refused         held, see below
+refused         on probation, see below
 ==============  ====================================================================================================
 
-**Refusals are held on probation**, because it takes more than one answer to tell a bad event from a wrong property key.
-They are settled dead by the next delivery, which in a healthy stream is milliseconds away and proves that key and
-mapping are right, or once nothing more comes (``tick``: no request under way, no answer for a second). When 50 in a row
-from 10 users or more were refused, delivery pauses. Each pause, whatever its reason, sends the held back to pending, and
-refusals that arrive in it: a PX in doubt judges nobody. Of a longer run from fewer users only the newest 50 are held.
+**Probation.** One answer cannot tell a bad event from a wrong property key. So refused events are held, and settled as
+dead by the next delivery: in a healthy stream it is milliseconds away and proves that key and mapping are right. They
+are also settled once no answer can come any more (``expire_probation``: no request under way, no answer for a second).
+When 50 in a row from 10 users or more were refused, delivery pauses. Each pause, whatever its reason, sends the events on
+probation back to pending, and the refusals that arrive during it: while PX itself is in doubt, no event is judged. Of a
+longer run from fewer users only the newest 50 are held; older ones are dead.
 
-**Pace**: a 429 at full pace takes a tenth of it: requests that the network bunched by 50 ms are enough for one. An episode
-of 429 before the pace is back halves it, down to a sixteenth, which is about what the day's quota allows all day long.
-Every ten seconds that the destination stays open give a twentieth back. After ten minutes of 429 at the lowest pace
-without a delivery the day counts as spent.
+**Pace** after a 429: see ``pace.py``. One unbroken run of 429s is one episode, whatever probes are refused meanwhile. After
+ten minutes of it without a delivery the day counts as spent.
+
+See sidecar/deliver/README.md#destination; answers are classified by sidecar/px/README.md#answers.
 """
 
 import enum
@@ -46,26 +48,38 @@ from typing import Any
 
 import msgspec
 
+from sidecar.config import DeliverConfig
+from sidecar.deliver.pace import Pace
 from sidecar.deliver.retry import delay_s
 from sidecar.px.answers import Kind, Verdict
 
-__all__ = ["Destination", "Leave", "Open", "Outcome", "Paused", "Probe", "State", "Status", "Wait", "What"]
+__all__ = [
+    "Destination",
+    "DestinationState",
+    "DestinationStatus",
+    "Disposition",
+    "Open",
+    "Outcome",
+    "Paused",
+    "Permission",
+    "Probe",
+    "Wait",
+]
 
 PROBE_EVERY_S = 300.0
-TROUBLE_COUNT, TROUBLE_USERS = 10, 3
+# Counts alone do not tell a bad event from a bad destination: one user's events may all be bad. Hence the users.
+OUTAGE_COUNT, OUTAGE_USERS = 10, 3
 FIREWALL_TRIES, FIREWALL_USERS = 3, 3
 REFUSED_COUNT, REFUSED_USERS = 50, 10
-QUIET_S = 1.0  # and at least three intervals of the pace
-LOWEST_PACE, ONCE_TOO_FAST, TOO_FAST_AGAIN = 1 / 16, 0.9, 0.5
-CLIMB, CLIMB_EVERY_S = 0.05, 10.0
-LOWEST_PACE_FOR_S = 600.0
-REMEMBERED_TRIES = 10_000  # events that a firewall blocked once or twice and that wait to be tried again
+PROBATION_S = 1.0  # and at least three intervals of the pace
+DAY_SPENT_AFTER_S = 600.0  # of 429 without a delivery
+FIREWALL_MEMORY = 10_000  # events that a firewall blocked once or twice and that wait for a retry
 
 BY_OPERATOR = "operator"
 
 
-class State(enum.StrEnum):
-    """As `status` names them."""
+class DestinationState(enum.StrEnum):
+    """The states, named as `status` shows them."""
 
     OPEN = "open"
     WAITING = "waiting"
@@ -74,13 +88,16 @@ class State(enum.StrEnum):
 
 
 class Open(msgspec.Struct, frozen=True):
-    """Send; ``pace`` is the share of the full rate, from 1/16 to 1."""
+    """Send; ``pace`` is the share of the full rate, above 0 and at most 1."""
 
     pace: float
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """Send one event; ``probe_begun`` before, ``on(…, probe=True)`` after. In a pause choose another user each time."""
+    """Send one event: call ``probe_started`` before and ``on_verdict(…, probe=True)`` after it.
+
+    In a pause choose another user each time: one user's event may be refused for itself.
+    """
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -90,311 +107,378 @@ class Wait(msgspec.Struct, frozen=True):
 
 
 class Paused(msgspec.Struct, frozen=True):
-    """Send nothing; ``message`` says what a person has to do, ``probe_at_s`` (or infinity) when a probe may go."""
+    """Send nothing before a probe at ``probe_at_s`` (or infinity); ``message`` says what the operator has to do."""
 
     reason: str
     message: str
     probe_at_s: float
 
 
-Leave = Open | Probe | Wait | Paused
+Permission = Open | Probe | Wait | Paused
 
 
-class What(enum.Enum):
-    """What becomes of the event that was answered."""
+class Disposition(enum.Enum):
+    """The next step for the answered event."""
 
     DELIVERED = "delivered"
     DEAD = "dead"
     RETRY = "retry"
-    AGAIN = "again"
-    HELD = "held"
+    REQUEUE = "requeue"
+    ON_PROBATION = "on_probation"
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What becomes of the answered event, and of earlier ones that were held.
+    """The next step for the answered event, and for earlier ones on probation.
 
-    ``reason`` is that of a dead event; ``dead`` are held events to be settled now as ``refused``; ``pending`` are held
-    events that go back to their places; ``day_spent`` says that the quota should be treated as spent.
+    ``reason`` is that of a dead event; ``dead`` are events on probation to be settled now as ``refused``; ``pending``
+    are events on probation to be requeued; ``day_spent`` says that the day's quota counts as spent.
     """
 
-    what: What
+    disposition: Disposition
     reason: str = ""
     dead: tuple[int, ...] = ()
     pending: tuple[int, ...] = ()
     day_spent: bool = False
 
 
-class Status(msgspec.Struct, frozen=True):
-    """For `status`: times are monotonic seconds, ``message`` says what is wrong and what to do."""
+class DestinationStatus(msgspec.Struct, frozen=True):
+    """The destination as `status` shows it.
 
-    state: State
+    Times are monotonic seconds; ``message`` says what is wrong and what to do; ``on_probation`` counts events.
+    """
+
+    state: DestinationState
     since_s: float
     until_s: float | None
     reason: str
     message: str
     pace: float
-    held: int
+    on_probation: int
 
 
 class Destination:
-    """The state machine. ``random`` gives numbers from [0, 1); ``saved`` is what ``saved()`` gave in an earlier life.
+    """The state machine. Pure: time is an argument, nothing is read or written.
 
-    A pause is probed at once after a restart: the key may have been replaced. The three numbers can be set at any time.
+    ``config`` returns the rates and back-off in force, ``random`` numbers from [0, 1); ``saved`` is what ``saved()``
+    returned in an earlier process. A pause is probed at once after a restart: the key may have been replaced.
     """
 
     def __init__(
         self,
         *,
         now_s: float,
-        per_second: float,
-        initial_s: float,
-        max_s: float,
+        config: Callable[[], DeliverConfig],
         random: Callable[[], float],
         saved: dict[str, Any] | None = None,
     ) -> None:
         saved = saved or {}
-        self.per_second, self.initial_s, self.max_s, self._random = per_second, initial_s, max_s, random
-        self._base = State.PAUSED if saved.get("reason") else State.OPEN
+        self._config, self._random = config, random
+        # The state beneath an operator's pause and a probe: open, waiting or paused.
+        self._base = DestinationState.PAUSED if saved.get("reason") else DestinationState.OPEN
         self._probing = False
-        self._since_s = self._until_s = now_s
+        self._until_s = now_s  # a pause of an earlier process is probed at once
+        # But it lasts since it began: `status` says since when.
+        self._since_s = min(now_s, float(saved.get("since_s", now_s)))
         self._reason, self._message = str(saved.get("reason", "")), str(saved.get("message", ""))
-        self._operator_since_s = now_s if saved.get("operator") else None
-        self._attempts = 0
-        self._pace, self._pace_since_s = min(1.0, max(LOWEST_PACE, float(saved.get("pace", 1.0)))), now_s
-        self._lowest_since_s: float | None = None
-        self._trouble, self._trouble_users = 0, set[str]()
+        operator_since_s = min(now_s, float(saved.get("operator_since_s", now_s)))
+        self._operator_since_s = operator_since_s if saved.get("operator") else None
+        self._attempts, self._outage_since_s = 0, now_s
+        self._opens_by_time = False  # the wait ends without a probe
+        self._pace = Pace(lambda: config().host_per_second, now_s, min(1.0, max(0.0, float(saved.get("pace", 1.0)))))
+        self._too_fast_since_s: float | None = None  # the first 429 of the episode
+        self._failures, self._failure_users = 0, set[str]()
         self._refused, self._refused_users = 0, set[str]()
-        self._held: deque[int] = deque()
+        self._on_probation: deque[int] = deque()  # event ids, oldest first
         self._answered_s = now_s
         self._firewall_users = set[str]()
         self._firewall_tries: OrderedDict[int, int] = OrderedDict()
 
-    # --- may something be sent? ---
+    # --- permission to send ---
 
-    def may_send(self, now_s: float) -> Leave:
-        """What may be sent now."""
+    def may_send(self, now_s: float) -> Permission:
+        """Return what may be sent now."""
         if self._operator_since_s is not None:
             return Paused(BY_OPERATOR, "Delivery was paused; `px-sidecar resume` starts it again.", math.inf)
-        if self._base is State.WAITING and self._reason == Kind.TOO_FAST and now_s >= self._until_s:
-            self._open(now_s)
-        if self._base is State.OPEN:
-            return Open(self.pace(now_s))
+        if self._base is DestinationState.WAITING and self._opens_by_time and now_s >= self._until_s:
+            self._reopen(now_s)
+        if self._base is DestinationState.OPEN:
+            return Open(self.pace())
         if not self._probing and now_s >= self._until_s:
             return Probe()
         until_s = math.inf if self._probing else self._until_s
-        return Paused(self._reason, self._message, until_s) if self._base is State.PAUSED else Wait(until_s)
+        return Paused(self._reason, self._message, until_s) if self._base is DestinationState.PAUSED else Wait(until_s)
 
-    def probe_begun(self, now_s: float) -> None:
-        """The probe that ``may_send`` allowed is on its way; nothing else may go until its answer is told."""
+    def probe_started(self, now_s: float) -> None:
+        """Record that the probe which ``may_send`` allowed is sent; nothing else is allowed until its answer."""
         assert isinstance(self.may_send(now_s), Probe)
         self._probing = True
 
-    def pace(self, now_s: float) -> float:
-        """The share of the full rate."""
-        steps = math.floor((now_s - self._pace_since_s) / CLIMB_EVERY_S) if self._base is State.OPEN else 0
-        return min(1.0, self._pace + CLIMB * max(0, steps))
+    def pace(self) -> float:
+        """Return the share of the full rate."""
+        return self._pace.share()
 
-    # --- what did PX answer? ---
+    # --- answers ---
 
-    def on(self, verdict: Verdict, *, event: int, user: str | None, now_s: float, probe: bool = False) -> Outcome:
-        """Take in the verdict on ``event`` of ``user``. The answer to a probe is told with ``probe``."""
+    def on_verdict(
+        self, verdict: Verdict, *, event: int, user: str | None, now_s: float, probe: bool = False
+    ) -> Outcome:
+        """Take the verdict on ``event`` of ``user``; ``probe`` marks the answer to a probe."""
         self._probing = self._probing and not probe
         self._answered_s = now_s
-        who = user or f"\0{event}"  # an event without a user is a user of its own
+        user = user or f"\0{event}"  # an event without a user counts as a user of its own
         match verdict.kind:
             case Kind.DELIVERED:
-                outcome = self._delivered(event, now_s)
+                outcome = self._on_delivered(event, now_s, probe=probe)
             case Kind.REFUSED:
-                outcome = self._was_refused(event, who, verdict, now_s, probe=probe)
+                outcome = self._on_refused(event, user, verdict, now_s, probe=probe)
             case Kind.FIREWALL:
-                outcome = self._met_firewall(event, who, verdict, now_s, probe=probe)
+                outcome = self._on_firewall(event, user, verdict, now_s, probe=probe)
             case Kind.WRONG_KEY | Kind.WRONG_REGION:
                 outcome = self._pause(verdict.kind, verdict.message, now_s, probe=probe)
-            case Kind.TOO_FAST:
-                outcome = self._too_fast(verdict, now_s, probe=probe)
+            case Kind.TOO_FAST | Kind.WAIT:
+                outcome = self._on_asked_to_wait(verdict, now_s, probe=probe)
             case Kind.AWAY:
-                self._out(verdict, now_s, probe=probe)
-                outcome = Outcome(What.AGAIN)
+                self._start_outage(verdict, now_s, probe=probe)
+                outcome = Outcome(Disposition.REQUEUE)
             case _:
-                outcome = self._troubled(who, verdict, now_s, probe=probe)
-        if verdict.retry_after_s and verdict.kind is not Kind.TOO_FAST and self._base is not State.PAUSED:
-            self._wait(Kind.TOO_FAST, verdict.message, now_s, now_s + verdict.retry_after_s)
+                outcome = self._on_failure(user, verdict, now_s, probe=probe)
+        # PX may ask to wait in any answer, even in a 2xx. A pause keeps its own time of the next probe.
+        asked = verdict.kind in (Kind.TOO_FAST, Kind.WAIT)
+        if verdict.retry_after_s and not asked and self._base is not DestinationState.PAUSED:
+            self._wait(Kind.WAIT, verdict.message, now_s, now_s + verdict.retry_after_s)
+            # After a delivery PX needs no probe, and there may be no event left for one.
+            self._opens_by_time = verdict.kind is Kind.DELIVERED
         return outcome
 
-    def went_on(self, now_s: float, *, probe: bool) -> None:
-        """PX answered for itself and knows the key: told for each answer that leads to the event's next request."""
-        self._trouble = 0
-        self._trouble_users.clear()
+    def sequence_continued(self, now_s: float, *, probe: bool) -> None:
+        """Take an answer that leads to the event's next request: PX itself answered, and it accepts the key."""
+        self._failures = 0
+        self._failure_users.clear()
         if probe:
             self._attempts = 0
-            self._open(now_s)
+            self._reopen(now_s)
 
-    def probe_lost(self, now_s: float) -> None:
-        """The probe came to nothing: no event was there to send, or its sending was cancelled."""
+    def probe_abandoned(self, now_s: float) -> None:
+        """Give up a probe without an answer: there was no event to send, or sending was cancelled."""
         self._probing = False
-        self._until_s = now_s + self.initial_s
+        self._until_s = now_s + self._config().retry_initial
 
-    def _delivered(self, event: int, now_s: float) -> Outcome:
-        held = tuple(self._held)
-        self._held.clear()
-        self._refused = self._attempts = self._trouble = 0
-        self._refused_users, self._trouble_users, self._firewall_users = set(), set(), set()
+    def _on_delivered(self, event: int, now_s: float, *, probe: bool) -> Outcome:
+        confirmed = tuple(self._on_probation)
+        self._on_probation.clear()
+        self._refused = self._attempts = self._failures = 0
+        self._refused_users, self._failure_users, self._firewall_users = set(), set(), set()
         self._firewall_tries.pop(event, None)
-        self._lowest_since_s = None
-        if self._base is State.PAUSED or (self._base is State.WAITING and self._reason != Kind.TOO_FAST):
-            self._open(now_s)
-        return Outcome(What.DELIVERED, dead=held)
+        # A delivery of a request that was under way neither shortens a wait that PX asked for nor ends its episode.
+        if (
+            probe
+            or self._base is DestinationState.PAUSED
+            or (self._base is DestinationState.WAITING and not self._asked)
+        ):
+            self._reopen(now_s)
+        if self._base is DestinationState.OPEN:
+            self._too_fast_since_s = None
+        self._pace.delivered(now_s)
+        return Outcome(Disposition.DELIVERED, dead=confirmed)
 
-    def _was_refused(self, event: int, who: str, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
-        if self._base is State.PAUSED and (self._reason == Kind.REFUSED or not probe):
+    def _on_refused(self, event: int, user: str, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
+        if self._base is DestinationState.PAUSED and (self._reason == Kind.REFUSED or not probe):
+            # Under way when the pause began, or its probe: while PX is in doubt, no event is judged.
             return self._stay_paused(now_s, probe=probe)
-        self.went_on(now_s, probe=probe)
+        self.sequence_continued(now_s, probe=probe)
         self._refused += 1
-        _add(self._refused_users, who, REFUSED_USERS)
+        _add(self._refused_users, user, REFUSED_USERS)
         if self._refused >= REFUSED_COUNT and len(self._refused_users) >= REFUSED_USERS:
             return self._pause(Kind.REFUSED, _refused_message(self._refused, verdict), now_s, probe=probe)
-        self._held.append(event)
-        oldest = (self._held.popleft(),) if len(self._held) > REFUSED_COUNT else ()
-        return Outcome(What.HELD, dead=oldest)
+        self._on_probation.append(event)
+        # Bounded: a long run of bad events from few users must neither pause delivery nor fill memory.
+        oldest = (self._on_probation.popleft(),) if len(self._on_probation) > REFUSED_COUNT else ()
+        return Outcome(Disposition.ON_PROBATION, dead=oldest)
 
-    def _met_firewall(self, event: int, who: str, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
-        if self._base is State.PAUSED and self._reason == Kind.FIREWALL:
+    def _on_firewall(self, event: int, user: str, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
+        if self._base is DestinationState.PAUSED and self._reason == Kind.FIREWALL:
             return self._stay_paused(now_s, probe=probe)
-        self.went_on(now_s, probe=probe)
-        _add(self._firewall_users, who, FIREWALL_USERS)
+        self.sequence_continued(now_s, probe=probe)
+        _add(self._firewall_users, user, FIREWALL_USERS)
         tries = self._firewall_tries.pop(event, 0) + 1
         if len(self._firewall_users) >= FIREWALL_USERS:
+            # Not this event's content but the key or the host's address is blocked: earlier tries do not count.
             self._firewall_tries.clear()
             return self._pause(Kind.FIREWALL, _firewall_message(verdict), now_s, probe=probe)
         if tries >= FIREWALL_TRIES:
-            return Outcome(What.DEAD, "firewall")
+            return Outcome(Disposition.DEAD, "firewall")
         self._firewall_tries[event] = tries
-        if len(self._firewall_tries) > REMEMBERED_TRIES:
+        if len(self._firewall_tries) > FIREWALL_MEMORY:
             self._firewall_tries.popitem(last=False)
-        return Outcome(What.RETRY)
+        return Outcome(Disposition.RETRY)
 
-    def _troubled(self, who: str, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
-        self._trouble += 1
-        _add(self._trouble_users, who, TROUBLE_USERS)
-        many = self._trouble >= TROUBLE_COUNT and len(self._trouble_users) >= TROUBLE_USERS
-        if probe or many:
-            self._out(verdict, now_s, probe=probe)
-        return Outcome(What.RETRY)
+    def _on_failure(self, user: str, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
+        self._failures += 1
+        _add(self._failure_users, user, OUTAGE_USERS)
+        outage = self._failures >= OUTAGE_COUNT and len(self._failure_users) >= OUTAGE_USERS
+        if probe or outage:
+            self._start_outage(verdict, now_s, probe=probe)
+        return Outcome(Disposition.RETRY)
 
-    def _too_fast(self, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
-        if self._base is State.PAUSED:
+    def _on_asked_to_wait(self, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
+        if self._base is DestinationState.PAUSED:
             return self._stay_paused(now_s, probe=probe)
+        if verdict.kind is Kind.TOO_FAST:
+            self._pace.refused(now_s, new_episode=self._too_fast_since_s is None)
+            self._too_fast_since_s = now_s if self._too_fast_since_s is None else self._too_fast_since_s
         until_s = now_s + (verdict.retry_after_s or 0.0)
-        if self._base is State.WAITING and not probe:  # one of those that were under way: the same episode
+        if self._base is DestinationState.WAITING and not probe:  # under way when the episode began
             self._until_s = max(self._until_s, until_s)
-            return Outcome(What.AGAIN)
-        pace = self.pace(now_s)
-        pace = max(LOWEST_PACE, pace * (ONCE_TOO_FAST if pace == 1.0 else TOO_FAST_AGAIN))
-        self._wait(Kind.TOO_FAST, verdict.message, now_s, max(until_s, now_s + self._back_off_s()))
-        self._pace = pace
-        if pace > LOWEST_PACE or verdict.status != 429:
-            return Outcome(What.AGAIN)
-        self._lowest_since_s = now_s if self._lowest_since_s is None else self._lowest_since_s
-        return Outcome(What.AGAIN, day_spent=now_s - self._lowest_since_s >= LOWEST_PACE_FOR_S)
+            return Outcome(Disposition.REQUEUE)
+        self._wait(verdict.kind, verdict.message, now_s, max(until_s, now_s + self._next_back_off_s(now_s)))
+        since_s = self._too_fast_since_s if verdict.kind is Kind.TOO_FAST else None
+        return Outcome(Disposition.REQUEUE, day_spent=since_s is not None and now_s - since_s >= DAY_SPENT_AFTER_S)
 
-    # --- changes of state ---
+    # --- transitions ---
 
-    def _open(self, now_s: float) -> None:
-        self._base, self._since_s, self._reason, self._message = State.OPEN, now_s, "", ""
-        self._pace_since_s = self._answered_s = now_s
-        self._probing = False
+    def _reopen(self, now_s: float) -> None:
+        self._base, self._since_s, self._reason, self._message = DestinationState.OPEN, now_s, "", ""
+        self._answered_s = now_s
+        self._probing = self._opens_by_time = False
+        self._pace.reopened(now_s)
 
-    def _out(self, verdict: Verdict, now_s: float, *, probe: bool) -> None:
-        if self._base is State.PAUSED:
+    @property
+    def _asked(self) -> bool:
+        """True if PX itself asked for the present wait."""
+        return self._reason in (Kind.TOO_FAST, Kind.WAIT)
+
+    def _start_outage(self, verdict: Verdict, now_s: float, *, probe: bool) -> None:
+        if self._base is DestinationState.PAUSED:
             self._stay_paused(now_s, probe=probe)
-        elif self._base is State.OPEN or probe:
-            self._wait(verdict.kind, verdict.message, now_s, now_s + self._back_off_s())
+        elif self._base is DestinationState.OPEN or probe:
+            self._wait(verdict.kind, verdict.message, now_s, now_s + self._next_back_off_s(now_s))
 
-    def _back_off_s(self) -> float:
+    def _next_back_off_s(self, now_s: float) -> float:
+        if self._attempts == 0:
+            self._outage_since_s = now_s
         self._attempts += 1
-        return delay_s(self._attempts, self._random(), initial_s=self.initial_s, max_s=self.max_s)
+        config = self._config()
+        return delay_s(
+            self._attempts,
+            self._random(),
+            initial_s=config.retry_initial,
+            max_s=config.retry_max,
+            failing_s=now_s - self._outage_since_s,
+        )
 
     def _wait(self, reason: str, message: str, now_s: float, until_s: float) -> None:
-        self._pace = self.pace(now_s)
-        if self._base is State.WAITING:
+        self._opens_by_time = False
+        if self._base is DestinationState.WAITING:
+            # A shorter wait never shortens a longer one that PX asked for.
             until_s = max(until_s, self._until_s)
         else:
-            self._base, self._since_s = State.WAITING, now_s
+            self._base, self._since_s = DestinationState.WAITING, now_s
         self._until_s, self._reason, self._message = until_s, reason, message
 
     def _pause(self, reason: str, message: str, now_s: float, *, probe: bool) -> Outcome:
-        if self._base is State.PAUSED and self._reason == reason:
+        if self._base is DestinationState.PAUSED and self._reason == reason:
             return self._stay_paused(now_s, probe=probe)
-        self._pace = self.pace(now_s)
-        if self._base is not State.PAUSED:
-            self._base, self._since_s = State.PAUSED, now_s
+        if self._base is not DestinationState.PAUSED:
+            self._base, self._since_s = DestinationState.PAUSED, now_s
         self._until_s, self._reason, self._message = now_s + PROBE_EVERY_S, reason, message
-        pending = tuple(self._held)  # each of them may be the only one that is left for a probe
-        self._held.clear()
-        return Outcome(What.AGAIN, pending=pending)
+        # Requeued, not kept: any of them may be the only event that is left for a probe.
+        pending = tuple(self._on_probation)
+        self._on_probation.clear()
+        return Outcome(Disposition.REQUEUE, pending=pending)
 
     def _stay_paused(self, now_s: float, *, probe: bool) -> Outcome:
         self._until_s = now_s + PROBE_EVERY_S if probe else self._until_s
-        return Outcome(What.AGAIN)
+        return Outcome(Disposition.REQUEUE)
 
-    # --- the held, the operator, and what people see ---
+    @property
+    def doubts_key(self) -> bool:
+        """True while PX answers 401 or 403: another key may be what ends it."""
+        return self._base is DestinationState.PAUSED and self._reason in (Kind.WRONG_KEY, Kind.FIREWALL)
 
-    def tick_at_s(self) -> float:
-        """When ``tick`` has something to do, infinity for never."""
-        if not self._held or self._operator_since_s is not None:
-            return math.inf  # else behind a wait: a probe goes out there, if there is anything but the held
-        return max(self._answered_s, self._until_s) + max(QUIET_S, 3 / (self.per_second * self._pace))
+    @property
+    def operator_paused(self) -> bool:
+        """True while the operator has paused delivery."""
+        return self._operator_since_s is not None
 
-    def tick(self, now_s: float, under_way: int) -> tuple[int, ...]:
-        """Held events to be settled dead as ``refused``, since with no request ``under_way`` no answer will come."""
-        if under_way or now_s < self.tick_at_s():
+    # --- probation, the operator, status ---
+
+    def probation_ends_s(self) -> float:
+        """Return when ``expire_probation`` has something to do; infinity for never."""
+        if not self._on_probation or self._operator_since_s is not None:
+            return math.inf
+        # Not before the end of a wait: its probe, if there is an event besides these, may deliver and confirm them.
+        quiet_s = max(PROBATION_S, 3 / self._pace.per_second())
+        return max(self._answered_s, self._until_s) + quiet_s
+
+    def expire_probation(self, now_s: float, under_way: int) -> tuple[int, ...]:
+        """Return the events to be settled dead as ``refused``: no request is ``under_way``, so no answer can come."""
+        if under_way or now_s < self.probation_ends_s():
             return ()
-        held = tuple(self._held)
-        self._held.clear()
-        return held
+        expired = tuple(self._on_probation)
+        self._on_probation.clear()
+        return expired
 
     def pause(self, now_s: float) -> None:
-        """`px-sidecar pause`: what is under way is finished, nothing else is sent."""
+        """Pause by the operator (`px-sidecar pause`): requests under way are finished, nothing else is sent."""
         self._operator_since_s = now_s if self._operator_since_s is None else self._operator_since_s
 
     def resume(self, now_s: float) -> None:
-        """`px-sidecar resume`: lift the operator's pause; any other pause, and an outage, are probed at once."""
+        """Lift the operator's pause (`px-sidecar resume`); any other pause, and an outage, are probed at once.
+
+        A wait that PX asked for is not shortened.
+        """
         self._operator_since_s = None
+        self.probe_at_once(now_s)
+
+    def probe_at_once(self, now_s: float) -> None:
+        """Probe a pause or an outage now, and not when its time has come; an operator's pause stays."""
         self._answered_s = now_s
-        if self._base is State.PAUSED or (self._base is State.WAITING and self._reason != Kind.TOO_FAST):
+        if self._base is DestinationState.PAUSED or (self._base is DestinationState.WAITING and not self._asked):
             self._until_s = now_s
 
     def saved(self) -> dict[str, Any]:
-        """What survives a restart, as plain JSON values."""
-        paused = {"reason": str(self._reason), "message": self._message} if self._base is State.PAUSED else {}
-        return {"operator": self._operator_since_s is not None, "pace": self._pace, **paused}
+        """Return what survives a restart, as plain JSON values. Those in ``_s`` are monotonic seconds of this process."""
+        saved: dict[str, Any] = {"operator": self._operator_since_s is not None, "pace": self._pace.share()}
+        if self._operator_since_s is not None:
+            saved["operator_since_s"] = self._operator_since_s
+        if self._base is DestinationState.PAUSED:
+            saved |= {"reason": str(self._reason), "message": self._message, "since_s": self._since_s}
+        return saved
 
-    def describe(self, now_s: float) -> Status:
-        """What `status` shows."""
-        leave = self.may_send(now_s)
-        pace, held = self.pace(now_s), len(self._held)
-        if self._operator_since_s is not None and isinstance(leave, Paused):
-            return Status(State.PAUSED, self._operator_since_s, None, BY_OPERATOR, leave.message, pace, held)
-        state = State.PROBING if self._probing else self._base
-        until_s = self._until_s if state in (State.WAITING, State.PAUSED) else None
-        return Status(state, self._since_s, until_s, str(self._reason), self._message, pace, held)
+    def describe(self, now_s: float) -> DestinationStatus:
+        """Return the state that `status` shows; an operator's pause hides the state beneath it."""
+        permission = self.may_send(now_s)
+        pace, on_probation = self.pace(), len(self._on_probation)
+        if self._operator_since_s is not None and isinstance(permission, Paused):
+            return DestinationStatus(
+                DestinationState.PAUSED,
+                self._operator_since_s,
+                None,
+                BY_OPERATOR,
+                permission.message,
+                pace,
+                on_probation,
+            )
+        state = DestinationState.PROBING if self._probing else self._base
+        until_s = self._until_s if state in (DestinationState.WAITING, DestinationState.PAUSED) else None
+        return DestinationStatus(state, self._since_s, until_s, str(self._reason), self._message, pace, on_probation)
 
 
-def _add(users: set[str], who: str, enough: int) -> None:
-    """Remember one more user, but no more than are needed to decide."""
+def _add(users: set[str], user: str, enough: int) -> None:
+    """Add a user, but keep no more of them than a decision needs."""
     if len(users) < enough:
-        users.add(who)
+        users.add(user)
 
 
 def _refused_message(count: int, verdict: Verdict) -> str:
     return (
-        f"PX refused the last {count} events, of {REFUSED_USERS} users or more, and none is lost; check that property_key "
-        f"matches your PX product and the mapping, then `px-sidecar resume`. The last answer: {verdict.message}"
+        f"PX refused the last {count} events, of {REFUSED_USERS} users or more, and none is lost; check the mapping and "
+        f"that property_key matches your PX product, then `px-sidecar resume`. The last answer: {verdict.message}"
     )
 
 
 def _firewall_message(verdict: Verdict) -> str:
     return (
-        f"PX's firewall blocked the events of {FIREWALL_USERS} users in a row; check that the key has the Write permission "
-        f"and that this host's address is allowed, then `px-sidecar resume`. The last answer: {verdict.message}"
+        f"PX's firewall blocked the events of {FIREWALL_USERS} users in a row; check that the key has the Write "
+        f"permission and that this host's address is allowed, then `px-sidecar resume`. The last answer: {verdict.message}"
     )

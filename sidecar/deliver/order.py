@@ -1,284 +1,422 @@
-"""Whose turn it is: the loaded part of the backlog, in order per user and class, concurrent across users.
+"""The loaded part of the backlog: in order per user and class, concurrent across users.
 
 Theory
 ------
-An event waits in the queue of its *turn*, its user and class (with ``order = "none"`` every event has a turn of its
-own). Only the head of a queue can be sent; the next one becomes head when the head is done. A head is in exactly one
-place::
+An event waits in the queue of its *key*, which is its user and class (with ``order = "none"`` every event has a key of
+its own). Only the head of a queue can be sent; the next event becomes head when the head is done. A head is in exactly
+one state::
 
-    ready ──take──► out (in flight, or waiting for its commit) ──done──► gone, the next one becomes head
+    ready ──take──► out (in flight, or waiting for its commit) ──done──► gone, the next event becomes head
       ▲               │
       └─due─ waiting ◄┘ retry_at
 
-Memory is bounded by setting aside. A user who is slow, or waits, or has a long queue would fill it; so a queue holds at
-most ``QUEUE_MAX`` events, and of a waiting user only the head. What does not fit goes back to the file, marked as set
-aside, and is read again page by page when its user's queue runs low. As long as a user has anything set aside, all
-that is newer follows it there: this keeps the order. What is older than it may still be in front after a restart: the
-events that were loaded then, between others that were set aside before and after them. So of what an earlier run has
-set aside nothing is taken before the front has passed it.
+Memory is bounded by *parking*. A user that is slow, waits for a retry or has a long backlog would fill it; so a queue
+holds at most ``QUEUE_MAX`` events, and only the head while the user waits. Rows that do not fit are marked as parked in
+the outbox, and read back page by page when their queue is empty. While a key has parked rows, every newer row is parked
+behind them: this keeps the order.
 
-The choice is by id: the oldest ready head of the high class, else of the normal one.
+After a restart, events that an earlier process had loaded can stand between others that it had parked. So rows that an
+earlier process parked are not read back before the *read position* has passed them: the id up to which the backlog was
+loaded.
+
+The choice is by id: the oldest ready head of the highest class that has one.
+
+See sidecar/deliver/README.md#order.
 """
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
-from sidecar.outbox import Row
+from sidecar.mapping import PRIORITIES, Priority
+from sidecar.outbox import CapUse, Row
 
-__all__ = ["QUEUE_MAX", "Item", "Order", "Turn"]
+__all__ = ["QUEUE_MAX", "LoadedEvent", "QueueKey", "QueueStatistics", "UserQueues"]
 
 QUEUE_MAX = 4
-# The bodies that are loaded at most, waiting heads apart; at 32 KiB each there is still enough for the day's pace.
+# Most bytes of bodies that are loaded: with 32 KiB each there are still enough events for the day's pace.
 WINDOW_BYTES = 16 * 2**20
-# Waiting heads are kept beside the window. So many of them mean that PX is ill, and the destination waits anyway.
+# Bodies of waiting heads have a bound of their own: they must not fill the window of events that can be sent. A body that
+# exceeds it is unloaded until its retry is due.
+WAITING_BYTES = 4 * 2**20
+RELOAD_ROWS = 100
+# Waiting heads are not counted in the window. So many of them mean that PX fails, and then the destination waits.
 WAITING_MAX = 20_000
-BEFORE_ALL = 2**63  # taken off an id it sorts before all of them
+BEFORE_ALL = 2**63  # subtracted from an id, it sorts before all other ids
 
-Turn = tuple[bool, str | int]
+QueueKey = tuple[Priority, str | int]
 
 
-class Item:
-    """One loaded event on its way.
+class LoadedEvent:
+    """One event in memory.
 
-    ``memory`` is what the dispatcher knows of its user, ``prepared`` what it made of the event when its turn came.
+    ``memory`` is the dispatcher's memory of its user, ``attempt`` the event as it was mapped for its current attempt.
+    ``out`` is true from ``take`` until the event is requeued or done; ``due_s`` is above 0 while it waits for a retry. ``cap`` is the event's place
+    under ``per_day`` of its name; ``judged_by`` the settings under which no rule drops it.
     """
 
-    __slots__ = ("attempts", "due_s", "high", "id", "memory", "out", "prepared", "row", "turn")
+    __slots__ = (
+        *("attempt", "attempts", "body_unloaded", "cap", "due_s", "id", "judged_by", "key", "memory", "out"),
+        *("priority", "row"),
+    )
 
-    def __init__(self, row: Row, turn: Turn, memory: Any) -> None:
+    def __init__(self, row: Row, key: QueueKey, memory: Any) -> None:
         self.row = row
         self.memory = memory
         self.id = row.id
-        self.high = row.high
-        self.turn = turn
+        self.priority = row.priority
+        self.key = key
         self.attempts = row.failure.attempts if row.failure else 0
         self.due_s = 0.0
         self.out = False
-        self.prepared: Any = None
+        self.body_unloaded = False
+        self.attempt: Any = None
+        self.cap: CapUse | None = None
+        self.judged_by: Any = None
 
     def __repr__(self) -> str:
-        return f"<Item {self.id} of {self.turn[1]!r}, {self.attempts} failed attempts>"
+        return f"<LoadedEvent {self.id} of {self.key[1]!r}, {self.attempts} failed attempts>"
 
 
-class Order:
+class QueueStatistics(NamedTuple):
+    """How full the queues are: events loaded, ready and waiting, keys with parked rows, the longest queue."""
+
+    loaded: int
+    ready: int
+    waiting: int
+    parked_keys: int
+    needs_refill: int
+    longest_queue: int
+
+
+class UserQueues:
     """The queues. Pure: time is an argument, nothing is read or written.
 
-    ``window`` events are loaded at most, waiting heads apart: enough for as many users as can be sent for at once, each
-    with a full queue behind him, and then some who are ready. Else the queues of slow users would keep others out.
+    At most ``window`` events are loaded, not counting waiting heads. It must hold a full queue for each user that can
+    be in flight, and more that are ready; otherwise the queues of slow users would keep others out.
     """
 
     def __init__(self, *, by_user: bool, window: int) -> None:
-        self.items: dict[int, Item] = {}
+        self.events: dict[int, LoadedEvent] = {}
         self._window = window
-        self._bytes = 0
+        self._bytes = 0  # of bodies that are loaded, waiting heads apart
+        self._waiting_bytes = 0
+        self._to_reload: dict[int, LoadedEvent] = {}  # due for a retry, without a body
         self._by_user = by_user
-        self._queues: dict[Turn, deque[Item]] = {}
-        self._ready: dict[bool, list[tuple[int, Item]]] = {True: [], False: []}
-        self._waiting: list[tuple[float, int, Item]] = []
-        self._aside: dict[Turn, int] = {}  # turn -> highest id that came back from there
-        self._hungry: dict[Turn, None] = {}  # those of them with an empty queue, in order of becoming so
-        self._before: dict[Turn, int] = {}  # turn -> the first id of an earlier run's, until the front has passed it
-        self._to_pass: dict[bool, list[tuple[int, Turn]]] = {True: [], False: []}
-        self._front: dict[bool, float] = {True: 0, False: 0}
-        self._to_set_aside: list[Item] = []
+        self._queues: dict[QueueKey, deque[LoadedEvent]] = {}
+        # Heaps of heads by class. ``_waiting`` holds heads that failed, by the time of their retry.
+        self._ready: dict[Priority, list[tuple[int, LoadedEvent]]] = {priority: [] for priority in PRIORITIES}
+        self._waiting: list[tuple[float, int, LoadedEvent]] = []
+        self._parked: dict[QueueKey, int] = {}  # key → id after which its parked rows are read on
+        self._needs_refill: dict[QueueKey, None] = {}  # parked keys with an empty queue, in order of becoming empty
+        self._first_parked: dict[QueueKey, int] = {}  # key → first id that an earlier process parked, until passed
+        self._to_pass: dict[Priority, list[tuple[int, QueueKey]]] = {
+            priority: [] for priority in PRIORITIES
+        }  # the same, as heaps
+        self._read_position: dict[Priority, float] = dict.fromkeys(PRIORITIES, 0)
+        self._to_park: list[LoadedEvent] = []
+
+    def statistics(self) -> QueueStatistics:
+        """Return how full the queues are."""
+        return QueueStatistics(
+            len(self.events),
+            self.ready(),
+            len(self._waiting),
+            len(self._parked),
+            len(self._needs_refill),
+            max(map(len, self._queues.values()), default=0),
+        )
 
     # Loading ----------------------------------------------------------------------------------------------------
 
-    def room(self) -> int:
-        """How many more events may be loaded from the front of the backlog."""
+    def capacity(self) -> int:
+        """Return how many more events may be loaded from the backlog."""
         if self._bytes >= WINDOW_BYTES:
             return 0
         waiting = len(self._waiting)
-        return min(self._window - (len(self.items) - waiting), WAITING_MAX - waiting)
+        return min(self._window - (len(self.events) - waiting), WAITING_MAX - waiting)
 
-    def ready(self) -> int:
-        """How many users could send at once."""
-        return len(self._ready[True]) + len(self._ready[False])
+    def ready(self, down_to: Priority = PRIORITIES[-1]) -> int:
+        """Return how many users could send at once, in the classes from the highest ``down_to`` one."""
+        return sum(len(heads) for priority, heads in self._ready.items() if priority >= down_to)
 
-    def mark_aside(self, turns: list[tuple[Turn, int]]) -> None:
-        """These users have rows set aside in the file, from an earlier run: each with the first of their ids."""
-        for turn, first_id in turns:
-            self._aside[turn] = 0
-            self._wait_for_front(turn, first_id)
+    def ready_by_class(self) -> tuple[int, ...]:
+        """Return how many users are ready in each class, in the order of ``PRIORITIES``."""
+        return tuple(len(self._ready[priority]) for priority in PRIORITIES)
 
-    def _wait_for_front(self, turn: Turn, first_id: int) -> None:
-        self._before[turn] = first_id
-        heapq.heappush(self._to_pass[turn[0]], (first_id, turn))
+    def mark_parked(self, keys: list[tuple[QueueKey, int]]) -> None:
+        """Take over the keys that an earlier process has parked, with the first id of each."""
+        for key, first_id in keys:
+            self._parked[key] = 0
+            self._wait_for_read_position(key, first_id)
 
-    def front_at(self, high: bool, row_id: float) -> None:
-        """The front of a class was loaded up to this id: what was set aside by an earlier run until there may follow."""
-        self._front[high] = max(self._front[high], row_id)
-        to_pass = self._to_pass[high]
+    def _wait_for_read_position(self, key: QueueKey, first_id: int) -> None:
+        self._first_parked[key] = first_id
+        heapq.heappush(self._to_pass[key[0]], (first_id, key))
+
+    def read_up_to(self, priority: Priority, row_id: float) -> None:
+        """Record that the backlog of a class is loaded up to this id: rows parked before it may be read back."""
+        self._read_position[priority] = max(self._read_position[priority], row_id)
+        to_pass = self._to_pass[priority]
         while to_pass and to_pass[0][0] <= row_id:
-            turn = heapq.heappop(to_pass)[1]
-            del self._before[turn]
-            if turn not in self._queues:
-                self._hungry[turn] = None
+            key = heapq.heappop(to_pass)[1]
+            del self._first_parked[key]
+            # A key with a queue is refilled when its queue becomes empty: what is loaded is older.
+            if key not in self._queues:
+                self._needs_refill[key] = None
 
     def load(self, row: Row, memory: Any = None) -> None:
-        """Take the next row of the front of the backlog; it is queued, or set aside."""
-        self._front[row.high] = max(self._front[row.high], row.id)
-        if row.id in self.items:
+        """Take the next row of the backlog: queue it, or list it in ``to_park``. A row that is loaded is ignored."""
+        self._read_position[row.priority] = max(self._read_position[row.priority], row.id)
+        if row.id in self.events:
             return
-        turn: Turn = (row.high, row.user if self._by_user and row.user is not None else row.id)
-        item = Item(row, turn, memory)
-        queue = self._queues.get(turn)
-        crowded = queue is not None and (len(queue) >= QUEUE_MAX or queue[0].due_s > 0)
-        first_id = self._before.get(turn, 0)
-        if crowded or (turn in self._aside and not row.id < first_id):
-            self._set_aside(item)
+        key: QueueKey = (row.priority, row.user if self._by_user and row.user is not None else row.id)
+        event = LoadedEvent(row, key, memory)
+        queue = self._queues.get(key)
+        # A waiting head has due_s > 0. Nothing is kept behind it, so that 20,000 waiting users need little memory.
+        full = queue is not None and (len(queue) >= QUEUE_MAX or queue[0].due_s > 0)
+        # Once a key has parked rows, a newer row must not overtake them; an older one is still sent before them.
+        first_id = self._first_parked.get(key, 0)
+        if full or (key in self._parked and not row.id < first_id):
+            self._park(event)
         else:
-            self._enqueue(item)
+            self._enqueue(event)
 
-    def load_aside(self, turn: Turn, rows: list[tuple[Row, Any]], *, more: bool) -> None:
-        """Take rows of one user that were set aside, after the ones before; without ``more`` there are no others."""
+    def load_parked(self, key: QueueKey, rows: list[tuple[Row, Any]], *, more: bool) -> None:
+        """Take the next parked rows of one key, in order of id; without ``more`` there are no others."""
         for row, memory in rows:
-            if row.id > self._front[turn[0]]:  # an earlier run's; older ones may still come from the front
-                self._hungry.pop(turn, None)
-                self._wait_for_front(turn, row.id)
+            if row.id > self._read_position[key[0]]:
+                # Parked by an earlier process: older events of this key may still come from the backlog.
+                self._needs_refill.pop(key, None)
+                self._wait_for_read_position(key, row.id)
                 return
-            self._aside[turn] = row.id
-            if row.id not in self.items:
-                self._enqueue(Item(row, turn, memory))
-        self._hungry.pop(turn, None)
-        if not more and not any(item.turn == turn for item in self._to_set_aside):
-            self._aside.pop(turn, None)
-        elif turn not in self._queues:
-            self._hungry[turn] = None
+            self._parked[key] = row.id
+            if row.id not in self.events:
+                self._enqueue(LoadedEvent(row, key, memory))
+        self._needs_refill.pop(key, None)
+        # Rows that are still to be marked as parked are not in this page: the key stays parked for them.
+        if not more and not any(event.key == key for event in self._to_park):
+            self._parked.pop(key, None)
+        elif key not in self._queues:
+            self._needs_refill[key] = None
 
-    def _set_aside(self, item: Item) -> None:
-        # A dead letter that is retried is older than what was read back: it must be found all the same.
-        self._aside[item.turn] = min(self._aside.get(item.turn, item.id), item.id - 1)
-        if item.turn in self._before:
-            self._before[item.turn] = min(self._before[item.turn], item.id)
-        self._to_set_aside.append(item)
+    def _park(self, event: LoadedEvent) -> None:
+        # A retried dead letter is older than the rows that were read back. Reading must start before it, or it would
+        # stay parked until a restart.
+        self._parked[event.key] = min(self._parked.get(event.key, event.id), event.id - 1)
+        if event.key in self._first_parked:
+            self._first_parked[event.key] = min(self._first_parked[event.key], event.id)
+        self._to_park.append(event)
 
-    def _enqueue(self, item: Item) -> None:
-        self.items[item.id] = item
-        self._bytes += len(item.row.body)
-        queue = self._queues.setdefault(item.turn, deque())
-        queue.append(item)
+    def _enqueue(self, event: LoadedEvent) -> None:
+        self.events[event.id] = event
+        self._bytes += len(event.row.body)
+        queue = self._queues.setdefault(event.key, deque())
+        queue.append(event)
         if len(queue) == 1:
-            self._make_ready(item)
+            self._make_ready(event)
 
-    def _make_ready(self, item: Item, *, before_all: bool = False) -> None:
-        item.due_s, item.out = 0.0, False
-        heapq.heappush(self._ready[item.high], (item.id - BEFORE_ALL * before_all, item))
+    def _make_ready(self, event: LoadedEvent, *, before_all: bool = False) -> None:
+        event.due_s, event.out = 0.0, False
+        heapq.heappush(self._ready[event.priority], (event.id - BEFORE_ALL * before_all, event))
 
-    def to_set_aside(self) -> list[int]:
-        """The ids that are to be marked as set aside in the file; to be told once."""
-        ids = [item.id for item in self._to_set_aside]
-        self._to_set_aside = []
+    def to_park(self) -> list[int]:
+        """Return the ids to be marked as parked in the outbox; each is returned once."""
+        ids = [event.id for event in self._to_park]
+        self._to_park = []
         return ids
 
-    def wants_aside(self) -> tuple[Turn, int] | None:
-        """A user whose queue runs low while rows of his are set aside, and the id after which to read on.
+    def parking(self) -> Sequence[LoadedEvent]:
+        """Return the events that are to be marked as parked."""
+        return self._to_park
 
-        Not before ``to_set_aside`` was emptied into the file: else rows could be overtaken.
+    def cancel_parking(self, events: Collection[LoadedEvent]) -> None:
+        """Take events off the list of those to be marked as parked: they are settled."""
+        self._to_park = [event for event in self._to_park if event not in events]
+
+    def has_parked(self) -> bool:
+        """Return True if any user has parked rows."""
+        return bool(self._parked)
+
+    def has_waiting(self) -> bool:
+        """Return True if any head waits for a retry, and its user with it."""
+        return bool(self._waiting)
+
+    def must_load_other(self) -> bool:
+        """Return True if rows wait to be parked or read back, which comes before the next page of the backlog."""
+        return bool(self._to_park or self._to_reload or self._needs_refill)
+
+    def wants_parked(self) -> tuple[QueueKey, int] | None:
+        """Return a key whose queue is empty while it has parked rows, and the id after which to read.
+
+        None while ``to_park`` holds rows that the outbox has not marked: the page would lack them, and newer rows in it
+        would overtake them.
         """
-        if self._to_set_aside:
+        if self._to_park:
             return None
-        for turn in self._hungry:
-            return turn, self._aside[turn]
+        for key in self._needs_refill:
+            return key, self._parked[key]
         return None
 
-    # Taking turns -----------------------------------------------------------------------------------------------
+    # Sending ----------------------------------------------------------------------------------------------------
 
-    def head(self, now_s: float) -> Item | None:
-        """The event whose turn it is, without taking it: due retries first become ready again."""
+    def head(self, now_s: float) -> LoadedEvent | None:
+        """Return the next event to send, without taking it; due retries become ready first."""
         while self._waiting and self._waiting[0][0] <= now_s:
-            self._make_ready(heapq.heappop(self._waiting)[2])
-        heads = [heap[0] for heap in (self._ready[True], self._ready[False]) if heap]
-        return next((item for key, item in heads if key < 0), heads[0][1] if heads else None)
+            self._retry_due(heapq.heappop(self._waiting)[2])
+        heads = [heap[0] for heap in self._ready.values() if heap]
+        # A negative rank was put first: it goes before events of either class.
+        return next((event for rank, event in heads if rank < 0), heads[0][1] if heads else None)
 
-    def oldest(self, now_s: float) -> Item | None:
-        """The oldest ready event of either class: what an outage is probed with."""
+    def oldest(self, now_s: float) -> LoadedEvent | None:
+        """Return the oldest ready event of either class: the probe of an outage."""
         self.head(now_s)
         heads = [heap[0][1] for heap in self._ready.values() if heap]
-        return min(heads, key=lambda item: item.id, default=None)
+        return min(heads, key=lambda event: event.id, default=None)
 
-    def another(self, now_s: float, random: float) -> Item | None:
-        """Any ready event, chosen by ``random`` from [0, 1): what a pause is probed with."""
+    def any_ready(self, now_s: float, random: float) -> LoadedEvent | None:
+        """Return a ready event chosen by ``random`` from [0, 1): the probe of a pause."""
         self.head(now_s)
-        heads = [head for heap in self._ready.values() for _, head in heap]
+        heads = [event for heap in self._ready.values() for _, event in heap]
         return heads[int(random * len(heads))] if heads else None
 
-    def take(self, item: Item) -> None:
-        """The ready ``item`` goes out; nothing of its turn is ready until it is given back or done."""
-        item.out = True
-        heap = self._ready[item.high]
-        if heap[0][1] is item:
+    def take(self, event: LoadedEvent) -> None:
+        """Take the ready ``event`` out: nothing of its key is ready until it is requeued or done."""
+        event.out = True
+        heap = self._ready[event.priority]
+        if heap[0][1] is event:
             heapq.heappop(heap)
-        else:  # a probe
-            heap[:] = [entry for entry in heap if entry[1] is not item]
+        else:  # a probe may be any ready event
+            heap[:] = [entry for entry in heap if entry[1] is not event]
             heapq.heapify(heap)
 
-    def give_back(self, item: Item) -> None:
-        """An item that went out has its turn again, at once."""
-        self._make_ready(item)
+    def requeue(self, event: LoadedEvent) -> None:
+        """Make an event that was taken ready again at once, in its old position."""
+        self._make_ready(event)
 
-    def go_on(self, item: Item) -> None:
-        """An item that went out has something more to send, and goes before all others.
+    def put_first(self, event: LoadedEvent) -> None:
+        """Make an event that was taken ready before all others: it has another request to send.
 
-        It has a slot already: whoever went before it might wait for one that only it can free.
+        It holds a slot. An event sent before it could wait for a slot that only this one can free.
         """
-        self._make_ready(item, before_all=True)
+        self._make_ready(event, before_all=True)
 
-    def retry_at(self, item: Item, due_s: float) -> None:
-        """An item that went out waits; its user waits with it, and his others are set aside."""
-        item.due_s, item.out = max(due_s, 1e-9), False
-        heapq.heappush(self._waiting, (due_s, item.id, item))
-        queue = self._queues[item.turn]
-        while len(queue) > 1:
-            other = queue.pop()
-            self._let_go(other)
-            self._set_aside(other)
-
-    def done(self, item: Item) -> None:
-        """An item that went out has its final answer: the next of its user has its turn."""
-        self._let_go(item)
-        queue = self._queues[item.turn]
+    def release_user(self, event: LoadedEvent) -> None:
+        """Let the other events of its user continue without an event that was taken: it has a key of its own from now on."""
+        key, queue = event.key, self._queues[event.key]
         first = queue.popleft()
-        assert first is item, (first, item)
-        self._next_of(item.turn, queue)
+        assert first is event, (first, event)
+        event.key = (event.priority, event.id)
+        self._queues[event.key] = deque([event])
+        if key != event.key:
+            self._advance(key, queue)
 
-    def _next_of(self, turn: Turn, queue: deque[Item]) -> None:
+    def _retry_due(self, event: LoadedEvent) -> None:
+        if event.body_unloaded:
+            self._to_reload[event.id] = event
+            return
+        self._waiting_bytes -= len(event.row.body)
+        self._bytes += len(event.row.body)
+        self._make_ready(event)
+
+    def to_reload(self) -> list[int]:
+        """Return ids of events that are due for a retry and need their bodies back; the same until ``reloaded``."""
+        return list(self._to_reload)[:RELOAD_ROWS] if self._bytes < WINDOW_BYTES else []
+
+    def reloaded(self, ids: list[int], rows: dict[int, Row]) -> None:
+        """Make due events ready again with the bodies that were read; one that is not pending any more is unloaded."""
+        for event_id in ids:
+            event = self._to_reload.pop(event_id, None)
+            if event is None:
+                continue  # withdrawn meanwhile
+            row = rows.get(event_id)
+            if row is None:
+                self._remove(event)
+                continue
+            event.row, event.body_unloaded = row._replace(failure=event.row.failure), False
+            self._bytes += len(row.body)
+            self._make_ready(event)
+
+    def retry_at(self, event: LoadedEvent, due_s: float) -> None:
+        """Let an event that was taken wait until ``due_s``, and its user with it; the rest of its queue is parked."""
+        event.due_s, event.out = max(due_s, 1e-9), False  # above 0 even if due at once: that marks a waiting head
+        heapq.heappush(self._waiting, (due_s, event.id, event))
+        size_bytes = len(event.row.body)
+        self._bytes -= size_bytes
+        if self._waiting_bytes + size_bytes > WAITING_BYTES:
+            event.row, event.body_unloaded = event.row._replace(body=b""), True
+        else:
+            self._waiting_bytes += size_bytes
+        queue = self._queues[event.key]
+        while len(queue) > 1:
+            behind = queue.pop()
+            self._unload(behind)
+            self._park(behind)
+
+    def done(self, event: LoadedEvent) -> None:
+        """Remove an event that was taken and has its final state: the next event of its user becomes head."""
+        self._unload(event)
+        queue = self._queues[event.key]
+        first = queue.popleft()
+        assert first is event, (first, event)
+        self._advance(event.key, queue)
+
+    def discard(self, event: LoadedEvent) -> None:
+        """Remove a loaded event that is neither out nor waiting and has its final state, wherever it stands."""
+        queue = self._queues[event.key]
+        if queue[0] is event:
+            self.take(event)
+            self.done(event)
+        else:
+            queue.remove(event)
+            self._unload(event)
+
+    def _advance(self, key: QueueKey, queue: deque[LoadedEvent]) -> None:
         if queue:
             self._make_ready(queue[0])
         else:
-            del self._queues[turn]
-            if turn in self._aside and turn not in self._before:
-                self._hungry[turn] = None
+            del self._queues[key]
+            # Until the read position has passed an earlier process's parked rows, older rows may still come.
+            if key in self._parked and key not in self._first_parked:
+                self._needs_refill[key] = None
 
-    def withdraw(self, match: Callable[[Row], bool]) -> list[Item]:
-        """Let go of what matches and is not out: it is set aside, as far as it is still pending then."""
-        gone = [item for item in self.items.values() if not item.out and match(item.row)]
-        for item in gone:
-            queue = self._queues[item.turn]
-            was_head = queue[0] is item
-            queue.remove(item)
-            self._let_go(item)
-            if isinstance(item.turn[1], str):  # if it stays pending after all, it comes before what is newer
-                self._set_aside(item)
-            if was_head:
-                self._next_of(item.turn, queue)
+    def withdraw(self, match: Callable[[Row], bool]) -> list[LoadedEvent]:
+        """Unload all matching events that are not out; rows that are still pending afterwards count as parked."""
+        gone = [event for event in self.events.values() if not event.out and match(event.row)]
+        for event in gone:
+            self._remove(event)
         for ready in self._ready.values():
-            ready[:] = [entry for entry in ready if entry[1].id in self.items]
+            ready[:] = [entry for entry in ready if entry[1].id in self.events]
             heapq.heapify(ready)
-        self._waiting = [entry for entry in self._waiting if entry[2].id in self.items]
+        self._waiting = [entry for entry in self._waiting if entry[2].id in self.events]
         heapq.heapify(self._waiting)
         return gone
 
-    def _let_go(self, item: Item) -> None:
-        del self.items[item.id]
-        self._bytes -= len(item.row.body)
+    def _remove(self, event: LoadedEvent) -> None:
+        """Unload an event that is not out; if it stays pending after all, it is sent before newer rows of its user."""
+        key, queue = event.key, self._queues[event.key]
+        was_head = queue[0] is event
+        queue.remove(event)
+        self._unload(event)
+        if self._by_user and event.row.user is not None:
+            event.key = (event.priority, event.row.user)
+            self._park(event)
+        if was_head:
+            self._advance(key, queue)
+
+    def _unload(self, event: LoadedEvent) -> None:
+        del self.events[event.id]
+        self._to_reload.pop(event.id, None)
+        if event.due_s == 0.0:
+            self._bytes -= len(event.row.body)
+        elif not event.body_unloaded:
+            self._waiting_bytes -= len(event.row.body)
 
     def next_due_s(self) -> float:
-        """When the next waiting event is due; infinity if none waits."""
+        """Return when the next waiting event is due; infinity if none waits."""
         return self._waiting[0][0] if self._waiting else float("inf")
 
-    def waiting(self) -> Iterator[Item]:
-        """The events that wait to be tried again, in no order."""
-        return (item for _, _, item in self._waiting)
+    def waiting(self) -> Iterator[LoadedEvent]:
+        """Iterate over the events that wait for a retry, in no particular order."""
+        return (event for _, _, event in self._waiting)

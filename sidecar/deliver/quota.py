@@ -1,41 +1,56 @@
-"""The day's quota: how many requests may still be sent, and when more may be.
+"""The day's quota: how many requests may still be sent today, and when more are allowed.
 
 Theory
 ------
-* **Minute buckets.** Every request counts in the minute it was sent in. ``rolling``: a bucket leaves when all of it is
-  24 hours old, so that no 24 hours ever hold more than ``per_day``. ``utc``: those of the calendar day count.
+* **Minute buckets.** Every request counts in the minute in which it was sent. ``rolling``: a bucket expires when all of
+  it is 24 hours old, so that no 24 hours hold more than ``per_day``. ``utc``: the buckets of the calendar day count.
 * **Two clocks.** Within one boot the boot clock dates a bucket, and no step of the wall clock can move it. Buckets of
-  an earlier boot are dated by the wall clock once, when they are loaded; one from the future counts as of now. Calendar
-  days need the wall clock: a bucket that a step back left in the future counts today.
-* **Leases.** Sends are written to the file before they are made, some at a time: a lease is booked as spent, committed,
-  and then used up without another write. A crash loses the rest of it and so can only over-count. It is valid in the
-  minute it was booked from and the next one, and dated in the latter, so that a send never counts as older than it is;
-  what is left then is given back.
-* **Reserve.** Normal events stop when (1 - reserve_for_high) of the day is spent, by whomever; high ones go on.
-* **PX knows better.** If it says 429 for minutes at the lowest pace, others spend the same quota: ``treat_as_spent``
-  holds everything until the calendar day ends, or, as nobody knows when PX's day does, for an hour when rolling.
+  an earlier boot are dated by the wall clock once, as soon as it is believed (sidecar/outbox/README.md#clock); one from
+  the future counts as of now. Until then they count whole and are kept as they are: a clock that is wrong at boot must
+  not make the day's requests yesterday's. Calendar days need the wall clock, too: while it is not believed every bucket
+  counts, and after a jump each is dated by the boot clock.
+* **Leases.** Sends are written to the outbox before they are made, several at a time: a lease is booked as spent,
+  committed, and then used up without another write. A crash loses the rest of the lease, and so can only over-count. A
+  lease is valid in the minute in which it was booked and in the next one, and dated in the latter, so that a send never
+  counts as older than it is. What is left after that is returned.
+* **Reserve.** Normal events stop when (1 - reserve_for_high) of the day is spent, by events of either class; high ones
+  continue.
+* **PX knows better.** If PX answers 429 for minutes at the lowest pace, other clients spend the same quota.
+  ``treat_as_spent`` then holds everything until the calendar day ends; when rolling, for one hour, since it is not
+  documented when PX's day resets (sidecar/px/README.md#limits).
+
+See sidecar/deliver/README.md#quota.
 """
 
 import math
-from collections.abc import Iterable
-from typing import Final, Literal, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from typing import Final, NamedTuple
 
 import msgspec
 
 from sidecar.clock import Clock
+from sidecar.config import DeliverConfig
+from sidecar.mapping import Cap, Priority
+from sidecar.outbox import AgeScale, CapUse, ClockTrust
 
-__all__ = ["Lease", "Quota", "QuotaRow", "QuotaStatus"]
+__all__ = ["DailyCaps", "Lease", "Quota", "QuotaRow", "QuotaStatus"]
 
 DAY_MINUTES: Final = 1440
 DAY_S: Final = 86_400.0
+MINUTE_MS: Final = 60_000
+SAME_MINUTES: Final = 2  # the two clocks' minutes begin at different seconds, and a lease is booked a minute ahead
 HOLD_S: Final = 3600.0
+ASK_AGAIN_S: Final = 60.0
 LEASE: Final = 100  # half a second at the default pace; what a crash may cost
-LEASE_SHARE: Final = 100  # but of a small quota no more than a hundredth
-FAST_S, SLOW_S = 0.25, 2.0  # a lease half gone sooner is doubled, as a commit must not be waited for; later, halved
+LEASE_SHARE: Final = 100  # but no more than a hundredth of a small quota
+# A lease that is half used within FAST_S is doubled, so that no send waits for a commit; after SLOW_S it is halved.
+FAST_S, SLOW_S = 0.25, 2.0
 
 
 class QuotaRow(NamedTuple):
-    """One bucket as it is stored: the wall clock's minute since the epoch, the boot and its minute, requests sent."""
+    """One bucket as it is stored: the wall-clock minute since the epoch, the boot and its minute, the requests sent."""
 
     minute: int
     boot_id: str
@@ -44,10 +59,11 @@ class QuotaRow(NamedTuple):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """Leave for ``sends`` more requests, once this is committed.
+    """Permission for ``sends`` more requests, valid once it is committed.
 
-    To be written in one transaction: delete every row if ``replaces_all``, else those with a ``boot_minute`` below
-    ``drop_before`` or equal to that of a row given here; then insert ``rows``. Then ``granted``, or ``abandoned``.
+    The caller writes it in one transaction: delete every row if ``replaces_all``, else those of the same boot with a
+    ``boot_minute`` below ``drop_before`` or equal to that of a row given here; then insert ``rows``. Then it calls ``granted``, or
+    ``abandoned`` if the transaction failed.
     """
 
     sends: int
@@ -58,7 +74,10 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 class QuotaStatus(msgspec.Struct, frozen=True):
-    """For `status`. ``free_in_s``: seconds until a normal event may go again, 0 now; ``by_px``: because PX said so."""
+    """The quota as `status` shows it.
+
+    ``free_in_s`` is the seconds until a normal event may be sent, 0 if now; ``by_px`` is true after ``treat_as_spent``.
+    """
 
     used: int
     limit: int
@@ -67,7 +86,7 @@ class QuotaStatus(msgspec.Struct, frozen=True):
 
 
 class _Minute:
-    """A bucket: requests booked, and the wall clock's minute."""
+    """A bucket: the requests booked in it, and its wall-clock minute."""
 
     __slots__ = ("minute", "sent")
 
@@ -77,128 +96,143 @@ class _Minute:
 
 
 class Quota:
-    """Counts requests against ``per_day``; ``rows`` are those of the file. Reads boot and wall clock from ``clock``."""
+    """Counts requests against the day of the configuration in force; ``rows`` are the buckets of the outbox.
+
+    Reads boot and wall clock from ``clock``; ``trust`` says whether the wall clock can be believed, which it always is
+    without one. ``day`` (rolling or utc) is read once, at the start.
+    """
 
     def __init__(
         self,
-        per_day: int,
+        config: Callable[[], DeliverConfig],
         *,
         clock: Clock,
-        day: Literal["rolling", "utc"] = "rolling",
-        pace: Literal["burst", "spread"] = "burst",
-        reserve_for_high: float = 0.0,
         rows: Iterable[QuotaRow] = (),
+        trust: ClockTrust | None = None,
     ) -> None:
-        self._set(per_day, pace, reserve_for_high)
+        self._config = config
+        self._trust, self._was_believed = trust, trust is None or trust.believed
+        self._apply_config(config())
         self._granted_boot_s = -math.inf
         self._clock, self._boot_id = clock, clock.boot_id()
-        self._utc = day == "utc"
+        self._utc = config().day == "utc"  # a request booked under one rule cannot be counted by the other
         self._minutes: dict[int, _Minute] = {}
-        self._unused = 0  # booked and committed, not sent; dated in _booked
-        self._booked = self._through = -1
-        self._asked: Lease | None = None
-        self._wanted = False
+        self._undated: list[QuotaRow] = []  # of earlier boots, until the wall clock is believed
+        self._unused = 0  # booked and committed, not sent; dated in _booked_minute
+        self._booked_minute = self._valid_through = -1
+        self._open_lease: Lease | None = None
+        self._lease_needed = False
         self._held_until_boot_s = -math.inf
-        self._free_at_boot_s: dict[int, float] = {}  # by limit; computed once, as it is asked for at every wake-up
+        self._free_at_boot_s: dict[int, float] = {}  # by limit; cached, as every decision needs it
         self._now = (int(clock.boot_s() // 60), clock.wall_ms() // 60_000)
         self._spent = 0
+        self._dirty: set[int] = set()
         self._load(rows)
         self._dirty, self._replaces_all = set(self._minutes), True
-        self._roll(*self._now)
+        self._recount(*self._now)
 
-    def reconfigure(
-        self, per_day: int, *, pace: Literal["burst", "spread"] = "burst", reserve_for_high: float = 0.0
-    ) -> None:
-        """From now on the day is this large; what was leased of a larger one is sent only as far as this one allows."""
-        self._set(per_day, pace, reserve_for_high)
-        self._roll(*self._now)
-
-    def _set(self, per_day: int, pace: Literal["burst", "spread"], reserve_for_high: float) -> None:
-        assert per_day >= 1, per_day
-        self.per_day = per_day
-        self._normal_limit = per_day - math.floor(per_day * reserve_for_high)
+    def _apply_config(self, config: DeliverConfig) -> None:
+        """Compute limits and lease sizes from the configuration in force."""
+        self._applied = config
+        self.per_day = per_day = config.host_per_day
+        self._normal_limit = per_day - math.floor(per_day * config.reserve_for_high)
         self._largest = max(1, per_day // LEASE_SHARE)
         self._smallest = self._size = min(LEASE, self._largest)
-        self._spread = pace == "spread"
+        self._spread = config.pace == "spread"
 
-    # --- leave to send ---
+    # --- permission to send ---
 
-    def ready_at_s(self, now_s: float, *, high: bool) -> float:
-        """When the next request may be sent, in the monotonic time of ``now_s``; infinity: once a lease is granted."""
-        self._tick()
-        self._wanted = True
-        wait_s = self._wait_s(self.per_day if high else self._normal_limit)
+    def ready_at_s(self, now_s: float, *, priority: Priority) -> float:
+        """Return when the next request may be sent, as monotonic time; infinity while it waits for a lease.
+
+        Asking also records that a lease is needed, so that an idle process writes nothing.
+        """
+        self._refresh()
+        self._lease_needed = True
+        wait_s = self._wait_s(self.per_day if priority is Priority.HIGH else self._normal_limit)
         if wait_s > 0:
-            return now_s + wait_s
-        return now_s if self._unused and self._now[0] <= self._through else math.inf
+            # What is not dated yet may leave the day at once when it is. A wait that is too short to change ``now_s`` is one.
+            wait_s = min(wait_s, ASK_AGAIN_S) if self._undated else wait_s
+            return max(now_s + wait_s, math.nextafter(now_s, math.inf))
+        return now_s if self._unused and self._lease_holds() else math.inf
 
-    def take(self, *, high: bool) -> None:
-        """Count a request that is sent now, which ``ready_at_s`` must allow."""
-        assert self.ready_at_s(0.0, high=high) == 0.0, "no leave to send"
+    def take(self, *, priority: Priority) -> None:
+        """Count a request that is sent now; ``ready_at_s`` must allow it (AssertionError otherwise)."""
+        assert self.ready_at_s(0.0, priority=priority) == 0.0, "the quota does not allow a request now"
         self._unused -= 1
 
     def pace_per_s(self) -> float:
-        """The pace that spreads the day evenly; infinity for ``burst``."""
-        self._tick()
+        """Return the requests per second that spread the day evenly; infinity for ``burst``."""
+        self._refresh()
         return self._spread_per_s
 
     def treat_as_spent(self) -> None:
-        """PX says 429 although our count is below the quota: hold everything until it may have forgotten."""
+        """Hold everything for a while: PX answers 429 although our own count is below the quota."""
         wait_s = self._to_midnight_s() if self._utc else HOLD_S
         self._held_until_boot_s = self._clock.boot_s() + wait_s
 
     def used(self) -> int:
-        """Requests of the day, rests of leases not counted."""
-        self._tick()
+        """Return the requests sent today; unused parts of leases are not counted."""
+        self._refresh()
         return self._used()
 
+    @property
+    def normal_limit(self) -> int:
+        """The requests of the day that normal events may use."""
+        return self._normal_limit
+
     def describe(self) -> QuotaStatus:
-        """What `status` shows."""
-        self._tick()
+        """Return the state that `status` shows."""
+        self._refresh()
         held = self._held_until_boot_s > self._clock.boot_s()
         return QuotaStatus(self._used(), self.per_day, self._wait_s(self._normal_limit), held)
 
     # --- leases ---
 
     def wants_lease(self) -> Lease | None:
-        """A lease to commit, or None: there is one under way, enough left, nothing asked for, or nothing to be had."""
-        self._tick()
+        """Return a lease to commit; None if one is open, enough is left, none is needed, or the day is spent."""
+        self._refresh()
         minute, wall_minute = self._now
+        # In the last minute of a calendar day a lease ends with it: dated later, its sends would count tomorrow.
         through = minute if self._utc and (wall_minute + 1) % DAY_MINUTES == 0 else minute + 1
-        stale = minute >= self._through and through > self._through
-        if self._asked or not self._wanted or self._wait_s(self.per_day) > 0:
+        stale = minute >= self._valid_through and through > self._valid_through
+        if self._open_lease or not self._lease_needed or self._wait_s(self.per_day) > 0:
             return None
         if not stale and (2 * self._unused >= self._size or self._spent >= self.per_day):
-            return None  # enough left, or all the rest of the day is leased already
+            # Enough is left, or all of the day is leased. A lease of 0 would be granted and asked for again, with a
+            # commit each, until its last request is sent.
+            return None
         self._resize()
         sends = max(0, min(self._size - self._unused, self.per_day - self._spent))
-        self._book(self._booked, -self._unused)
+        # The unused part of the previous lease moves into the new minute: a send must not count as older than it is.
+        self._book(self._booked_minute, -self._unused)
         self._book(through, self._unused + sends, wall_minute + through - minute)
-        self._booked, self._wanted = through, False
-        self._asked = self._lease(sends, through)
-        return self._asked
+        self._booked_minute, self._lease_needed = through, False
+        self._open_lease = self._build_lease(sends, through)
+        return self._open_lease
 
     def granted(self, lease: Lease) -> None:
-        """The lease is committed."""
-        assert lease is self._asked, "granted a lease that was not asked for"
-        self._asked = None
+        """Take over a lease that is committed: its sends may be used."""
+        assert lease is self._open_lease, "granted a lease that is not open"
+        self._open_lease = None
         self._replaces_all = False
         self._granted_boot_s = self._clock.boot_s()
         self._unused += lease.sends
-        self._through = lease.through_minute
+        self._valid_through = lease.through_minute
 
     def abandoned(self, lease: Lease) -> None:
-        """The lease could not be committed; another can be asked for."""
-        assert lease is self._asked, "abandoned a lease that was not asked for"
-        self._asked = None
+        """Take back a lease that could not be committed; ``wants_lease`` returns another one."""
+        assert lease is self._open_lease, "abandoned a lease that is not open"
+        self._open_lease = None
+        # The rows that it carried are not in the file: the next lease must write them again.
         self._dirty.update(row.boot_minute for row in lease.rows)
         self._book(lease.through_minute, -lease.sends)
 
-    def given_back(self) -> Lease:
-        """At the end of a process: a lease without sends, which gives back what was not used. Nothing may follow it."""
-        self._tick()
-        self._give_back()
-        return self._lease(0, self._now[0])
+    def closing_lease(self) -> Lease:
+        """Return the last lease of a process: without sends, it returns the unused ones. Call nothing after it."""
+        self._refresh()
+        self._return_unused()
+        return self._build_lease(0, self._now[0])
 
     def _resize(self) -> None:
         lasted_s = self._clock.boot_s() - self._granted_boot_s
@@ -207,21 +241,33 @@ class Quota:
         elif lasted_s > SLOW_S:
             self._size = max(self._size // 2, self._smallest, self._unused)
 
-    def _lease(self, sends: int, through: int) -> Lease:
+    def _build_lease(self, sends: int, through: int) -> Lease:
         rows = [
             QuotaRow(self._minutes[at].minute, self._boot_id, at, self._minutes[at].sent)
             for at in sorted(self._minutes if self._replaces_all else self._dirty)
             if at in self._minutes
         ]
+        if self._replaces_all:
+            rows += self._undated
         self._dirty.clear()
         return Lease(sends, through, tuple(rows), self._now[0] - DAY_MINUTES, self._replaces_all)
 
-    def _give_back(self) -> None:
-        self._book(self._booked, -self._unused)
+    def _lease_holds(self) -> bool:
+        """Return whether sends may still count in the minute of the lease.
+
+        The minutes of the boot clock do not end at midnight: a calendar day may begin within the last minute of a lease.
+        """
+        minute, wall_minute = self._now
+        bucket = self._minutes.get(self._booked_minute)
+        is_over = self._utc and bucket is not None and bucket.minute // DAY_MINUTES < wall_minute // DAY_MINUTES
+        return minute <= self._valid_through and not is_over
+
+    def _return_unused(self) -> None:
+        self._book(self._booked_minute, -self._unused)
         self._unused = 0
 
     def _book(self, at: int, sends: int, wall_minute: int = 0) -> None:
-        """Add to a bucket, which may have left meanwhile if something is taken out of it."""
+        """Add ``sends`` to a bucket; negative ones are ignored if the bucket has expired."""
         if sends == 0 or (sends < 0 and at not in self._minutes):
             return
         bucket = self._minutes.setdefault(at, _Minute(wall_minute))
@@ -236,59 +282,125 @@ class Quota:
         minute, wall_minute = self._now
         for row in rows:
             if row.boot_id == self._boot_id:
-                at = min(row.boot_minute, minute + 1)
-            else:  # the minutes of the two clocks begin at different seconds: the later date is the safe one
-                at = minute + 1 - max(0, wall_minute - row.minute)
-            bucket = self._minutes.setdefault(at, _Minute(min(row.minute, wall_minute + 1)))
+                bucket = self._minutes.setdefault(min(row.boot_minute, minute + 1), _Minute(row.minute))
+                bucket.sent += row.sent
+            else:
+                self._undated.append(row)
+        if self._was_believed:
+            self._date_by_wall_clock(minute, wall_minute)
+
+    def _date_by_wall_clock(self, minute: int, wall_minute: int) -> None:
+        """Date the buckets of earlier boots by the wall clock, which is believed now."""
+        scale = self._trust.scale() if self._trust and self._undated else AgeScale(wall_minute * MINUTE_MS)
+        for row in self._undated:
+            # A wrong clock may have dated it, for a second or longer; a lease is dated up to two minutes ahead.
+            age_ms = scale.age_ms(row.minute * MINUTE_MS, earlier_ms=2 * MINUTE_MS, later_ms=MINUTE_MS - 1)
+            age = wall_minute - (scale.now_ms - age_ms) // MINUTE_MS
+            # The minutes of the two clocks begin at different seconds: the later date can only over-count.
+            at = minute + 1 - max(0, age)
+            bucket = self._minutes.setdefault(at, _Minute(min(wall_minute - age, wall_minute + 1)))
             bucket.sent += row.sent
+        if self._undated:
+            self._undated = []
+            self._dirty, self._replaces_all = set(self._minutes), True
+        for at, bucket in self._minutes.items():
+            true_minute = wall_minute - (minute - at)
+            if abs(bucket.minute - true_minute) > SAME_MINUTES:  # booked while the wall clock showed another time
+                bucket.minute = min(true_minute, wall_minute + 1)
+                self._dirty.add(at)
 
-    def _tick(self) -> None:
+    def _refresh(self) -> None:
         now = (int(self._clock.boot_s() // 60), self._clock.wall_ms() // 60_000)
-        if now != self._now:
-            self._roll(*now)
+        config, believed = self._config(), self._trust is None or self._trust.believed
+        if believed != self._was_believed:
+            self._was_believed = believed
+            if believed:
+                self._date_by_wall_clock(*now)
+            self._recount(*now)
+        if config is not self._applied:
+            # A lease of a larger day may exceed a smaller one: its sends are allowed only within the new limit.
+            self._apply_config(config)
+            self._recount(*now)
+        elif now != self._now:
+            self._recount(*now)
 
-    def _roll(self, minute: int, wall_minute: int) -> None:
-        """A minute has passed, or the wall clock was moved: let go what is too old, and count again."""
-        if minute > self._through:
-            self._give_back()
+    def _recount(self, minute: int, wall_minute: int) -> None:
+        """Drop expired buckets and count again, after a new minute, a step of the wall clock or a new configuration."""
         self._now = (minute, wall_minute)
+        if not self._lease_holds():
+            self._return_unused()
         for at, bucket in list(self._minutes.items()):
             if at + 1 + DAY_MINUTES <= minute:
                 del self._minutes[at]
-            elif bucket.minute > wall_minute + 1:
-                bucket.minute = wall_minute
+            elif bucket.minute > wall_minute + 1 and self._was_believed:
+                # The wall clock was set back. Left in the future, the bucket would count again on a later day.
+                bucket.minute = min(wall_minute, wall_minute - (minute - at))
                 self._dirty.add(at)
-        self._spent = sum(bucket.sent for bucket in self._minutes.values() if self._counts(bucket))
+        self._spent = sum(row.sent for row in self._undated)
+        self._spent += sum(bucket.sent for bucket in self._minutes.values() if self._counts(bucket))
         self._free_at_boot_s.clear()
         left = max(1, self.per_day - self._used())
         spread = left / (60 * (DAY_MINUTES - wall_minute % DAY_MINUTES)) if self._utc else self.per_day / DAY_S
         self._spread_per_s = spread if self._spread else math.inf
 
     def _counts(self, bucket: _Minute) -> bool:
-        return not self._utc or bucket.minute // DAY_MINUTES >= self._now[1] // DAY_MINUTES
+        return not (self._utc and self._was_believed) or bucket.minute // DAY_MINUTES >= self._now[1] // DAY_MINUTES
 
     def _used(self) -> int:
-        return self._spent - self._unused - (self._asked.sends if self._asked else 0)
+        return self._spent - self._unused - (self._open_lease.sends if self._open_lease else 0)
 
     def _wait_s(self, limit: int) -> float:
-        """Seconds until less than ``limit`` is used; 0 if it is now."""
+        """Return the seconds until less than ``limit`` is used; 0 if it is now."""
         boot_s = self._clock.boot_s()
         wait_s = max(0.0, self._held_until_boot_s - boot_s)
         if self._used() < limit:
             return wait_s
-        if self._utc:
+        if self._utc and self._was_believed:
             return max(wait_s, self._to_midnight_s())
         if limit not in self._free_at_boot_s:
-            self._free_at_boot_s[limit] = self._enough_has_left_boot_s(self._used() - limit + 1)
+            self._free_at_boot_s[limit] = self._expiry_boot_s(self._used() - limit + 1)
         return max(wait_s, self._free_at_boot_s[limit] - boot_s)
 
-    def _enough_has_left_boot_s(self, too_many: int) -> float:
-        """When the oldest buckets that hold ``too_many`` requests have left."""
-        for at, bucket in sorted(self._minutes.items()):
-            too_many -= bucket.sent
-            if too_many <= 0:
+    def _expiry_boot_s(self, excess: int) -> float:
+        """Return when the oldest buckets that hold ``excess`` requests have expired, as boot time."""
+        # Undated buckets count as of now until they are dated, which clears what is cached here.
+        undated = (self._now[0], sum(row.sent for row in self._undated))
+        for at, sent in sorted([*((at, bucket.sent) for at, bucket in self._minutes.items()), undated]):
+            excess -= sent
+            if excess <= 0:
                 return 60.0 * (at + 1 + DAY_MINUTES)
         raise AssertionError("more is used than all buckets hold")
 
     def _to_midnight_s(self) -> float:
         return DAY_S - self._clock.wall_ms() / 1000 % DAY_S
+
+
+_DAY_MS: Final = 86_400_000
+# Names and days. Not cleared at a new day: a clock that is wrong for a minute would forget the true day.
+COUNTED_MAX: Final = 10_000
+
+
+class DailyCaps:
+    """The places taken, by name and day. ``rows`` are those of earlier processes: (number, day, taken)."""
+
+    def __init__(self, rows: Iterable[tuple[int, int, int]] = ()) -> None:
+        self._taken: Counter[CapUse] = Counter({CapUse(number, day): taken for number, day, taken in rows})
+
+    def take(self, cap: Cap, now_ms: int) -> CapUse | None:
+        """Take a place for one event; None if the day's places are taken."""
+        use = CapUse(_number_of(cap.name), now_ms // _DAY_MS)
+        if self._taken[use] >= cap.per_day:
+            return None
+        if len(self._taken) > COUNTED_MAX:
+            self._taken = Counter({held: taken for held, taken in self._taken.items() if held.day >= use.day - 1})
+        self._taken[use] += 1
+        return use
+
+    def give_back(self, use: CapUse) -> None:
+        """Return the place of an event that will not be sent."""
+        self._taken[use] -= 1
+
+
+def _number_of(name: str) -> int:
+    """Return a number that stands for the name in the outbox, the same in every process."""
+    return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 1

@@ -1,26 +1,68 @@
 """A small HTTP/1.1 server on trio streams and httptools: framing, limits, deadlines. It knows no routes.
 
-A handler is ``async def handler(request: Request) -> Response``; ``serve_connection`` runs it for each request of one
-stream of any kind, ``serve`` accepts connections for it, ``Stopping`` ends both politely.
+A handler is ``async def handler(request: Request) -> Response``. ``serve_connection`` runs it for each request of one
+stream of any kind, ``serve`` accepts connections, and ``Shutdown`` ends both without losing a request.
 """
 
-from sidecar.http.accept import serve
-from sidecar.http.connection import serve_connection
-from sidecar.http.message import BUSY, Handler, Hangup, Limits, Places, Raw, Refuse, Request, Response, plain_refusal
-from sidecar.http.stopping import Stopping
+from typing import TYPE_CHECKING
+
+from sidecar.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from sidecar.http.accept import Shutdown, serve
+    from sidecar.http.budget import (
+        LARGE_BYTES,
+        BudgetExceeded,
+        BudgetStatistics,
+        Holder,
+        MemoryBudget,
+        at_once,
+        in_slices,
+    )
+    from sidecar.http.client import ClientResponse, ProtocolError, open_response
+    from sidecar.http.connection import serve_connection
+    from sidecar.http.message import BUSY, Handler, Hangup, Limits, Raw, Refuse, Request, Response, plain_refusal
 
 __all__ = [
     "BUSY",
+    "LARGE_BYTES",
+    "BudgetExceeded",
+    "BudgetStatistics",
+    "ClientResponse",
     "Handler",
     "Hangup",
+    "Holder",
     "Limits",
-    "Places",
+    "MemoryBudget",
+    "ProtocolError",
     "Raw",
     "Refuse",
     "Request",
     "Response",
-    "Stopping",
+    "Shutdown",
+    "at_once",
+    "in_slices",
+    "open_response",
     "plain_refusal",
     "serve",
     "serve_connection",
 ]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "accept": ("Shutdown", "serve"),
+        "budget": (
+            "LARGE_BYTES",
+            "BudgetExceeded",
+            "BudgetStatistics",
+            "Holder",
+            "MemoryBudget",
+            "at_once",
+            "in_slices",
+        ),
+        "client": ("ClientResponse", "ProtocolError", "open_response"),
+        "connection": ("serve_connection",),
+        "message": ("BUSY", "Handler", "Hangup", "Limits", "Raw", "Refuse", "Request", "Response", "plain_refusal"),
+    },
+)

@@ -1,91 +1,161 @@
-"""The accept loop."""
+"""The accept loop, and the signal that ends it and every connection.
+
+Rules
+-----
+* A connection slot is acquired before accepting, so that at most ``max_connections`` are open. Further clients wait in
+  the kernel's queue, where they need neither a descriptor nor memory of this process.
+* Running out of descriptors, memory or buffers is temporary: report it, pause, accept again. Every other error of a
+  listener means that it is unusable, and is raised.
+* An error in one connection never ends another connection or the loop.
+* A listener that is closed with clients in its queue resets them (tcp(7)), and a client cannot know whether its request
+  was read. So a listener of our own is emptied before it is closed, at once: later clients are refused and try again.
+"""
 
 import errno
+import select
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 import trio
 
-from sidecar.http.stopping import Stopping
-
-__all__ = ["serve"]
+__all__ = ["Shutdown", "serve"]
 
 OnError = Callable[[BaseException], None]
 
-_OUT_OF_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-_OUT_OF_ROOM_PAUSE_S = 0.1
+# Errors of accept(2) that pass once other connections close. Without the pause the loop would spin: the waiting
+# connection stays in the queue, and the listener stays readable.
+_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_RETRY_PAUSE_S = 0.1
+
+
+class Shutdown:
+    """A flag that is set once and then notifies all subscribers.
+
+    Setting it never blocks and never cancels a handler: idle connections close, accept loops end, and a request that
+    has begun to arrive is finished.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._subscribers: dict[object, Callable[[], None]] = {}
+
+    def is_set(self) -> bool:
+        """Return whether ``set`` was called."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Begin the shutdown: call all subscribers. A second call does nothing."""
+        if self._is_set:
+            return
+        self._is_set = True
+        for notify in list(self._subscribers.values()):  # a copy: a subscriber may unsubscribe itself
+            notify()
+
+    def subscribe(self, notify: Callable[[], None]) -> Callable[[], None]:
+        """Have ``set`` call ``notify``; return a function that ends the subscription.
+
+        ``notify`` is not called for a shutdown that is already set: check ``is_set`` after subscribing.
+        """
+        key = object()
+        self._subscribers[key] = notify
+        return lambda: self._subscribers.pop(key, None) and None
 
 
 async def serve(
     listeners: Sequence[trio.abc.Listener[Any]],
-    connection: Callable[[Any], Awaitable[None]],
+    handle_connection: Callable[[Any], Awaitable[None]],
     *,
     max_connections: int,
-    stopping: Stopping | None = None,
+    shutdown: Shutdown | None = None,
     on_error: OnError | None = None,
+    close_listeners: bool = False,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run ``connection(stream)`` for every connection of the ``listeners``, at most ``max_connections`` at a time.
+    """Run ``handle_connection(stream)`` for each connection of ``listeners``, at most ``max_connections`` at a time.
 
-    A place is taken before accepting, so that clients beyond the limit wait in the kernel's queue and cost nothing.
-    The stream is closed when ``connection`` returns or raises; an exception of it is told to ``on_error`` and ends
-    only that connection. Out of descriptors, memory or buffers: told to ``on_error``, and tried again after 100 ms.
+    The stream is closed when ``handle_connection`` returns or raises. Its exceptions are passed to ``on_error`` and end
+    only that connection. If descriptors, memory or buffers run out, the error is passed to ``on_error`` and accepting
+    is tried again after 100 ms.
 
-    Returns when ``stopping`` is set and the last connection has ended. Does not close the listeners: whoever opened
-    or inherited them decides what becomes of the clients in their queue. Raises what a listener's accept raises.
+    Returns when ``shutdown`` is set and the last connection has ended. With ``close_listeners`` the shutdown serves the
+    clients in the listeners' queues and then closes the listeners; without it they stay open, as a socket that systemd
+    passed must, and their clients wait. Raises what a listener's ``accept`` raises. Cancellation closes all connections.
     """
-    stopping = stopping or Stopping()
+    shutdown = shutdown or Shutdown()
+    # Two nurseries, so that the shutdown ends the accept loops without cancelling the connections.
     async with trio.open_nursery() as connections:
-        accepting = _Accepting(connection, connections, trio.Semaphore(max_connections), on_error)
+        acceptor = _Acceptor(handle_connection, connections, trio.Semaphore(max_connections), on_error)
         with trio.CancelScope() as accept_scope:
-            unsubscribe = stopping.subscribe(accept_scope.cancel)
+            unsubscribe = shutdown.subscribe(accept_scope.cancel)
             try:
-                if stopping.is_set():
+                if shutdown.is_set():
                     accept_scope.cancel()
                 async with trio.open_nursery() as accept_loops:
                     for listener in listeners:
-                        accept_loops.start_soon(accepting.accept_from, listener)
+                        accept_loops.start_soon(acceptor.accept_from, listener)
                     task_status.started()
             finally:
                 unsubscribe()
+        if close_listeners:
+            for listener in listeners:
+                await acceptor.empty(listener)
+                await listener.aclose()
 
 
-class _Accepting(NamedTuple):
-    """What the accept loops of one ``serve`` share."""
+class _Acceptor(NamedTuple):
+    """The state that the accept loops of one ``serve`` share."""
 
-    connection: Callable[[Any], Awaitable[None]]
+    handle_connection: Callable[[Any], Awaitable[None]]
     connections: trio.Nursery
-    places: trio.Semaphore
+    free_slots: trio.Semaphore
     on_error: OnError | None
 
     async def accept_from(self, listener: trio.abc.Listener[Any]) -> None:
+        """Accept connections until cancelled. Each path below gives the slot back or hands it to a connection."""
         while True:
-            await self.places.acquire()
+            await self.free_slots.acquire()
             try:
                 stream = await listener.accept()
             except OSError as error:
-                self.places.release()
-                if error.errno not in _OUT_OF_ROOM:
+                self.free_slots.release()
+                if error.errno not in _OUT_OF_RESOURCES:
                     raise
-                self._tell(error)
-                await trio.sleep(_OUT_OF_ROOM_PAUSE_S)
+                self._report(error)
+                await trio.sleep(_RETRY_PAUSE_S)
             except trio.Cancelled:
-                self.places.release()
+                self.free_slots.release()
                 raise
             else:
-                self.connections.start_soon(self._one, stream)
+                # No checkpoint between accept and here, so that a shutdown cannot lose an accepted connection.
+                self.connections.start_soon(self._run, stream)
 
-    async def _one(self, stream: trio.abc.AsyncResource) -> None:
+    async def empty(self, listener: trio.abc.Listener[Any]) -> None:
+        """Accept the clients that wait, as far as there are free slots; waits for nothing."""
+        waiting = select.poll()
+        raw = listener.transport_listener if isinstance(listener, trio.SSLListener) else listener
+        assert isinstance(raw, trio.SocketListener)
+        waiting.register(raw.socket, select.POLLIN)
+        while self.free_slots.value and waiting.poll(0):
+            with trio.move_on_after(_RETRY_PAUSE_S):  # the client may have gone since
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    self._report(error)
+                    return
+                self.free_slots.acquire_nowait()
+                self.connections.start_soon(self._run, stream)
+
+    async def _run(self, stream: trio.abc.AsyncResource) -> None:
         try:
-            await self.connection(stream)
-        except Exception as error:  # one connection must not take the others along
-            self._tell(error)
+            await self.handle_connection(stream)
+        except Exception as error:  # one connection must not end the others
+            self._report(error)
         finally:
             try:
                 await trio.aclose_forcefully(stream)
             finally:
-                self.places.release()
+                self.free_slots.release()
 
-    def _tell(self, error: BaseException) -> None:
+    def _report(self, error: BaseException) -> None:
         if self.on_error is not None:
             self.on_error(error)

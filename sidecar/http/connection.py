@@ -1,20 +1,22 @@
-"""One connection: read, hand to the handler, answer, again.
+"""One connection: read requests, call the handler, send the answers, repeat.
 
 Rules
 -----
-* One task and one cancel scope per connection, no timer, no task and no nursery per request; the scope's deadline is
-  moved instead. While the handler runs there is no deadline, and nothing is read: a client that goes away does not
-  cancel what is being committed for it, its answer is dropped when it cannot be written.
-* A scope that was cancelled is never used to call the handler: bytes may arrive in the same instant as a deadline or a
-  stop, and the handler would be cancelled at its first checkpoint.
-* Requests that are already there are handled before reading again, and their answers go out in one piece.
-* A stop ends idle connections at once, but not one that has said nothing yet: its request is on its way, from a client
-  that was not refused and so should be answered. It has ``_FRESH_S`` for its first byte.
-* Large and packed bodies need a place (``Places``), so that what a crowd can make us hold is bounded: without one a
-  large body is not read on, and a packed one not inflated. Who gets none by the body's deadline is told that we are busy
-  (503), and not that he was slow: he was not.
-* Any end that we choose lingers: answer, half-close, throw away what still comes for a bounded time, close. The client
-  then reads the answer instead of a reset.
+* One task and one cancel scope per connection; no timer, task or nursery per request. The scope's deadline is moved
+  instead. While the handler runs there is no deadline and nothing is read: a client that disconnects does not cancel
+  the commit of its events. Its answer is dropped when it cannot be written.
+* A cancelled scope is never used to call the handler. Bytes may arrive in the same instant as a deadline or a
+  shutdown, and the handler would be cancelled at its first checkpoint.
+* Requests that have arrived are handled before reading again, and their answers are sent in one piece.
+* A shutdown ends idle connections at once, except those that have not sent anything yet. Such a client was accepted,
+  its request is on its way, and it should get an answer. It has ``_FIRST_BYTE_S`` for its first byte.
+* What the connection holds for longer than one step of its loop is counted in the ``MemoryBudget``. A large body is
+  reserved before it is read further, and before an encoded one is inflated to a large size. A request that does not fit
+  in time is answered 503, not 408: the server was slow, not the client. So is one that is ended early, because
+  others wait for its memory.
+* An evicted connection drops what it has read, and ends with a 503 where the client can still read one.
+* The server always lingers when it ends a connection: answer, half-close, discard what still arrives for a bounded
+  time, close. The client then reads the answer instead of a reset (RFC 9112 9.6).
 """
 
 import math
@@ -25,31 +27,41 @@ from typing import Final
 
 import trio
 
-from sidecar.http.coding import decode_body
+from sidecar.http.accept import Shutdown
+from sidecar.http.budget import LARGE_BYTES, BudgetExceeded, Holder, MemoryBudget, in_slices
+from sidecar.http.coding import decode_body, needs_decoding
+from sidecar.http.fast_path import fast_path
 from sidecar.http.message import (
     BUSY,
     Handler,
     Hangup,
     Limits,
-    Places,
     Raw,
+    Refusal,
     Refuse,
-    Refused,
     Request,
     Response,
     plain_refusal,
 )
 from sidecar.http.reader import Phase, Reader
-from sidecar.http.stopping import Stopping
-from sidecar.http.transport import short_way
 from sidecar.http.writer import CONTINUE, LAST_CHUNK, chunk, encode, encode_head
 
 __all__ = ["serve_connection"]
 
-_READ_BYTES = 64 * 1024
-_FLUSH_BYTES = 64 * 1024
-_FRESH_S = 1.0
-_NOT_IN_TIME: Final = Refused("timeout", "The rest of the request did not come in time.", 408)
+_READ_BYTES: Final = 64 * 1024
+# Pipelined answers are collected up to this size before they are sent.
+_FLUSH_BYTES: Final = 64 * 1024
+# An answer of more bytes that waits for its client counts as held: smaller ones fit into the socket's buffer.
+_COUNTED_BYTES: Final = 4 * 1024
+# For the first byte of a connection that was accepted just before a shutdown.
+_FIRST_BYTE_S: Final = 1.0
+# What arrives while lingering is discarded at this pace: each read takes what a pause has let pile up. Reading at once
+# would cost a wake-up for each packet of a client that sends without end.
+_DISCARD_BYTES: Final = 512 * 1024
+_DISCARD_PAUSE_S: Final = 0.02
+# For closing a stream: a TLS goodbye may have to wait for a client that does not read.
+_CLOSE_S: Final = 1.0
+_TIMED_OUT: Final = Refusal("timeout", "The rest of the request did not arrive in time; send the request again.", 408)
 
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -62,27 +74,30 @@ async def serve_connection(
     *,
     limits: Limits | None = None,
     first: bytes = b"",
-    stopping: Stopping | None = None,
+    shutdown: Shutdown | None = None,
     refuse: Refuse = plain_refusal,
     on_error: OnError | None = None,
-    places: Places | None = None,
+    budget: MemoryBudget | None = None,
 ) -> None:
-    """Serve requests on ``stream`` until either side ends it; then the stream is closed.
+    """Serve requests on ``stream`` until either side ends the connection, then close the stream.
 
-    ``first``: bytes that were already read from it (kept as long as the connection: read few). ``stopping``: once set,
-    an idle connection is closed at once, one that has said nothing yet after a second, and a request of which any byte
-    was read is finished and answered with ``Connection: close``. ``on_error`` is told what the handler raised (any
-    Exception); the client gets ``refuse("internal", …, 500)``. Nothing a client sends or fails to send raises here.
-    ``places`` is shared by all connections whose memory is bounded together; without it, it is not.
-    Cancellation closes the stream and may interrupt the handler.
+    ``first``: bytes that were already read from the stream (kept as long as the connection: read few). ``shutdown``:
+    once set, an idle connection is closed at once, one that has not sent anything after a second, and a request of
+    which any byte was read is finished and answered with ``Connection: close``. ``refuse`` builds the answers to
+    requests that never reach the handler. ``on_error`` gets each Exception that the handler raises; the client gets
+    ``refuse("internal", …, 500)``. ``budget`` is shared by all connections whose memory is bounded together; without
+    it there is no such bound.
+
+    Raises nothing because of what a client sends or fails to send. Cancellation closes the stream and may interrupt the
+    handler.
     """
-    connection = _Connection(stream, handler, limits or Limits(), stopping or Stopping(), refuse, on_error, places)
+    connection = _Connection(stream, handler, limits or Limits(), shutdown or Shutdown(), refuse, on_error, budget)
     try:
         await connection.run(first)
     except _GONE:
-        pass  # the client went away: there is nobody to tell
+        pass  # the client disconnected: there is nothing left to answer
     finally:
-        with trio.move_on_after(1):  # a TLS goodbye may have to wait for a peer that does not read
+        with trio.move_on_after(_CLOSE_S):
             await stream.aclose()
 
 
@@ -90,19 +105,22 @@ class _Connection:
     """The state of ``serve_connection``."""
 
     __slots__ = (
-        "_fresh",
+        "_budget",
+        "_final_response",
         "_handler",
+        "_holder",
         "_interruptible",
-        "_last_words",
         "_lingers",
+        "_nothing_received",
         "_on_error",
-        "_places",
         "_receive_some",
         "_refuse",
+        "_reserved_at_s",
+        "_reserved_bytes",
         "_scope",
         "_send_all",
-        "_stopping",
-        "_taken",
+        "_sending",
+        "_shutdown",
         "limits",
         "reader",
         "stream",
@@ -113,57 +131,79 @@ class _Connection:
         stream: trio.abc.Stream,
         handler: Handler,
         limits: Limits,
-        stopping: Stopping,
+        shutdown: Shutdown,
         refuse: Refuse,
         on_error: OnError | None,
-        places: Places | None,
+        budget: MemoryBudget | None,
     ) -> None:
         self.stream = stream
-        self._receive_some, self._send_all = short_way(stream)
+        self._receive_some, self._send_all = fast_path(stream)
         self.limits = limits
         self.reader = Reader(limits)
         self._handler = handler
-        self._stopping = stopping
+        self._shutdown = shutdown
         self._refuse = refuse
         self._on_error = on_error
-        self._places = places
-        self._taken: list[trio.CapacityLimiter] = []
+        self._budget = budget
+        self._holder = Holder(self._evict)
+        self._reserved_bytes = 0
+        self._reserved_at_s = 0.0
         self._scope = trio.CancelScope()
+        # True only while waiting for the client or for a reservation: only then may a shutdown cancel the scope.
         self._interruptible = False
-        self._fresh = True
-        self._last_words = b""
+        self._sending = False
+        self._nothing_received = True
+        self._final_response = b""
         self._lingers = False
 
     async def run(self, first: bytes) -> None:
-        self._fresh = not first
+        """Serve until the connection ends; then linger if the server ended it."""
+        self._nothing_received = not first
         self.reader.feed(first)
-        unsubscribe = self._stopping.subscribe(self._stop)
+        unsubscribe = self._shutdown.subscribe(self._on_shutdown)
         try:
             again = True
             while again:
                 again = False
                 with trio.CancelScope() as self._scope:
-                    again = await self._talk()
-            if self._scope.cancelled_caught and self._interruptible and self.reader.phase is not Phase.IDLE:
-                self._refusal(_NOT_IN_TIME if self._missing_place() is None else BUSY)
+                    again = await self._serve_requests()
+            if self._scope.cancelled_caught and self._interruptible:
+                if self.reader.refused is not None:
+                    self._prepare_refusal(self.reader.refused)  # evicted
+                elif self.reader.phase is not Phase.IDLE:
+                    # The deadline passed in the middle of a request: while waiting for the client, or for a reservation.
+                    self._prepare_refusal(_TIMED_OUT if self._is_too_slow() else BUSY)
             if self._lingers:
-                self.reader = Reader(self.limits)  # the body that will not be whole is let go, and so are its places
-                self._leave_places()
+                self.reader.close()
+                self.reader = Reader(self.limits)  # free the unfinished body before its bytes are given back
+                self._give_back()
                 await self._linger()
         finally:
             unsubscribe()
-            self._leave_places()
+            self._give_back()
+            # Reference cycles: without them a connection is freed here, and leaves nothing to the garbage collector.
+            self.reader.close()
+            self._holder.evict = _nothing
 
-    def _stop(self) -> None:
+    def _evict(self) -> None:
+        """Drop all requests and end: others need the memory. What is being handled is stored and answered first."""
+        self.reader.discard(BUSY)
+        if self._interruptible or self._sending:
+            self._scope.cancel()
+
+    def _on_shutdown(self) -> None:
         if not self._interruptible or self.reader.phase is not Phase.IDLE:
-            return
-        if self._fresh:
-            self._scope.deadline = min(self._scope.deadline, trio.current_time() + _FRESH_S)
+            return  # a request is being read or handled: the loop sees the shutdown after its answer
+        if self._nothing_received:
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + _FIRST_BYTE_S)
         else:
             self._scope.cancel()
 
-    async def _talk(self) -> bool:
-        """Converse until the end; True to be called again in a fresh scope."""
+    async def _serve_requests(self) -> bool:
+        """Serve until the connection ends (False), or until the scope was cancelled as bytes arrived (True).
+
+        True asks the caller for a fresh scope: the requests in those bytes must not be handled in a cancelled one.
+        """
         reader = self.reader
         scope = self._scope
         receive_some = self._receive_some
@@ -172,96 +212,152 @@ class _Connection:
             if reader.ready:
                 if not await self._answer_ready():
                     return False
-                phase = Phase.IDLE  # answering has set that deadline
+                phase = Phase.IDLE  # sending the answers has set that deadline
             if reader.refused is not None:
-                self._refusal(reader.refused)
+                self._prepare_refusal(reader.refused)
                 return False
+            # The deadline moves only when the phase changes: a client cannot extend it by sending single bytes.
             if reader.phase is not phase:
                 phase = reader.phase
-                scope.deadline = trio.current_time() + self._patience_s(phase)
+                scope.deadline = self._deadline_s(phase)
             if reader.take_continue():
                 await self._send_all(CONTINUE)
-            if phase is Phase.IDLE and self._stopping.is_set():
-                if not self._fresh:
+            if phase is Phase.IDLE and self._shutdown.is_set():
+                if not self._nothing_received:
                     return False
-                scope.deadline = trio.current_time() + _FRESH_S
+                scope.deadline = trio.current_time() + _FIRST_BYTE_S
             self._interruptible = True
-            if (place := self._missing_place()) is not None:
-                await self._take(place)
-                scope.deadline = trio.current_time() + self.limits.large_s  # however long we kept it waiting
+            if self._must_reserve():
+                if not await self._reserve(reader.reservable_bytes):
+                    self._prepare_refusal(BUSY)
+                    return False
+                scope.deadline = self._deadline_s(phase)  # however long the wait was
+            holds = self._budget is not None and (phase is not Phase.IDLE or self._holder.bytes)
+            if holds and not self._hold(0 if self._reserved_bytes else reader.held_bytes):
+                continue  # the one that was evicted is this connection
             data = await receive_some(_READ_BYTES)
-            self._interruptible = self._fresh = False
+            self._interruptible = self._nothing_received = False
             if not data:
                 return False
             reader.feed(bytes(data))
-            del data  # up to 64 KiB that an idle connection would hold on to
+            del data  # up to 64 KiB that an idle connection would keep
             if scope.cancel_called:
                 return True
 
-    def _patience_s(self, phase: Phase) -> float:
+    def _deadline_s(self, phase: Phase) -> float:
+        """Return until when the client may take for the part of a request that begins now."""
+        limits = self.limits
+        if self._reserved_bytes and self._budget is not None:
+            return self._reserved_at_s + (limits.large_s if self._budget.is_contended() else limits.body_s)
         if phase is Phase.IDLE:
-            return self.limits.idle_s
-        return self.limits.header_s if phase is Phase.HEAD else self.limits.body_s
+            return trio.current_time() + limits.idle_s
+        return trio.current_time() + (limits.header_s if phase is Phase.HEAD else limits.body_s)
 
-    def _missing_place(self) -> trio.CapacityLimiter | None:
-        """Where the body that is being read needs a place before it is read on; None if it may be."""
-        if self._places is None or self._taken or self.reader.phase is not Phase.BODY:
-            return None
-        return self._places.large if self.reader.body_bytes >= Places.LARGE_BYTES else None
+    def _hurry(self) -> None:
+        """Shorten the time for a large body: others wait for its memory."""
+        if self._interruptible:
+            self._scope.deadline = min(self._scope.deadline, self._reserved_at_s + self.limits.large_s)
 
-    async def _take(self, places: trio.CapacityLimiter) -> None:
-        await places.acquire_on_behalf_of(self)
-        self._taken.append(places)
+    def _is_too_slow(self) -> bool:
+        """Return whether the client took more time than it has when no other waits."""
+        if self._reserved_bytes:
+            return trio.current_time() >= self._reserved_at_s + self.limits.body_s
+        return not self._must_reserve()
 
-    def _leave_places(self) -> None:
-        while self._taken:
-            self._taken.pop().release_on_behalf_of(self)
+    def _hold(self, size_bytes: int) -> bool:
+        """Count what lasts longer than a step of the loop; return False if this connection is evicted for it."""
+        if self._budget is not None:
+            self._budget.hold(self._holder, size_bytes)
+        return self.reader.refused is None
 
-    async def _decoded(self, request: Request) -> Refused | None:
-        """Undo the body's coding once there is a place for it; or what it is refused with."""
+    def _must_reserve(self) -> bool:
+        """Return whether memory has to be reserved before more of the body is read."""
+        if self._budget is None or self._reserved_bytes or self.reader.phase is not Phase.BODY:
+            return False
+        return self.reader.body_bytes >= LARGE_BYTES
+
+    async def _reserve(self, size_bytes: int) -> bool:
+        """Wait for memory for a large body; return False if too many wait already."""
+        if self._budget is None:
+            return True
+        self._hold(0)  # from here on it is bounded with the bodies that wait
+        try:
+            await self._budget.reserve(size_bytes, self._hurry)
+        except BudgetExceeded:
+            return False
+        self._reserved_bytes += size_bytes
+        self._reserved_at_s = trio.current_time()
+        return True
+
+    def _give_back(self) -> None:
+        if self._budget is not None:
+            self._budget.hold(self._holder, 0)
+            if self._reserved_bytes:
+                self._budget.release(self._reserved_bytes, self._hurry)
+                self._reserved_bytes = 0
+
+    async def _decode(self, request: Request) -> Refusal | None:
+        """Decode the body, one large body at a time in the whole process; return a refusal if that is impossible.
+
+        What inflates to a small size is done at once. Anything else needs a reservation first.
+        """
+        limit = self.limits.max_body_bytes
+        work = decode_body(request, limit, lenient=self.limits.lenient_coding)
+        try:
+            next(work)
+        except StopIteration as end:
+            refused: Refusal | None = end.value
+            return refused
         with trio.move_on_after(self.limits.body_s):
-            if self._places:
-                await self._take(self._places.packed)
-            return decode_body(request, self.limits.max_body_bytes)
+            if not self._reserved_bytes and not await self._reserve(limit):
+                return BUSY
+            return await in_slices(work, None if self._budget is None else self._budget.working)
         return BUSY
 
     async def _answer_ready(self) -> bool:
-        """Handle all requests that are there; False when the connection is to end."""
+        """Handle all requests that have arrived; return False if the connection is to end."""
         ready = self.reader.ready
         handler = self._handler
         out = b""
         keep_alive = True
-        self._scope.deadline = math.inf
+        self._scope.deadline = math.inf  # a deadline would cancel the handler in the middle of a commit
         while ready and keep_alive:
-            request = ready.popleft()
-            if request.coding and (refused := await self._decoded(request)) is not None:
+            request = ready.pop(0)
+            if (ready or self.reader.phase is not Phase.IDLE) and self._budget is not None:
+                self._hold(len(out) + self.reader.held_bytes)  # while this one is handled, the others wait
+            if (
+                needs_decoding(request, lenient=self.limits.lenient_coding)
+                and (refused := await self._decode(request)) is not None
+            ):
                 await self._send(out)
-                self._refusal(refused)
+                self._prepare_refusal(refused)
                 return False
             try:
                 response = await handler(request)
-                keep_alive, answer = self._encoded(request, response)
-            except Exception as error:  # the server outlives any mistake of a handler; the callback makes it known
-                response = self._failed(error, request)
-                keep_alive, answer = self._encoded(request, response)
+                keep_alive, answer = self._encode(request, response)
+            except Exception as error:  # the server survives any defect of a handler, and on_error reports it
+                response = self._internal_error(error, request)
+                keep_alive, answer = self._encode(request, response)
             out += answer
-            if self._taken:
-                request.body = b""  # the answer may wait long for a client that does not read
-                self._leave_places()
+            if self._reserved_bytes:
+                # Handled: the client may take its time for the answer, but must not keep a body for it.
+                request.body = b""
+                self._give_back()
             if type(response) is not Response or type(response.body) is not bytes:
                 await self._send(out)
-                await self._answer_specially(request, response)
+                await self._send_special(request, response)
                 return False
             if len(out) > _FLUSH_BYTES:
                 await self._send(out, large=len(answer) > _FLUSH_BYTES)
                 self._scope.deadline = math.inf
                 out = b""
-        self._lingers = not keep_alive and request.keep_alive  # it may be sending the next one already
+        # The client wanted to keep the connection, so its next request may be on its way: linger, or it gets a reset.
+        self._lingers = not keep_alive and request.keep_alive
         await self._send(out)
         return keep_alive
 
-    def _encoded(self, request: Request, response: Response | Hangup | Raw) -> tuple[bool, bytes]:
-        """Whether the connection goes on after this answer, and its bytes; of a streamed one, the head."""
+    def _encode(self, request: Request, response: Response | Hangup | Raw) -> tuple[bool, bytes]:
+        """Return whether the connection stays open after this answer, and its bytes (only the head of a stream)."""
         if type(response) is not Response:
             return False, b""
         version = request.http_version
@@ -273,67 +369,82 @@ class _Connection:
         )
 
     def _is_last(self) -> bool:
-        """Whether a stop ends the connection here: no further request of it has been read, not even in part."""
-        return self._stopping.is_set() and not self.reader.ready and self.reader.phase is Phase.IDLE
+        """Return whether a shutdown ends the connection here: no byte of a further request has been read."""
+        return self._shutdown.is_set() and not self.reader.ready and self.reader.phase is Phase.IDLE
 
     async def _send(self, data: bytes, *, large: bool = False) -> None:
-        patience_s = self.limits.large_s if large else self.limits.idle_s
-        self._scope.deadline = trio.current_time() + patience_s
-        if data:
+        """Send ``data`` and set the deadline for it; with empty ``data``, only the deadline of an idle connection."""
+        timeout_s = self.limits.large_s if large else self.limits.idle_s
+        self._scope.deadline = trio.current_time() + timeout_s
+        if not data:
+            return
+        if self._budget is None or len(data) < _COUNTED_BYTES:
             await self._send_all(data)
+            return
+        # Counted before it is known whether the client reads: the short way out is only for small answers.
+        self._sending = True
+        self._hold(len(data) + self.reader.held_bytes)
+        await self._send_all(data)
+        self._sending = False
+        self._hold(self.reader.held_bytes)
 
-    def _failed(self, error: Exception, request: Request) -> Response:
+    def _internal_error(self, error: Exception, request: Request) -> Response:
         if self._on_error is not None:
             self._on_error(error, request)
-        response = self._refuse("internal", "The server failed at this request; its log says why.", 500)
+        response = self._refuse("internal", "The server failed to handle this request; see its log.", 500)
         response.close = True
         return response
 
-    async def _answer_specially(self, request: Request, response: Response | Hangup | Raw) -> None:
+    async def _send_special(self, request: Request, response: Response | Hangup | Raw) -> None:
+        """Send what is not a plain response: a stream, raw bytes, or nothing."""
         if isinstance(response, Hangup):
             if response.reset:
                 _reset_on_close(self.stream)
         elif isinstance(response, Raw):
-            await self._stream_out(request, response.parts, _as_is)
+            await self._send_stream(request, response.parts, _unchanged)
         else:
             assert not isinstance(response.body, bytes)
             if request.method == "HEAD":
                 await _aclose(response.body)
             elif request.http_version == "1.0":
-                await self._stream_out(request, response.body, _as_is)
-            elif await self._stream_out(request, response.body, chunk):
+                await self._send_stream(request, response.body, _unchanged)
+            elif await self._send_stream(request, response.body, chunk):
+                # Only a complete stream gets its last chunk: the client sees that a cut one is incomplete.
                 await self._send(LAST_CHUNK)
                 self._lingers = request.keep_alive
 
-    async def _stream_out(self, request: Request, parts: AsyncIterator[bytes], wrap: Callable[[bytes], bytes]) -> bool:
-        """Send the parts as they come; True if all were sent; False if the client left, we stop, or it failed."""
+    async def _send_stream(self, request: Request, parts: AsyncIterator[bytes], wrap: Callable[[bytes], bytes]) -> bool:
+        """Send the parts as the iterator yields them, then close it.
+
+        Returns True if all were sent; False if the client disconnected, a shutdown began, or the iterator raised.
+        """
         finished = False
         unsubscribe = None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._cancel_when_gone, nursery.cancel_scope)
-                unsubscribe = self._stopping.subscribe(nursery.cancel_scope.cancel)
+                nursery.start_soon(self._cancel_on_disconnect, nursery.cancel_scope)
+                unsubscribe = self._shutdown.subscribe(nursery.cancel_scope.cancel)
                 self._scope.deadline = math.inf
                 async for part in parts:
-                    if part:
+                    if part:  # an empty chunk would end the body
                         await self._send(wrap(part))
                         self._scope.deadline = math.inf
                 finished = True
                 nursery.cancel_scope.cancel()
         except* _GONE:
-            pass  # the client left in the middle of a part
+            pass  # the client disconnected in the middle of a part
         except* Exception as errors:
             if self._on_error is not None:
                 self._on_error(errors, request)
         finally:
             if unsubscribe is not None:
                 unsubscribe()
-            with trio.move_on_after(1, shield=True):
+            with trio.move_on_after(_CLOSE_S, shield=True):
                 await _aclose(parts)
         return finished
 
-    async def _cancel_when_gone(self, scope: trio.CancelScope) -> None:
-        """A stream may be silent for long; its client's end of file is the only news of its leaving."""
+    async def _cancel_on_disconnect(self, scope: trio.CancelScope) -> None:
+        """Cancel ``scope`` at the client's end of file: a stream without parts never writes, and would never notice."""
         try:
             while await self.stream.receive_some(_READ_BYTES):
                 pass  # requests behind a stream are not answered: the connection closes after it
@@ -341,22 +452,27 @@ class _Connection:
             pass
         scope.cancel()
 
-    def _refusal(self, refused: Refused) -> None:
+    def _prepare_refusal(self, refused: Refusal) -> None:
         response = self._refuse(refused.code, refused.message, refused.status)
-        self._last_words = encode(response, keep_alive=False, http_version="1.1", head_only=False)
+        self._final_response = encode(response, keep_alive=False, http_version="1.1", head_only=False)
         self._lingers = True
 
     async def _linger(self) -> None:
+        """Send the final response, half-close, and discard what arrives until the client closes or time is up."""
         with trio.move_on_after(self.limits.linger_s):
-            if self._last_words:
-                await self.stream.send_all(self._last_words)
+            if self._final_response:
+                await self.stream.send_all(self._final_response)
             if isinstance(self.stream, trio.abc.HalfCloseableStream):
                 await self.stream.send_eof()
-            while await self.stream.receive_some(_READ_BYTES):
-                pass
+            while await self.stream.receive_some(_DISCARD_BYTES):  # noqa: ASYNC110 - it waits for bytes, then for more
+                await trio.sleep(_DISCARD_PAUSE_S)
 
 
-def _as_is(part: bytes) -> bytes:
+def _nothing() -> None:
+    """Do nothing: the connection has ended."""
+
+
+def _unchanged(part: bytes) -> bytes:
     return part
 
 
@@ -367,6 +483,6 @@ async def _aclose(parts: AsyncIterator[bytes]) -> None:
 
 
 def _reset_on_close(stream: trio.abc.Stream) -> None:
-    """Make closing a TCP socket send a reset; other streams have no such thing and just close."""
+    """Make closing a TCP socket send a reset (SO_LINGER with time 0); other streams just close."""
     if isinstance(stream, trio.SocketStream) and stream.socket.family != socket.AF_UNIX:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

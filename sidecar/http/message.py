@@ -1,20 +1,18 @@
-"""What passes between the server and a handler: requests, responses, and the limits of both."""
+"""The types that the server and a handler exchange: requests, responses, and the limits of both."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 import msgspec
-import trio
 
 __all__ = [
     "BUSY",
     "Handler",
     "Hangup",
     "Limits",
-    "Places",
     "Raw",
+    "Refusal",
     "Refuse",
-    "Refused",
     "Request",
     "Response",
     "body_too_large",
@@ -23,63 +21,54 @@ __all__ = [
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one connection may ask of us. A client inside all of them holds nothing but its own buffer."""
+    """Sizes and times that one connection may use (sidecar/http/README.md#limits).
 
-    max_header_bytes: int = 32 * 1024
-    """Request line, headers and trailers: four times what the common servers take, and cheap to hold."""
-    max_headers: int = 100
-    """Header lines of a request: what SDKs and proxies send is below 40."""
-    max_body_bytes: int = 4 * 1024 * 1024
-    """A body as received, and again after inflating it."""
-    header_s: float = 10.0
-    """From the first byte of a request to its blank line: one packet for every honest client."""
-    body_s: float = 30.0
-    """From the blank line to the end of the body: 4 MiB at 140 kB/s."""
-    large_s: float = 5.0
-    """The same from where a large body gets its place (``Places``): who is slow must not keep others from it. Also for
-    taking one answer of more than 64 KiB, which is ours to hold meanwhile."""
-    idle_s: float = 120.0
-    """Between two requests, and for taking an answer. Longer than the 60 to 75 s after which SDKs' own pools let an
-    idle connection go, so that closing it is theirs and no request meets a closing socket."""
-    linger_s: float = 2.0
-    """For a client to read our last answer while what it still sends is thrown away. Closing at once would send a
-    reset, and the reset can destroy the answer before it is read."""
-
-
-class Places:
-    """What bounds the memory of all connections that share it: each of both kinds has ``count`` places.
-
-    ``large`` are bodies of ``LARGE_BYTES`` and more, from there to their answer; ``packed`` those that have to be
-    inflated, whatever their size, from that to the answer: who has such a place is served, and cannot be slow.
+    A client that stays inside them occupies nothing but its own buffer.
     """
 
-    LARGE_BYTES: Final = 64 * 1024
-
-    def __init__(self, count: int) -> None:
-        self.large = trio.CapacityLimiter(count)
-        self.packed = trio.CapacityLimiter(count)
+    max_header_bytes: int = 32 * 1024
+    """Request line, headers and trailers: four times what common servers accept, and cheap to hold."""
+    max_headers: int = 100
+    """Header lines of a request: SDKs and proxies send fewer than 40."""
+    max_body_bytes: int = 5 * 1024 * 1024
+    """A body as received, and again after inflating it."""
+    header_s: float = 10.0
+    """From the first byte of a request to its blank line: one packet for every well-behaved client."""
+    body_s: float = 30.0
+    """From the blank line to the end of the body: 5 MiB at 175 kB/s."""
+    large_s: float = 5.0
+    """From the reservation of a large body to its end while others wait for one: a slow client must not keep the memory
+    from them. Also for taking one answer of more than 64 KiB, which this process holds meanwhile."""
+    idle_s: float = 120.0
+    """Between two requests, and for taking an answer. Longer than the 60 to 75 s after which the connection pools of
+    SDKs drop an idle connection, so that the client closes first and no request meets a closing socket."""
+    lenient_coding: bool = False
+    """Whether the first bytes of a body say how it is encoded, whatever its Content-Encoding (``coding.py``)."""
+    linger_s: float = 2.0
+    """For a client to read the final response, while the bytes that it still sends are discarded. Closing at once would
+    send a reset, and a reset can destroy the response before the client reads it (RFC 9112 9.6)."""
 
 
 class Request(msgspec.Struct):
-    """One complete request. A handler's is whole, de-chunked and inflated, and within the limits."""
+    """One complete request. A handler gets it de-chunked, inflated, and within the limits."""
 
     method: str
     path: str
-    """As sent: not percent-decoded, slashes not folded, without the query."""
+    """As sent: not percent-decoded, repeated slashes kept, without the query."""
     query: str
-    """What follows the ``?``, not decoded; empty without one."""
+    """The text after the ``?``, not decoded; empty if there is none."""
     headers: list[tuple[bytes, bytes]]
-    """In the order of arrival, names in lower case, values without surrounding blanks. Trailers are not in it."""
+    """In the order of arrival, names in lower case, values without surrounding blanks. Trailers are not included."""
     body: bytes
     http_version: str
     """``"1.1"`` or ``"1.0"``."""
     keep_alive: bool
-    """Whether the client is ready for another request on this connection."""
+    """Whether the client accepts further requests on this connection."""
     coding: bytes = b""
-    """The Content-Encoding that is still to be undone, in lower case; empty once the handler has it."""
+    """The Content-Encoding that is still to be decoded, in lower case; empty when the handler gets the request."""
 
     def header(self, name: bytes) -> bytes | None:
-        """The first value of the header ``name`` (in lower case), or None."""
+        """Return the first value of the header ``name`` (in lower case), or None."""
         for key, value in self.headers:
             if key == name:
                 return value
@@ -87,9 +76,9 @@ class Request(msgspec.Struct):
 
 
 class Response(msgspec.Struct):
-    """An answer. A streamed body (any async iterator of bytes) goes out chunk by chunk, then the connection closes.
+    """An answer. A streamed body (any async iterator of bytes) is sent chunk by chunk, then the connection closes.
 
-    A streamed body that is an async generator is closed when its client goes away or it is finished.
+    A streamed body that is an async generator is closed when it is finished or its client disconnects.
     """
 
     status: int = 200
@@ -97,50 +86,50 @@ class Response(msgspec.Struct):
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
     close: bool = False
-    """Close the connection after this answer, and say so in it."""
+    """Close the connection after this answer, and announce it with ``Connection: close``."""
 
 
 class Hangup(msgspec.Struct, frozen=True):
-    """In place of an answer: close the connection without one; with ``reset`` so that the client sees a TCP reset."""
+    """In place of an answer: close the connection; with ``reset``, so that the client sees a TCP reset."""
 
     reset: bool = False
 
 
 class Raw(msgspec.Struct, frozen=True):
-    """In place of an answer: exactly these bytes, at the pace the iterator gives them, then the end. For faults."""
+    """In place of an answer: send exactly these bytes, at the pace of the iterator, then close. For injected faults."""
 
     parts: AsyncIterator[bytes]
 
 
-class Refused(msgspec.Struct, frozen=True):
-    """Why nothing more is read from a connection: the arguments of ``Refuse``."""
+class Refusal(msgspec.Struct, frozen=True):
+    """The reason why nothing more is read from a connection: the arguments of ``Refuse``."""
 
     code: str
     message: str
     status: int
 
 
-BUSY: Final = Refused("busy", "The server is busy with the requests of others; send this one again.", 503)
-"""Of a request that came in time and waited for us in vain."""
+# For a request that does not fit into the memory for clients (``budget.py``): not the fault of this client.
+BUSY: Final = Refusal("busy", "The server is busy with other requests; retry this one.", 503)
 
 
-def body_too_large(max_body_bytes: int) -> Refused:
-    """Of a body as received, and as inflated."""
-    return Refused("too_large", f"The body is larger than {max_body_bytes} bytes; send it in smaller parts.", 413)
+def body_too_large(max_body_bytes: int) -> Refusal:
+    """Return the refusal of a body that exceeds the limit, as received or after inflating."""
+    return Refusal("too_large", f"The body is larger than {max_body_bytes} bytes; send it in smaller parts.", 413)
 
 
 Handler = Callable[[Request], Awaitable[Response | Hangup | Raw]]
 
 Refuse = Callable[[str, str, int], Response]
-"""``refuse(code, message, status)`` words the answer to a request that never reaches the handler.
+"""``refuse(code, message, status)`` builds the answer to a request that never reaches the handler.
 
-The codes, with HTTP's own status for each: ``bad_request`` 400, ``too_large`` 413 (body, also once inflated),
-``headers_too_large`` 431, ``bad_encoding`` 400 (a gzip body that is none) or 415 (another Content-Encoding),
-``timeout`` 408 (header or body deadline), ``internal`` 500 (the handler raised). The message is one sentence for a
-person; the returned response may have another status; the connection is closed after it in any case.
+The codes, with the status that HTTP has for each: ``bad_request`` 400, ``too_large`` 413 (the body as received, or
+inflated), ``headers_too_large`` 431, ``bad_encoding`` 400 (invalid gzip) or 415 (another Content-Encoding), ``timeout``
+408 (header or body deadline), ``busy`` 503 (it did not fit into the memory for clients), ``internal`` 500 (the handler raised). The message is
+one sentence for a person. The returned response may have another status. The connection closes after it in any case.
 """
 
 
 def plain_refusal(code: str, message: str, status: int) -> Response:
-    """The refusal of a server that has no wording of its own: one line of text."""
+    """Return a refusal as one line of text, for servers without a format of their own."""
     return Response(status, f"{code}: {message}\n".encode(), "text/plain; charset=utf-8")

@@ -1,36 +1,50 @@
-"""The bag of values of one event (``properties``, or traits) as PX gets it.
+"""Map one object of values (``properties``, or traits) to PX attributes.
 
-The way of one value: keep, drop and hash by the app's name; rename; case; ``set``; then PX's caps. What a *name* becomes
-does not depend on the event, so it is worked out once and remembered (a ``Fate``); an event costs one look-up per value.
+Each value passes these steps: keep, drop and hash by the app's name; rename; case; ``set``; then the caps of PX. The
+treatment of a *name* does not depend on the event. It is computed once, as an ``AttributePlan``, and cached, so that an
+event costs one lookup per value.
 
-Where two names come out the same (PX does not tell names apart by case), one wins: the one that already had its final
-form, else the first by the app's spelling. Attributes are sent sorted by name, so that the same event gives the same
-bytes whatever the order of its keys.
+If two names become equal (PX does not distinguish names by case), one wins: the name that already had its final form,
+else the first by the app's spelling. Traits have an order of their own (``traits.py``). Attributes are sent sorted by name, so the same event gives the same bytes
+whatever the order of its keys.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from sidecar.config import AttributeRules
 from sidecar.mapping.model import Change
-from sidecar.mapping.names import camel, remember
-from sidecar.mapping.privacy import Denied
+from sidecar.mapping.names import camel, store_bounded
+from sidecar.mapping.privacy import PrivacyRules
 from sidecar.mapping.values import as_text, clean_text, json_text, within_64_bits
 
-__all__ = ["MAX_ATTRIBUTES", "MAX_KEY", "Attributes", "Fate"]
+__all__ = ["BROKEN_TEXT", "MAX_ATTRIBUTES", "MAX_KEY", "AttributeMapper", "AttributePlan"]
 
-MAX_ATTRIBUTES: Final = 50  # facts: px_and_sdks.md 1.2, as the next one
-MAX_KEY: Final = 1_024
+MAX_ATTRIBUTES: Final = 50  # limits of PX: sidecar/px/README.md#the-custom-event
+MAX_KEY: Final = 1_024  # characters
+
+# What a text with U+FFFD is reported as. An app can send the character itself, but hardly ever means it.
+BROKEN_TEXT: Final = "has U+FFFD in the place of bytes that are not UTF-8, of NUL, or of half a character"
+
+NO_NAME: Final = "an empty name"
 
 Value = str | int | float | bool
 
 
-class Fate(msgspec.Struct, frozen=True):
-    """What becomes of all values with one name.
+def report_no_object(field: str, name: str, value: Any, changes: list[Change]) -> None:
+    """Report a part of an event that is left out because it is no object; an empty list is how PHP writes an empty one."""
+    if type(value) is not dict and value is not None and value != []:
+        changes.append(Change(field, f"{name} left out: {type(value).__name__}, not an object"))
 
-    ``final`` is the name in PX, None where the value is not sent; ``folded`` is the form in which PX compares names;
-    ``rank`` is 0 if the app's name already had its final form, else 1; ``why`` says which rules made it so.
+
+class AttributePlan(msgspec.Struct, frozen=True):
+    """The treatment of all values with one name.
+
+    ``final`` is the name in PX, None if the value is not sent; ``folded`` is the form in which PX compares names;
+    ``rank`` orders names that become equal, the lowest wins; ``reason`` names the rules that decided. ``broken`` is true
+    if the name holds U+FFFD, the replacement of what is not text.
     """
 
     final: str | None
@@ -38,99 +52,145 @@ class Fate(msgspec.Struct, frozen=True):
     rank: int = 0
     hashed: bool = False
     cut: bool = False
-    why: str = ""
+    broken: bool = False
+    reason: str = ""
 
 
-class Attributes:
-    """The compiled rules for one bag; calling it maps a bag."""
+class AttributeMapper:
+    """The compiled rules for one object; calling it maps an object."""
 
     def __init__(
         self,
         rules: AttributeRules,
-        denied: Denied,
+        privacy: PrivacyRules,
         *,
         field: str,
         limit: int | None,
-        never: frozenset[str] = frozenset(),
+        excluded: frozenset[str] = frozenset(),
+        rank: Callable[[str], int] | None = None,
     ) -> None:
-        """Compile ``rules``, in which ``case`` and ``nested`` are settled.
+        """Compile ``rules``; their ``case`` and ``nested`` must be set.
 
-        ``field`` is the PX field that changes are reported for; ``limit`` the most values; ``never`` are names of the
-        app that are no attributes since a PX field of their own is made from them.
+        ``field`` is the PX field named in reported changes; ``limit`` the maximum number of values; ``excluded`` are
+        names of the app that are not attributes because a PX field of their own is made from them; ``rank`` orders
+        spellings that become equal, by the app's name.
         """
         self._keep = frozenset(rules.keep)
-        self._never = never
-        self._denied = denied
+        self._excluded = excluded
+        self._privacy = privacy
         self._rename = rules.rename
         self._camel = rules.case == "camel"
         self._flatten = rules.nested == "flatten"
-        self._set = {clean_text(name): _constant(value) for name, value in rules.set.items()}
+        self._set = {clean_text(name): _clean_constant(value) for name, value in rules.set.items()}
         self._set_folded = frozenset(name.casefold() for name in self._set)
         self._field = field
         self._limit = limit
-        self._fates: dict[str, Fate] = {}
+        self._rank = rank
+        self._plans: dict[str, AttributePlan] = {}
 
-    def __call__(self, bag: Any, changes: list[Change]) -> dict[str, Value]:
-        """The attributes of one bag, sorted by name; what was changed otherwise than by the rules goes to ``changes``."""
-        bag = self.flat(bag) if type(bag) is dict else {}
-        fates = self._fates
+    def __call__(self, values: Any, changes: list[Change]) -> dict[str, Value]:
+        """Return the attributes of one object, sorted by name; append changes that no rule asks for to ``changes``."""
+        values = values if type(values) is dict else {}
+        sent, values = values, self.flatten(values)
+        plans = self._plans
         out: dict[str, Value] = {}
-        taken: dict[str, str] = {}  # folded name in PX → name of the app
-        for name, value in bag.items():
-            fate = fates.get(name) or self._remember(name)
-            final = fate.final
+        taken: dict[str, str] = {}  # folded name in PX → name of the app that holds it
+        for name, value in values.items():
+            plan = plans.get(name) or self._cached_plan(name)
+            final = plan.final
+            # Null is left out: RudderStack sends the text "null", which PX would show as a value.
             if final is None or value is None:
+                if plan.reason == NO_NAME and value is not None:
+                    changes.append(Change(self._field, f"a value left out: it has {NO_NAME}"))
                 continue
             kind = type(value)
-            if fate.hashed:
-                value = self._denied.digest(value)
+            # Hash before any conversion: the digest must not depend on how PX would take the plain value. Flattening has
+            # hashed what was inside of objects.
+            if plan.hashed and name in sent:
+                value = self._privacy.digest(value)
             elif kind is str:
-                if not value.isascii():
+                if not value.isascii() or "\0" in value:
                     value = clean_text(value)
-            elif kind is not bool and (value := self._other(name, final, value, changes)) is None:
+                    if "\ufffd" in value:
+                        changes.append(Change(f"{self._field}.{final}", BROKEN_TEXT))
+                if self._privacy:
+                    value = self._privacy.clean(value)
+            elif kind is not bool and (value := self._convert(name, final, value, changes)) is None:
                 continue
-            if fate.folded in taken and not self._wins(name, fate, taken[fate.folded], out, changes):
+            # Only now: a value that is left out must not occupy its name.
+            if plan.folded in taken and not self._wins(name, plan, taken[plan.folded], out, changes):
                 continue
-            taken[fate.folded] = name
+            taken[plan.folded] = name
             out[final] = value
-            if fate.cut:
+            if plan.cut:
                 changes.append(Change(f"{self._field}.{final[:40]}…", f"name cut: over {MAX_KEY:,} characters"))
+            if plan.broken:
+                changes.append(Change(f"{self._field}.{final[:40]}", f"its name {BROKEN_TEXT}"))
         if self._set:
             out.update(self._set)
-        return self._in_order(out, changes)
+        return self._sort_and_limit(out, changes)
 
-    def fate(self, name: str) -> Fate:
-        """What becomes of values with this name."""
-        why: list[str] = []
+    def plan_for(self, name: str) -> AttributePlan:
+        """Compute the treatment of values with this name. Privacy comes first: no later rule can lift a denial."""
+        reasons: list[str] = []
         parts = name.split(".") if self._flatten else [name]
-        if self._denied.drops(name, name) or any(self._denied.drops(part, part) for part in parts):
-            return Fate(None, why="drop")
+        if self._privacy.drops(name, name) or any(self._privacy.drops(part, part) for part in parts):
+            return AttributePlan(None, reason="drop")
+        # With `flatten`, an entry of `keep` also keeps what is below it: any prefix of the dotted name counts.
         if self._keep and not any(".".join(parts[: last + 1]) in self._keep for last in range(len(parts))):
-            return Fate(None, why="not in keep")
-        if name in self._never:
-            return Fate(None, why="a PX field of its own")
-        hashed = self._denied.hashes(name, parts[-1])
-        why += ["hash"] * hashed
+            return AttributePlan(None, reason="not in keep")
+        if name in self._excluded:
+            return AttributePlan(None, reason="a PX field of its own")
+        hashed = self._privacy.hashes(name, parts[-1])
+        reasons += ["hash"] * hashed
         final = self._rename.get(name, name)
-        why += ["rename"] * (final != name)
+        reasons += ["rename"] * (final != name)
         if self._camel:
             cased = ".".join(map(camel, final.split("."))) if self._flatten else camel(final)
-            why += ["camel"] * (cased != final)
+            reasons += ["camel"] * (cased != final)
             final = cased
         final = clean_text(final)
         cut = len(final) > MAX_KEY
         final = final[:MAX_KEY]
+        # A constant of `set` replaces the value that the app sends under an equal name.
         if not final or final.casefold() in self._set_folded:
-            return Fate(None, why="set" if final else "an empty name")
-        return Fate(final, final.casefold(), int(final != name), hashed, cut, ", ".join(why))
+            return AttributePlan(None, reason="set" if final else NO_NAME)
+        rank = int(final != name) if self._rank is None else self._rank(name)
+        return AttributePlan(final, final.casefold(), rank, hashed, cut, "\ufffd" in final, ", ".join(reasons))
 
-    def _remember(self, name: str) -> Fate:
-        fate = self.fate(name)
-        remember(self._fates, name, fate)
-        return fate
+    def with_defaults(self, values: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``values`` and those of ``defaults`` whose name in PX none of ``values`` has."""
+        own = values if type(values) is dict else {}
+        names = {self._cached_plan(name).folded for name, value in own.items() if value is not None}
+        return {
+            **own,
+            **{name: value for name, value in defaults.items() if self._cached_plan(name).folded not in names},
+        }
 
-    def _other(self, name: str, final: str, value: Any, changes: list[Change]) -> Value | None:
-        """A number, object or list as PX takes it; None where it has no value."""
+    def flatten(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Replace objects by dotted names if ``nested`` asks for it; a name that the app itself dotted wins.
+
+        An object that is dropped or hashed as a whole stays an object, so that its plan applies to all of it.
+        """
+        if not self._flatten:
+            return values
+        objects = sorted(
+            name for name, value in values.items() if type(value) is dict and not self._privacy.covers(name)
+        )
+        flat = {name: value for name, value in values.items() if name not in objects} if objects else values
+        for name in objects:
+            _flatten_into(flat, name, self._privacy.prune(values[name], name))
+        return flat
+
+    def _cached_plan(self, name: str) -> AttributePlan:
+        plan = self._plans.get(name)
+        if plan is None:
+            plan = self.plan_for(name)
+            store_bounded(self._plans, name, plan)
+        return plan
+
+    def _convert(self, name: str, final: str, value: Any, changes: list[Change]) -> Value | None:
+        """Convert a number, object or list to a value that PX takes; None if it is left out."""
         if isinstance(value, int):
             if within_64_bits(value):
                 return value
@@ -139,23 +199,30 @@ class Attributes:
             changes.append(Change(f"{self._field}.{final}", what))
             return text
         if isinstance(value, float):
-            if value - value == 0:
+            if value - value == 0:  # neither NaN nor infinite
                 return value
             changes.append(Change(f"{self._field}.{final}", "left out: not a finite number"))
             return None
-        return json_text(self._denied.prune(value, name))
+        text = json_text(self._privacy.prune(value, name))
+        if "\ufffd" in text:
+            changes.append(Change(f"{self._field}.{final}", BROKEN_TEXT))
+        return text
 
-    def _wins(self, name: str, fate: Fate, other: str, out: dict[str, Value], changes: list[Change]) -> bool:
-        """Settle two names that come out the same; the loser's value is removed and reported."""
-        rival = self._fates.get(other) or self._remember(other)
-        wins = (fate.rank, name) < (rival.rank, other)
-        winner, loser = (name, other) if wins else (other, name)
-        changes.append(Change(f"{self._field}.{fate.final}", f"{loser!r} left out: {winner!r} has the same name in PX"))
+    def _wins(self, name: str, plan: AttributePlan, holder: str, out: dict[str, Value], changes: list[Change]) -> bool:
+        """Decide between two names that become equal; remove and report the loser. True if ``name`` wins.
+
+        The order of (rank, name) is total and does not depend on the order of keys in the event.
+        """
+        rival = self._plans.get(holder) or self._cached_plan(holder)
+        wins = (plan.rank, name) < (rival.rank, holder)
+        winner, loser = (name, holder) if wins else (holder, name)
+        changes.append(Change(f"{self._field}.{plan.final}", f"{loser!r} left out: {winner!r} has the same name in PX"))
         if wins and rival.final is not None:
-            del out[rival.final]
+            del out[rival.final]  # its spelling may differ in case from the winner's
         return wins
 
-    def _in_order(self, out: dict[str, Value], changes: list[Change]) -> dict[str, Value]:
+    def _sort_and_limit(self, out: dict[str, Value], changes: list[Change]) -> dict[str, Value]:
+        """Sort by name; leave out and report the last names beyond the limit."""
         names = sorted(out)
         if self._limit is not None and len(names) > self._limit:
             for name in names[self._limit :]:
@@ -163,18 +230,9 @@ class Attributes:
             del names[self._limit :]
         return {name: out[name] for name in names}
 
-    def flat(self, bag: dict[str, Any]) -> dict[str, Any]:
-        """The bag with objects as dotted names, where ``nested`` says so; a name that the app itself dotted wins."""
-        if not self._flatten:
-            return bag
-        objects = sorted(name for name, value in bag.items() if type(value) is dict and not self._denied.at(name))
-        flat = {name: value for name, value in bag.items() if name not in objects} if objects else bag
-        for name in objects:
-            _flatten_into(flat, name, self._denied.prune(bag[name], name))
-        return flat
-
 
 def _flatten_into(flat: dict[str, Any], path: str, value: Any) -> None:
+    """Add the leaves of ``value`` under ``path``; an empty object is a leaf, a name that exists stays."""
     if type(value) is dict and value:
         for key in sorted(value):
             _flatten_into(flat, f"{path}.{key}", value[key])
@@ -182,5 +240,5 @@ def _flatten_into(flat: dict[str, Any], path: str, value: Any) -> None:
         flat.setdefault(path, value)
 
 
-def _constant(value: Value) -> Value:
+def _clean_constant(value: Value) -> Value:
     return clean_text(value) if type(value) is str else value

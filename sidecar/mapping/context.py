@@ -1,14 +1,15 @@
-"""``globalContext`` of a custom event: an object the app sends, or else values from paths and constants.
+"""``globalContext`` of a custom event: an object that the app sends, or values from configured paths and constants.
 
-PX takes texts, numbers and booleans in it, nothing nested (facts: ``px_and_sdks.md`` 1.2); what is nested is sent as
-text. As in RudderStack, the event's own object stands alone: ``globalContext.NAME`` is for events without one.
+PX takes texts, numbers and booleans in it and nothing nested (sidecar/mapping/README.md#fields); nested values are sent
+as text. As in RudderStack, the event's own object is sent alone: ``globalContext.NAME`` applies only to events without
+one.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from sidecar.mapping.paths import Field
-from sidecar.mapping.values import as_text, clean_text, json_text
+from sidecar.mapping.values import as_text, clean_text, json_text, within_64_bits
 
 __all__ = ["GlobalContext"]
 
@@ -16,42 +17,43 @@ _PREFIX = "globalContext."
 
 
 class GlobalContext:
-    """The compiled rules; calling it gives the object for one event, None for an empty one."""
+    """The compiled rules. Calling it returns the object for one event, or None if it would be empty."""
 
-    def __init__(self, whole: Field, single: list[Field]) -> None:
-        self.whole = whole
-        self.single = single
+    def __init__(self, whole: Field, members: list[Field]) -> None:
+        """``whole`` reads the complete object, each of ``members`` one value of it."""
+        self._whole = whole
+        self._members = members
 
     @classmethod
     def compile(cls, names: Iterable[str], field: Callable[[str], Field]) -> "GlobalContext | None":
-        """The rules for the configured field ``names``; None if none of them is about the global context."""
-        single = [field(name) for name in sorted(names) if name.startswith(_PREFIX)]
+        """Compile the rules from the configured field ``names``; None if none of them concerns the global context."""
+        members = [field(name) for name in sorted(names) if name.startswith(_PREFIX)]
         whole = field(_PREFIX.rstrip("."))
-        return cls(whole, single) if whole.reads or single else None
+        return cls(whole, members) if whole.reads or members else None
 
     def __call__(self, event: dict[str, Any]) -> dict[str, Any] | None:
-        """The object that PX gets for this event."""
-        own = self.whole.object(event)
+        """Return the global context of this event."""
+        own = self._whole.object(event)
         if own is not None:
-            pairs = [(clean_text(name), scalar(own[name])) for name in sorted(own)]
+            pairs = [(clean_text(name), to_scalar(own[name])) for name in sorted(own)]
         else:
-            pairs = [(field.name.removeprefix(_PREFIX), _first(field, event)) for field in self.single]
+            pairs = [(field.name.removeprefix(_PREFIX), _first_scalar(field, event)) for field in self._members]
         return {name: value for name, value in pairs if name and value is not None} or None
 
 
-def _first(field: Field, event: dict[str, Any]) -> Any:
-    return next((value for read in field.reads if (value := scalar(read(event))) is not None), None)
+def _first_scalar(field: Field, event: dict[str, Any]) -> Any:
+    return next((value for read in field.reads if (value := to_scalar(read(event))) is not None), None)
 
 
-def scalar(value: Any) -> Any:
-    """The value as a text, number or boolean; None if it has no value."""
+def to_scalar(value: Any) -> Any:
+    """Convert a value to a text, number or boolean; None if nothing is left of it."""
     kind = type(value)
     if kind is str:
         return clean_text(value) or None
     if kind is bool or value is None:
         return value
-    if kind is int and -(2**63) <= value < 2**63:
+    if kind is int and within_64_bits(value):
         return value
     if kind is float:
-        return value if value - value == 0 else None
+        return value if value - value == 0 else None  # neither NaN nor infinite
     return as_text(value) or json_text(value)

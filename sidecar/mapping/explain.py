@@ -1,6 +1,7 @@
-"""Why an event maps as it does: for each PX field its value, the rule and the path that gave it.
+"""Explain a mapping: for each PX field its value, and the rule and path that gave it.
 
-This walks the compiled rules once more, slowly, after ``Mapper.map`` has decided; it decides nothing itself.
+``explain`` evaluates the compiled rules a second time, without caches, after ``Mapper.map`` has decided. It makes no
+decision of its own, so it can be slow without slowing delivery.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,24 +9,26 @@ from typing import Any
 
 import msgspec
 
-from sidecar.mapping.mapper import Mapper
+from sidecar.mapping.dates import to_epoch_ms
+from sidecar.mapping.mapper import Mapper, attribute_values, call_values
 from sidecar.mapping.model import CustomEvent, Mapped, UpsertUser
 from sidecar.mapping.paths import Field
-from sidecar.mapping.values import as_text, to_epoch_ms
+from sidecar.mapping.values import as_text
 
-__all__ = ["Reason", "explain"]
+__all__ = ["Reason", "explain", "own_account"]
 
 
-_WORDS = {
-    "no_user": "no userId, and mapping.anonymous takes no anonymousId here",
+_DROP_REASONS = {
+    "no_user": "no userId, and mapping.anonymous does not allow anonymousId here",
     "remembered": "nothing new to write; kept for later events of this user",
-    "not_supported": "PX has nothing that an alias call could become",
+    "not_supported": "PX has no counterpart of an alias call",
     "opted_out": "integrations switch Gainsight PX off",
+    "suppressed": "the user was forgotten for good (forget --suppress)",
 }
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """One row: a PX field (or what is not sent), its value, and where it comes from."""
+    """One row: a PX field (or ``not sent``), its value, and its source."""
 
     field: str
     value: Any
@@ -33,7 +36,7 @@ class Reason(msgspec.Struct, frozen=True):
 
 
 def explain(mapper: Mapper, event: dict[str, Any], mapped: Mapped) -> list[Reason]:
-    """The rows for an event and what ``mapper`` made of it."""
+    """Return the rows for ``event``; ``mapped`` is the result of ``mapper`` for it."""
     rows: list[Reason] = []
     for intent in mapped.intents:
         if isinstance(intent, CustomEvent):
@@ -43,28 +46,35 @@ def explain(mapper: Mapper, event: dict[str, Any], mapped: Mapped) -> list[Reaso
         source = "traits, by the table of PX fields"
         rows.append(Reason(kind, own_id, "identifyId" if kind == "user" else "accountId"))
         rows += [Reason(f"{kind}.{name}", value, source) for name, value in intent.fields.items()]
-        rows += [Reason(f"{kind}.{name}", value, "only where it is new") for name, value in intent.new_only.items()]
+        rows += [Reason(f"{kind}.{name}", value, "only for a new record") for name, value in intent.new_only.items()]
     if mapped.dropped or mapped.dead:
-        rows.append(
-            Reason("not sent", mapped.dropped or mapped.dead, mapped.detail or _why_dropped(mapper, event, mapped))
-        )
+        reason = mapped.detail or _drop_reason(mapper, event, mapped)
+        rows.append(Reason("not sent", mapped.dropped or mapped.dead, reason))
     if mapped.known is not None:
-        rows.append(Reason("memory", msgspec.to_builtins(mapped.known), "remembered of this user for later events"))
+        rows.append(Reason("memory", msgspec.to_builtins(mapped.known), "kept for later events of this user"))
     return rows
+
+
+def own_account(mapper: Mapper, event: dict[str, Any], mapped: Mapped) -> tuple[str, str] | None:
+    """Return the account that an event names itself, as PX gets it, and its path; None if it is remembered or absent."""
+    path = _path(mapper.rules.account_id, event)
+    sent = next((intent.body.get("accountId") for intent in mapped.intents if isinstance(intent, CustomEvent)), None)
+    return (sent, path) if path and sent else None
 
 
 def _custom_event(mapper: Mapper, event: dict[str, Any], body: dict[str, Any]) -> Iterator[Reason]:
     rules = mapper.rules
-    name = rules.names.of(event)
+    name = rules.names.resolve(event)
     assert name is not None, "a custom event has a name"
     plan = rules.plans[name.override]
     texts = {field.name: field for field in (rules.page_texts if event.get("type") == "page" else rules.texts)}
+    # Functions, so that a path is searched only for fields that are in the body.
     sources: dict[str, Callable[[], str]] = {
         "identifyId": lambda: _path(rules.identify_id, event) or "anonymousId, by mapping.anonymous",
         "propertyKey": lambda: "the source's property_key, else px.property_key",
         "userType": lambda: _user_type_source(mapper, event, plan.user_type),
         "eventName": lambda: name.rule,
-        "date": lambda: _path(rules.date, event, to_epoch_ms) or "when it was received",
+        "date": lambda: _path(rules.date, event, to_epoch_ms) or "time of receipt",
         "sessionId": lambda: _path(rules.session_id, event) or "",
         "accountId": lambda: _path(rules.account_id, event) or "memory of the user (identify, group)",
         "globalContext": lambda: "mapping.fields",
@@ -77,24 +87,30 @@ def _custom_event(mapper: Mapper, event: dict[str, Any], body: dict[str, Any]) -
 
 
 def _attributes(mapper: Mapper, event: dict[str, Any], attributes: dict[str, Any]) -> Iterator[Reason]:
-    name = mapper.rules.names.of(event)
+    """Explain each attribute that is sent, then each property that is not."""
+    name = mapper.rules.names.resolve(event)
     compiled = mapper.rules.plans[name.override if name else None].attributes
-    properties = event.get("properties")
-    unsent, origin = [], dict.fromkeys(attributes, "set")
-    for sent in sorted(compiled.flat(properties)) if isinstance(properties, dict) else ():
-        fate = compiled.fate(sent)
-        path = f"properties.{sent}"
-        if fate.final in attributes:
-            better = origin[fate.final] == "set" or fate.rank == 0
-            origin[fate.final] = path + (f" ({fate.why})" if fate.why else "") if better else origin[fate.final]
+    properties = attribute_values(event, compiled)
+    own = event.get("properties")
+    from_call = {key for key in call_values(event) if not isinstance(own, dict) or own.get(key) is None}
+    unsent: list[Reason] = []
+    origin = dict.fromkeys(attributes, "set")  # until a property claims the name
+    for sent in sorted(compiled.flatten(properties)) if isinstance(properties, dict) else ():
+        plan = compiled.plan_for(sent)
+        path = sent if sent in from_call else f"properties.{sent}"
+        if plan.final in attributes:
+            # The same order as in AttributeMapper: the name in final form wins, else the first by spelling.
+            wins = origin[plan.final] == "set" or plan.rank == 0
+            origin[plan.final] = path + (f" ({plan.reason})" if plan.reason else "") if wins else origin[plan.final]
         else:
-            unsent.append(Reason("not sent", path, fate.why if fate.final is None else "null, or cut by a cap"))
+            unsent.append(Reason("not sent", path, plan.reason if plan.final is None else "null, or cut by a cap"))
     for final, value in attributes.items():
         yield Reason(f"attributes.{final}", value, origin[final])
     yield from unsent
 
 
 def _path(field: Field, event: dict[str, Any], convert: Callable[[Any], Any] = as_text) -> str | None:
+    """Return the first path of a field whose value can be converted."""
     return next(
         (path for path, read in zip(field.paths, field.reads, strict=True) if convert(read(event)) is not None), None
     )
@@ -108,8 +124,8 @@ def _user_type_source(mapper: Mapper, event: dict[str, Any], override: str | Non
     return "default" if mapper.rules.identify_id.text(event) else "mapping.anonymous"
 
 
-def _why_dropped(mapper: Mapper, event: dict[str, Any], mapped: Mapped) -> str:
+def _drop_reason(mapper: Mapper, event: dict[str, Any], mapped: Mapped) -> str:
     if mapped.dropped in ("unmapped", "mapped_to_nothing"):
-        name = mapper.rules.names.of(event)
+        name = mapper.rules.names.resolve(event)
         return name.rule if name is not None else ""
-    return _WORDS.get(mapped.dropped or "", "")
+    return _DROP_REASONS.get(mapped.dropped or "", "")

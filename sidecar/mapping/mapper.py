@@ -1,165 +1,291 @@
-"""The whole way of one event: from a decoded Segment call to what PX gets, or to the reason why it gets nothing.
+"""Map one event: from a decoded Segment call to requests for PX, or to the reason why there are none.
 
 Theory
 ------
-``compile_mapping`` turns the configuration into tables and readers once; ``Mapper.map`` walks one event through them,
-in the order in which the methods stand here: opted out? who? which name? which fields? which attributes? It is pure:
-the same event, memory and time give the same bytes. What it remembers between events are only tables of names.
+``compile_mapping`` compiles the configuration into tables and readers once. ``Mapper.map`` then applies them to one
+event, in the order of the methods below: opt-out, filters, identity, name, fields, attributes. It is pure: the same event, memory
+and time give the same bytes. Between events it keeps only bounded caches by name.
 
-``identify`` and ``group`` make no custom event. They change what is known of the user, which later events are enriched
-with, and write PX users and accounts where ``[people]`` says so.
+``identify`` and ``group`` give no custom event. They change the memory of the user, from which later events take their
+account, and write PX users and accounts if ``[people]`` enables it.
 """
 
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from sidecar.config import Mapping as MappingConfig
-from sidecar.config import People as PeopleConfig
-from sidecar.mapping.model import CustomEvent, Known, Mapped
-from sidecar.mapping.names import Name
-from sidecar.mapping.people import People
-from sidecar.mapping.rules import Rules
+from sidecar.config import IdentityConfig, MappingConfig, PeopleConfig
+from sidecar.mapping.attributes import BROKEN_TEXT, AttributeMapper
+from sidecar.mapping.filters import is_sampled
+from sidecar.mapping.model import Account, Change, CustomEvent, Known, Mapped, Priority
+from sidecar.mapping.names import MappedName
+from sidecar.mapping.people import PeopleMapper
+from sidecar.mapping.rules import MappingRules
 from sidecar.mapping.values import as_text
 
-__all__ = ["Mapper", "compile_mapping"]
+__all__ = ["Mapper", "attribute_values", "call_values", "compile_mapping"]
 
-USER_TYPES: Final = frozenset({"USER", "VISITOR", "LEAD", "EMPTY_USER_TYPE"})  # facts: px_and_sdks.md 1.2
-# What Segment, RudderStack and people call this destination in `integrations`, in lower case without punctuation.
+# The enumeration of PX: sidecar/px/README.md#the-custom-event
+USER_TYPES: Final = frozenset({"USER", "VISITOR", "LEAD", "EMPTY_USER_TYPE"})
+# The names of this destination in `integrations`, as Segment, RudderStack and people write them, in lower case and
+# without punctuation.
 _OUR_NAMES: Final = frozenset({"gainsightpx", "gainsightpxcloud", "gainsightpxcloudactions", "gainsightpxactions"})
-_EVERYONE: Final = frozenset({"All", "all"})
+_IDENTITY: Final = IdentityConfig()
+_ALL_DESTINATIONS: Final = frozenset({"All", "all"})
 
 
-def compile_mapping(mapping: MappingConfig, people: PeopleConfig) -> "Mapper":
-    """The mapper for this configuration. Raises ConfigError where rules contradict each other."""
-    return Mapper(Rules.compile(mapping), people)
+def compile_mapping(
+    mapping: MappingConfig,
+    people: PeopleConfig,
+    identity: IdentityConfig = _IDENTITY,
+    *,
+    is_suppressed: Callable[[str], bool] | None = None,
+) -> "Mapper":
+    """Return the mapper for this configuration. Raises ConfigError if rules contradict each other.
+
+    ``is_suppressed`` tells of an id whether its events are dropped because the user was forgotten for good; None: of none.
+    """
+    return Mapper(MappingRules.compile(mapping, identity), people, is_suppressed)
 
 
 class Mapper:
-    """One compiled configuration. Not safe for concurrent use by threads (it remembers names as it meets them)."""
+    """One compiled configuration. Not safe for concurrent use by threads: it caches names."""
 
-    def __init__(self, rules: Rules, people: PeopleConfig) -> None:
+    def __init__(self, rules: MappingRules, people: PeopleConfig, is_suppressed: Callable[[str], bool] | None) -> None:
         self.rules = rules
+        self._is_suppressed = is_suppressed
         self._names = rules.names
-        self._people = People(people, rules)
+        self._people = PeopleMapper(people, rules)
 
-    def map(self, event: dict[str, Any], known: Known, *, property_key: str, received_ms: int) -> Mapped:
-        """What PX is asked to do for ``event``, given what is ``known`` of its user.
+    def map(
+        self,
+        event: dict[str, Any],
+        known: Known,
+        *,
+        property_key: str,
+        received_ms: int,
+        account: Account | None = None,
+        hashed: Collection[str] = (),
+    ) -> Mapped:
+        """Return the requests for ``event``, given what PX was told of its user.
 
-        ``property_key`` is the product of the event's source; ``received_ms`` (epoch milliseconds) dates events that
-        have no usable date. Never raises: an event that the rules fail on is dead (``mapping_error``).
+        ``account`` is the one that held when the event was accepted, its own included (``account_said``). None is for
+        events of the first outbox format, which did not store it: then the account PX was told of last holds.
+        ``property_key`` is the product of the event's source; ``received_ms`` (epoch milliseconds) is the date of events
+        without a usable one; ``hashed`` are the values in the event that another host has hashed. Never raises: an event on which the rules fail is dead (``mapping_error``).
         """
+        self._expect_hashed(hashed)
         try:
-            return self._map(event, known, property_key, received_ms)
-        except Exception as error:  # the last resort: one event must not stop the ones behind it
+            return self._map(event, known, account, property_key, received_ms)
+        except Exception as error:  # the last resort: one event must not block the events queued behind it
             return Mapped(
                 dead="mapping_error",
                 detail=f"The mapping failed with {type(error).__name__}; this is a bug, please report it.",
             )
 
-    def is_high(self, event: dict[str, Any]) -> bool:
-        """Whether the event goes before normal ones: ``identify`` and ``group``, and names that ``priority`` says so of."""
+    def priority_of(self, event: dict[str, Any]) -> Priority:
+        """Return the class of the event: that of its name in ``mapping.event``, else normal.
+
+        ``identify`` and ``group`` are normal: they keep their place among their user's events.
+        """
         kind = event.get("type")
         if kind == "track" or kind == "page" or kind == "screen":
-            name = self._names.of(event)
-            return name is not None and self.rules.plans[name.override].high
-        return kind == "identify" or kind == "group"
+            name = self._names.resolve(event)
+            return Priority.NORMAL if name is None else self.rules.plans[name.override].priority
+        return Priority.NORMAL
+
+    def account_said(self, event: dict[str, Any]) -> tuple[str, str] | None:
+        """Return the account that an ``identify`` or ``group`` gives its user, and the path where it stands, or None.
+
+        It is what the app wrote, whatever privacy rules hold now: they apply when the account is sent or shown.
+        """
+        if event.get("type") not in ("identify", "group"):
+            return None
+        identity = self._identity(event)
+        if identity is None or self._excluded(event, identity[0]) is not None:
+            return None
+        return self._people.account_said(event)
 
     def user_of(self, event: dict[str, Any]) -> str | None:
-        """The key that events are ordered and remembered by: what ``identifyId`` will be, None for events without."""
-        who = self._who(event)
-        return who[0] if who is not None else None
+        """Return the key of ordering and memory: the future ``identifyId``; None for an event without one."""
+        identity = self._identity(event)
+        return identity[0] if identity is not None else None
 
     def px_name(self, event: dict[str, Any]) -> str | None:
-        """The name under which PX gets the event; None for one that is no custom event, or is dropped."""
+        """Return the event's name in PX; None for an event that is dropped or does not become a custom event."""
         if event.get("type") in ("identify", "group", "alias"):
             return None
-        name = self._names.of(event)
+        name = self._names.resolve(event)
         return None if name is None or name.dropped is not None else name.px
 
-    def redact(self, event: dict[str, Any]) -> dict[str, Any]:
-        """A copy of the event as today's privacy rules let people see it; mapping it gives what the event gives."""
-        name = self._names.of(event)
-        return self.rules.plans[name.override if name else None].view.seen(event)
+    def shown_name(self, kind: str, name: str) -> str:
+        """Return a name of the catalogue as the privacy rules show it: that of a page or screen is data of the app."""
+        if kind not in ("page", "screen") or not name:
+            return name
+        return str(self.redact({"type": kind, "name": name}).get("name") or "")
 
-    # --- The way of one event --------------------------------------------------------------------------------------
+    def redact(self, event: dict[str, Any], hashed: Collection[str] = ()) -> dict[str, Any]:
+        """Return a copy of the event without what the current privacy rules hide.
 
-    def _map(self, event: dict[str, Any], known: Known, property_key: str, received_ms: int) -> Mapped:
+        It maps to the same requests, given that its ``hashed`` values are those of ``export``.
+        """
+        self._expect_hashed(hashed)
+        name = self._names.resolve(event)
+        return self.rules.plans[name.override if name else None].view.redact(event)
+
+    def export(self, event: dict[str, Any], hashed: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
+        """Return the redacted event, and all values in it that are hashed."""
+        redacted = self.redact(event, hashed)
+        return redacted, sorted({*self.rules.hashed.made, *hashed})
+
+    def _expect_hashed(self, hashed: Collection[str]) -> None:
+        values = self.rules.hashed
+        values.made.clear()
+        if hashed or values.already:
+            values.already = frozenset(hashed)
+
+    def reveal_account(self, account: Account) -> str | None:
+        """Return the account of the moment of acceptance under the privacy rules of the path where it stood."""
+        return self.rules.reveal_account(account.path, account.id) if account.id else None
+
+    # --- Mapping one event ------------------------------------------------------------------------------------------
+
+    def _map(
+        self, event: dict[str, Any], known: Known, account: Account | None, property_key: str, received_ms: int
+    ) -> Mapped:
         kind = event.get("type")
-        if event.get("integrations") and opted_out(event["integrations"]):
-            return _OPTED_OUT
+        changes: list[Change] = []
+        identity = self._identity(event, changes)
+        if excluded := self._excluded(event, identity[0] if identity else None):
+            return Mapped(dropped=excluded[0], detail=excluded[1])
         if kind == "alias":
             return _NOT_SUPPORTED
-        who = self._who(event)
-        if who is None:
-            return _NO_USER
+        if identity is None:
+            return Mapped(dropped="no_user", changes=tuple(changes)) if changes else _NO_USER
+        user, default_type = identity
         if kind == "identify" or kind == "group":
-            return self._people.map(event, known, who[0], self._user_type(event, who[1]), property_key, received_ms)
-        name = self._names.of(event)
+            user_type = self._user_type(event, default_type)
+            held = self.reveal_account(account) if account is not None else None
+            return self._people.map(
+                *(event, known, account is None, held, user, user_type, property_key, received_ms, changes)
+            )
+        name = self._names.resolve(event)
         if name is None:
             return _NO_NAME
         if name.dropped is not None:
             return _DROPPED[name.dropped]
-        return self._custom_event(event, name, who, known, property_key, received_ms)
+        share = self.rules.plans[name.override].sample
+        if share < 1 and not is_sampled(user, share):
+            return Mapped(dropped="sampled", detail=f'mapping.event "{name.override}", sample = {share:g}')
+        held = None
+        if self.rules.account_from_memory:
+            held = known.account_id if account is None else self.reveal_account(account)
+        return self._custom_event(event, name, identity, held, property_key, received_ms, changes)
 
-    def _who(self, event: dict[str, Any]) -> tuple[str, str] | None:
-        """``identifyId`` and the ``userType`` that goes with it, as long as nothing else says one."""
+    def _excluded(self, event: dict[str, Any], user: str | None) -> tuple[str, str] | None:
+        """Return why the event is not for PX whatever it says, and the rule; None if it may be."""
+        if event.get("integrations") and opted_out(event["integrations"]):
+            return "opted_out", ""
+        if self._has_suppressed_id(event, user):
+            return "suppressed", ""
+        return self.rules.filters.reason(event) if self.rules.filters else None
+
+    def _has_suppressed_id(self, event: dict[str, Any], user: str | None) -> bool:
+        if self._is_suppressed is None:
+            return False
+        ids = {user, *(as_text(event.get(key)) for key in ("userId", "anonymousId", "previousId"))}
+        return any(map(self._is_suppressed, filter(None, ids)))
+
+    def _identity(self, event: dict[str, Any], changes: list[Change] | None = None) -> tuple[str, str] | None:
+        """Return ``identifyId`` and the default ``userType`` that goes with it; None if there is no id."""
         rules = self.rules
-        user = rules.identify_id.text(event)
+        user = rules.identify_id.text(event, changes)
         if user is not None:
             return user, "USER"
         if rules.anonymous_type is not None and (anonymous := as_text(event.get("anonymousId"))) is not None:
-            return anonymous, rules.anonymous_type
+            if anonymous not in rules.reject:
+                return anonymous, rules.anonymous_type
+            if changes is not None:
+                changes.append(Change("identifyId", "anonymousId is not an id by identity.reject"))
         return None
 
-    def _user_type(self, event: dict[str, Any], otherwise: str) -> str:
-        return self.rules.user_type.one_of(event, USER_TYPES) or otherwise
+    def _user_type(self, event: dict[str, Any], default: str) -> str:
+        return self.rules.user_type.one_of(event, USER_TYPES) or default
 
     def _custom_event(
         self,
         event: dict[str, Any],
-        name: Name,
-        who: tuple[str, str],
-        known: Known,
+        name: MappedName,
+        identity: tuple[str, str],
+        held: str | None,
         property_key: str,
         received_ms: int,
+        changes: list[Change],
     ) -> Mapped:
-        """``POST /v1/events/custom``, the keys of its body in the order of the seed's example."""
+        """Build the body of ``POST /v1/events/custom``, its keys in the order of sidecar/mapping/README.md#fields."""
         rules = self.rules
         plan = rules.plans[name.override]
-        changes = list(name.changes)
+        changes.extend(name.changes)
+        user, default_type = identity
+        # The five fields that are always sent; an optional field without a value is left out, never sent as null.
         body: dict[str, Any] = {
-            "identifyId": who[0],
+            "identifyId": user,
             "propertyKey": property_key,
-            "userType": plan.user_type or self._user_type(event, who[1]),
+            "userType": plan.user_type or self._user_type(event, default_type),
             "eventName": name.px,
             "date": rules.date.ms(event, received_ms, changes),
         }
         if session := rules.session_id.text(event):
             body["sessionId"] = session
-        if account := rules.account_id.text(event) or (known.account_id if rules.account_from_memory else None):
+        if account := rules.account_id.text(event, changes) or held:
             body["accountId"] = account
         for field in rules.page_texts if event.get("type") == "page" else rules.texts:
             if text := field.text(event):
                 body[field.name] = text
         if rules.global_context is not None and (context := rules.global_context(event)):
             body["globalContext"] = context
-        body["attributes"] = plan.attributes(event.get("properties"), changes)
-        return Mapped((CustomEvent(body),), changes=tuple(changes))
+        for key, value in body.items():
+            if type(value) is str and not value.isascii() and "\ufffd" in value:
+                changes.append(Change(key, BROKEN_TEXT))
+        report_no_object("attributes", "properties", event.get("properties"), changes)
+        if event.get("type") != "track":
+            for key in ("name", "category"):
+                if type(event.get(key)) in _NO_TEXT:
+                    changes.append(Change(f"attributes.{key}", f"left out: {type(event[key]).__name__}, not a text"))
+        body["attributes"] = plan.attributes(attribute_values(event, plan.attributes), changes)
+        return Mapped((CustomEvent(body),), changes=tuple(changes), cap=plan.cap)
+
+
+def attribute_values(event: dict[str, Any], attributes: AttributeMapper) -> Any:
+    """Return what attributes are made from: the properties; for a page or screen also its name and category.
+
+    SDKs put these two at the top level of the call. A property of the same name in PX wins.
+    """
+    properties = event.get("properties")
+    call = call_values(event)
+    return attributes.with_defaults(properties, call) if call else properties
+
+
+def call_values(event: dict[str, Any]) -> dict[str, str]:
+    """Return the name and category of a page or screen call; empty for other calls."""
+    if event.get("type") not in ("page", "screen"):
+        return {}
+    return {key: text for key in ("name", "category") if (text := as_text(event.get(key))) is not None}
 
 
 def opted_out(integrations: Any) -> bool:
-    """Whether a call's ``integrations`` switch Gainsight PX off: by name, or all without naming it.
+    """Return True if the ``integrations`` of a call switch Gainsight PX off: by name, or all without naming it.
 
-    An object of options for it means on, as in RudderStack's ``{"GAINSIGHT_PX": {"limitAPIForGroup": true}}``.
+    An object of options enables the destination, as RudderStack's ``{"GAINSIGHT_PX": {"limitAPIForGroup": true}}`` does.
     """
     if type(integrations) is not dict:
         return False
     ours = [value for name, value in integrations.items() if "".join(filter(str.isalnum, name)).lower() in _OUR_NAMES]
     if ours:
         return any(value is False for value in ours)
-    return any(integrations.get(name) is False for name in _EVERYONE)
+    return any(integrations.get(name) is False for name in _ALL_DESTINATIONS)
 
 
-_OPTED_OUT: Final = Mapped(dropped="opted_out")
+_NO_TEXT: Final = (dict, list, bool)
 _NOT_SUPPORTED: Final = Mapped(dropped="not_supported")
 _NO_USER: Final = Mapped(dropped="no_user")
 _NO_NAME: Final = Mapped(dead="mapping_error", detail="The event has no name; send a text as `event`.")

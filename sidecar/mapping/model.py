@@ -1,26 +1,38 @@
-"""What the mapping says: requests to make, what is known of a user, and what became of one event.
+"""The results of the mapping: requests to make, the memory of a user, and the outcome for one event.
 
-Rules
------
-* Everything here is a frozen value. The outbox stores ``Known`` as an opaque blob; ``px`` turns an ``Intent`` into
-  requests; nobody but the mapping knows how they come about.
+Every type here is a frozen value. The outbox stores ``Known`` as an opaque blob, and ``px`` turns an ``Intent`` into
+requests; only the mapping constructs them.
 """
 
-from typing import Any
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-__all__ = ["Change", "CustomEvent", "Intent", "Known", "Mapped", "UpsertAccount", "UpsertUser"]
+__all__ = [
+    "NO_ACCOUNT",
+    "PRIORITIES",
+    "Account",
+    "Cap",
+    "Change",
+    "CustomEvent",
+    "Intent",
+    "Known",
+    "Mapped",
+    "Priority",
+    "UpsertAccount",
+    "UpsertUser",
+]
 
 
 class CustomEvent(msgspec.Struct, frozen=True):
-    """One ``POST /v1/events/custom``; ``body`` is the strict JSON object PX gets, within its caps."""
+    """One ``POST /v1/events/custom``; ``body`` is a strict JSON object within the caps of PX."""
 
     body: dict[str, Any]
 
 
 class UpsertUser(msgspec.Struct, frozen=True):
-    """Write the PX user ``user_id``: ``fields`` in any case, ``new_only`` as well where the user is created."""
+    """Write the PX user ``user_id``: always ``fields``, and ``new_only`` in addition if the user is created."""
 
     user_id: str
     fields: dict[str, Any]
@@ -28,7 +40,7 @@ class UpsertUser(msgspec.Struct, frozen=True):
 
 
 class UpsertAccount(msgspec.Struct, frozen=True):
-    """Write the PX account ``account_id``: ``fields`` in any case, ``new_only`` as well where it is created."""
+    """Write the PX account ``account_id``: always ``fields``, and ``new_only`` in addition if it is created."""
 
     account_id: str
     fields: dict[str, Any]
@@ -39,33 +51,67 @@ Intent = CustomEvent | UpsertUser | UpsertAccount
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A value that PX gets otherwise than the rules alone would give it: cut, left out or replaced.
+    """A value that differs from what the rules alone would give: cut, left out or replaced.
 
-    ``field`` is the PX field (``attributes.plan``); ``what`` says what was done and why.
+    ``field`` is the PX field (``attributes.plan``); ``what`` names the change and its reason, and never holds the value.
     """
 
     field: str
     what: str
 
 
+class Priority(IntEnum):
+    """The class of an event: which events go first. The value is the outbox state of an event that waits in its place."""
+
+    LOW = -1
+    NORMAL = 0
+    HIGH = 1
+
+
+# In the order in which they are sent.
+PRIORITIES: Final = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
+
+
+class Account(NamedTuple):
+    """The account that a user belongs to, as the app said it.
+
+    ``path`` is where the id stood in the call, so that today's privacy rules apply to it; ``call_id`` the event id of
+    that call in this outbox, 0 if it was not accepted here. ``id`` is empty if no account is known.
+    """
+
+    id: str
+    path: str = ""
+    call_id: int = 0
+
+
+NO_ACCOUNT: Final = Account("")
+
+
+class Cap(NamedTuple):
+    """``per_day`` of one name: at most so many of its events are sent on a UTC day. ``name`` is the key of the table."""
+
+    name: str
+    per_day: int
+
+
 class Known(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is remembered of a user: the account, and digests of the user and account fields sent last."""
+    """The memory of a user: the account, and digests of the user and account fields that were sent last."""
 
     account_id: str | None = None
     user_digest: str | None = None
     account_digest: str | None = None
 
     def encode(self) -> bytes:
-        """The stored form; unknown keys in it are ignored when it is read, so an older program can read it."""
+        """Return the stored form. Readers ignore unknown keys, so an older release can read a newer file."""
         return _encode(self)
 
     @classmethod
     def decode(cls, data: bytes) -> "Known":
-        """The inverse of ``encode``; nothing known for anything else."""
+        """Decode the stored form; an empty memory if it is damaged."""
         try:
             return _decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            return cls()  # the file was damaged just there: the next identify or group tells it anew
+            return cls()  # the next identify or group of this user restores it
 
 
 _encode = msgspec.json.Encoder().encode
@@ -73,11 +119,11 @@ _decode = msgspec.json.Decoder(Known).decode
 
 
 class Mapped(msgspec.Struct, frozen=True):
-    """What became of one event.
+    """The outcome for one event.
 
-    Exactly one holds: there are ``intents`` (people first, the custom event last), ``dropped`` names a reason, or
-    ``dead`` does, with ``detail``. ``known`` is the user's new memory if the event changed it, to be written when the
-    event is settled.
+    Exactly one is set: ``intents`` (people first, the custom event last), ``dropped`` (a reason), or ``dead`` (a reason,
+    with ``detail``; for ``dropped`` it names the rule). ``known`` is the user's new memory if the event changed it; the
+    caller stores it when the event is settled. ``cap`` is the limit that the caller has to check before it sends the event.
     """
 
     intents: tuple[Intent, ...] = ()
@@ -86,3 +132,4 @@ class Mapped(msgspec.Struct, frozen=True):
     detail: str = ""
     changes: tuple[Change, ...] = ()
     known: Known | None = None
+    cap: Cap | None = None

@@ -1,8 +1,8 @@
-"""Names: the preset table, the camel rule, and which PX event an app's event becomes.
+"""Event names: the preset table, the camel rule, and which PX event an event of the app becomes.
 
-The order for one event name: ``mapping.events`` exactly, its globs in the order of the file, the preset, and else
-``unmapped``. A page or screen call is looked up by its type (``page``) and by the name it has in PX (``Page Viewed``),
-so that either can be written in the configuration; the same holds for ``[mapping.event."NAME"]``.
+One event name is resolved in this order: ``mapping.events`` by exact name, its globs in the order of the file, the
+preset, then ``unmapped``. A page or screen call is looked up by its type (``page``) and by its name in PX
+(``Page Viewed``), so the configuration may use either; the same holds for ``[mapping.event."NAME"]``. Blanks around a name that an app sends are cut; a rule that has them in its name applies, too.
 """
 
 import re
@@ -12,14 +12,14 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from sidecar.config import Mapping as MappingConfig
+from sidecar.config import MappingConfig
 from sidecar.mapping.model import Change
 from sidecar.mapping.paths import Field
 from sidecar.mapping.values import clean_text
 
-__all__ = ["CALL_NAMES", "MAX_NAME", "PRESETS", "Name", "Names", "camel", "remember"]
+__all__ = ["CALL_NAMES", "MAX_NAME", "PRESETS", "MappedName", "NameRules", "camel", "store_bounded"]
 
-# facts: seed_gainsight_px.txt "B2B / SaaS preset"; its row "page" is in CALL_NAMES, since it names a call, not an event.
+# The B2B / SaaS preset of sidecar/mapping/README.md#names. Its row `page` is in CALL_NAMES: it names a call, not an event.
 PRESETS: Final[Mapping[str, Mapping[str, str]]] = {
     "b2b-saas": {
         "Signed Up": "Signed Up",
@@ -35,17 +35,18 @@ PRESETS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 CALL_NAMES: Final[Mapping[str, str]] = {"page": "Page Viewed", "screen": "Screen Viewed"}
 
-MAX_NAME: Final = 2_000  # facts: px_and_sdks.md 1.2
-# Apps have hundreds of names, none very long. A client that invents names must not fill memory.
-_MAX_REMEMBERED: Final = 4_096
-_MAX_REMEMBERED_LENGTH: Final = 200
+MAX_NAME: Final = 2_000  # characters; a limit of PX: sidecar/px/README.md#the-custom-event
+# Bounds of the caches by name. Apps have hundreds of names, and short ones; a client that generates names must not
+# fill the memory of the process.
+_MAX_CACHED: Final = 4_096
+_MAX_CACHED_LENGTH: Final = 200  # characters of one name
 
 T = TypeVar("T")
 _UNDERSCORE_LETTER = re.compile(r"_([^\W\d_])")
 
 
 def camel(name: str) -> str:
-    """``feature_name`` as ``featureName``: ``_`` and a letter become the capital; leading ``_`` and all else stay."""
+    """Return ``feature_name`` as ``featureName``: ``_`` and a letter become the capital; leading ``_`` and all else stay."""
     bare = name.lstrip("_")
     if "_" not in bare:
         return name
@@ -54,22 +55,23 @@ def camel(name: str) -> str:
 
 def _capital(match: re.Match[str]) -> str:
     letter = match[1]
+    # A letter without case (Chinese, Arabic) keeps its underscore: dropping it would join two words without a trace.
     has_case = letter.upper() != letter.lower()
     return letter.upper() if has_case else match[0]
 
 
-def remember(table: dict[str, T], name: str, outcome: T) -> None:
-    """Keep what a name becomes, within bounds: a full table is begun anew, a very long name is worked out each time."""
-    if len(name) <= _MAX_REMEMBERED_LENGTH:
-        if len(table) >= _MAX_REMEMBERED:
-            table.clear()
-        table[name] = outcome
+def store_bounded(cache: dict[str, T], name: str, value: T) -> None:
+    """Store a value in a cache within bounds: a full cache is cleared, a very long name is not stored."""
+    if len(name) <= _MAX_CACHED_LENGTH:
+        if len(cache) >= _MAX_CACHED:
+            cache.clear()
+        cache[name] = value
 
 
-class Name(msgspec.Struct, frozen=True):
-    """What one name of the app becomes: the PX name, or the reason why nothing is sent.
+class MappedName(msgspec.Struct, frozen=True):
+    """The PX name for one name of the app, or the reason why the event is dropped.
 
-    ``rule`` says in words what decided; ``override`` is the key of ``[mapping.event]`` that holds for it.
+    ``rule`` names the deciding rule in words; ``override`` is the key of ``[mapping.event]`` that applies.
     """
 
     px: str
@@ -79,10 +81,11 @@ class Name(msgspec.Struct, frozen=True):
     changes: tuple[Change, ...] = ()
 
 
-class Names:
-    """The compiled name rules; ``of`` is what they are for."""
+class NameRules:
+    """The compiled rules for event names."""
 
     def __init__(self, mapping: MappingConfig, path_field: Field) -> None:
+        """Compile ``mapping``; ``path_field`` holds the paths of ``mapping.fields.eventName``, if any."""
         self._exact = mapping.events
         self._globs = [
             (glob, re.compile(translate(glob)).match) for glob in mapping.events if re.search(r"[*?\[]", glob)
@@ -93,12 +96,12 @@ class Names:
         self._overrides = mapping.event
         self._field = path_field
         self._calls = {
-            kind: self._resolve((kind, px), px, in_preset=mapping.preset != "none") for kind, px in CALL_NAMES.items()
+            kind: self._compute((kind, px), px, in_preset=mapping.preset != "none") for kind, px in CALL_NAMES.items()
         }
-        self._events: dict[str, Name] = {}
+        self._cache: dict[str, MappedName] = {}
 
-    def of(self, event: dict[str, Any]) -> Name | None:
-        """What the event's name becomes; None if it has none (only a track call can lack one)."""
+    def resolve(self, event: dict[str, Any]) -> MappedName | None:
+        """Return what the event's name becomes; None if it has no name (only a track call can lack one)."""
         kind = event.get("type")
         sent = self._field.text(event)
         if sent is None:
@@ -106,30 +109,36 @@ class Names:
             if call is not None:
                 return call
             sent = event.get("event")
-            if type(sent) is not str or not sent:
+            if type(sent) is not str or not sent or sent.isspace():
                 return None
-        return self._events.get(sent) or self._remember(sent)
+        return self._cache.get(sent) or self._cached(sent)
 
-    def _remember(self, sent: str) -> Name:
-        text = clean_text(sent)
-        name = self._resolve((text,), self._preset.get(text, text), in_preset=text in self._preset)
-        remember(self._events, sent, name)
+    def _cached(self, sent: str) -> MappedName:
+        raw = clean_text(sent)
+        text = raw.strip()
+        keys = (text,) if text == raw else (text, raw)
+        name = self._compute(keys, self._preset.get(text, text), in_preset=text in self._preset)
+        if text != raw:
+            cut = Change("eventName", "blanks around the name cut")
+            name = msgspec.structs.replace(name, changes=(*name.changes, cut))
+        store_bounded(self._cache, sent, name)
         return name
 
-    def _resolve(self, keys: tuple[str, ...], otherwise: str, *, in_preset: bool) -> Name:
-        px, rule = self._rename(keys)
+    def _compute(self, keys: tuple[str, ...], default: str, *, in_preset: bool) -> MappedName:
+        """Resolve ``keys``, the names by which the configuration may refer to one event; ``default`` is the PX name."""
+        px, rule = self._configured(keys)
         if px is None:
-            px, rule = otherwise, f"preset {self._preset_name}" if in_preset else "the event's own name"
+            px, rule = default, f"preset {self._preset_name}" if in_preset else "the event's own name"
             if not in_preset and not self._pass:
-                return Name("", 'unmapped = "drop"', dropped="unmapped")
+                return MappedName("", 'unmapped = "drop"', dropped="unmapped")
         elif not px:
-            return Name("", rule, dropped="mapped_to_nothing")
+            return MappedName("", rule, dropped="mapped_to_nothing")
         override = next((key for key in keys if key in self._overrides), None)
         cut = (Change("eventName", f"cut: over {MAX_NAME:,} characters"),) if len(px) > MAX_NAME else ()
-        return Name(px[:MAX_NAME], rule, override=override, changes=cut)
+        return MappedName(px[:MAX_NAME], rule, override=override, changes=cut)
 
-    def _rename(self, keys: Iterable[str]) -> tuple[str | None, str]:
-        """The name that ``mapping.events`` gives the first of the keys it knows, and the entry; None for none."""
+    def _configured(self, keys: Iterable[str]) -> tuple[str | None, str]:
+        """Return the PX name from ``mapping.events`` and the entry that gave it; (None, "") if no entry applies."""
         for key in keys:
             if key in self._exact:
                 return clean_text(self._exact[key]), f'mapping.events "{key}"'

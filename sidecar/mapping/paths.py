@@ -1,11 +1,11 @@
-"""Paths into an event, and the lists of them that give one PX field its value.
+"""Paths into an event, and the ordered list of paths that gives one PX field its value.
 
 Rules
 -----
-* A path is keys joined by dots: ``context.traits.account_id``. Where an object has the rest of the path as one key
-  (``{"properties": {"plan.name": 1}}`` for ``properties.plan.name``), that key is meant.
-* A path that begins with ``=`` is itself the value: ``=production``.
-* Paths are compiled once; a compiled path is a function from the event to a value, None where there is none.
+* A path is keys joined by dots: ``context.traits.account_id``. If an object has the rest of the path as a single key
+  (``{"properties": {"plan.name": 1}}`` for ``properties.plan.name``), that key is read.
+* A path that begins with ``=`` is a constant: ``=production``.
+* Paths are compiled once; a compiled path is a function from the event to a value, None if there is no value.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,15 @@ from typing import Any
 
 import msgspec
 
+from sidecar.mapping.dates import CLOCK_SET_MS, is_implausible_ms, to_epoch_ms
 from sidecar.mapping.model import Change
-from sidecar.mapping.values import as_text, is_absurd_ms, to_epoch_ms
+from sidecar.mapping.values import as_text
 
 __all__ = ["DEFAULT_PATHS", "Field", "Read", "compile_path"]
 
 Read = Callable[[dict[str, Any]], Any]
 
-# DESIGN 3; `url` of a page call also has `properties.url`, which the mapper knows.
+# sidecar/mapping/README.md#fields. A page call additionally reads its `url` from `properties.url`; see `rules`.
 DEFAULT_PATHS: dict[str, tuple[str, ...]] = {
     "identifyId": ("userId",),
     "accountId": ("context.groupId", "context.traits.account_id", "traits.account_id"),
@@ -32,7 +33,7 @@ DEFAULT_PATHS: dict[str, tuple[str, ...]] = {
 
 
 def compile_path(path: str) -> Read:
-    """The function that reads ``path`` from an event."""
+    """Return the function that reads ``path`` from an event."""
     if path.startswith("="):
         constant = path[1:]
         return lambda event: constant  # noqa: ARG005 - the value is the same for every event
@@ -42,6 +43,7 @@ def compile_path(path: str) -> Read:
     read_rest = compile_path(rest)
 
     def read(event: dict[str, Any]) -> Any:
+        # The dotted key first: an app that flattens its own objects means that key, not a nested one.
         if path in event:
             return event[path]
         child = event.get(head)
@@ -51,22 +53,29 @@ def compile_path(path: str) -> Read:
 
 
 class Field(msgspec.Struct, frozen=True):
-    """The paths of one PX field, in order, with their readers."""
+    """The paths of one PX field in order, and one reader for each."""
 
     name: str
     paths: tuple[str, ...]
     reads: tuple[Read, ...]
+    reject: frozenset[str] = frozenset()
 
-    def text(self, event: dict[str, Any]) -> str | None:
-        """The first path's value that is a text or a number, as text; None if no path has one."""
-        for read in self.reads:
+    def text(self, event: dict[str, Any], changes: list[Change] | None = None) -> str | None:
+        """Return the first value that is a text or a number, as text; None if no path has one.
+
+        A text in ``reject`` counts as no value, and is reported in ``changes``.
+        """
+        for index, read in enumerate(self.reads):
             value = read(event)
             if value is not None and (text := as_text(value)) is not None:
-                return text
+                if text not in self.reject:
+                    return text
+                if changes is not None:
+                    changes.append(Change(self.name, f"{self.paths[index]} is not an id by identity.reject"))
         return None
 
     def one_of(self, event: dict[str, Any], allowed: frozenset[str]) -> str | None:
-        """The first path's value that is one of ``allowed``, written in any case; None if no path has one."""
+        """Return the first value that is one of ``allowed``, compared without case; None if no path has one."""
         for read in self.reads:
             value = read(event)
             if type(value) is str and value.upper() in allowed:
@@ -74,7 +83,7 @@ class Field(msgspec.Struct, frozen=True):
         return None
 
     def object(self, event: dict[str, Any]) -> dict[str, Any] | None:
-        """The first path's value that is an object with something in it; None if no path has one."""
+        """Return the first value that is an object and not empty; None if no path has one."""
         for read in self.reads:
             value = read(event)
             if type(value) is dict and value:
@@ -82,22 +91,23 @@ class Field(msgspec.Struct, frozen=True):
         return None
 
     def ms(self, event: dict[str, Any], received_ms: int, changes: list[Change]) -> int:
-        """The first readable date in epoch milliseconds, else ``received_ms``.
-
-        A date that cannot be meant ends the search: the ones behind it in the list are the same clock's.
-        """
+        """Return the first readable date in epoch milliseconds, else ``received_ms``; report what was not usable."""
         for path, read in zip(self.paths, self.reads, strict=True):
             value = read(event)
             if value is None or value == "":
                 continue
             date_ms = to_epoch_ms(value)
             if date_ms is None:
-                changes.append(Change(self.name, f"{path} cannot be read as a time: the next in line instead"))
-            elif is_absurd_ms(date_ms, received_ms):
+                changes.append(Change(self.name, f"{path} cannot be read as a time; the next path is used"))
+            elif is_implausible_ms(date_ms, received_ms):
+                # Stop here: later paths hold the time of the same clock, and that clock is wrong.
                 changes.append(
-                    Change(self.name, f"{path} is before 2000 or in the future: when it was received instead")
+                    Change(self.name, f"{path} is before 2000 or in the future; the time of receipt is used")
                 )
-                return received_ms
+                break
             else:
                 return date_ms
+        if received_ms < CLOCK_SET_MS:
+            changes.append(Change(self.name, "the clock of this host was not set; 2020-01-01 is used"))
+            return CLOCK_SET_MS
         return received_ms

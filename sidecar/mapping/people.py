@@ -1,51 +1,102 @@
-"""``identify`` and ``group``: what is remembered of the user, and the PX users and accounts written from traits.
+"""``identify`` and ``group``: the memory of a user, and the PX users and accounts written from traits.
 
 Theory
 ------
-Both change the user's account, which later events without one are enriched with. With ``[people]`` on they also ask for
-upserts: the account first, since the user refers to it. What was sent last is remembered as a digest, so that an app
-that identifies its users on every request costs PX requests only where something is new.
+Both calls change the user's account, which is added to later events that name none. With ``[people]`` enabled they also
+ask for upserts: the account first, since the user refers to it. A digest of the fields sent last is part of the memory,
+so an app that identifies its users on every request costs PX requests only when something has changed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
 
-from sidecar.config import People as PeopleConfig
+from sidecar.config import PeopleConfig
 from sidecar.mapping.model import Change, Intent, Known, Mapped, UpsertAccount, UpsertUser
-from sidecar.mapping.rules import Rules
-from sidecar.mapping.traits import ACCOUNT, USER, Split, Splitter
+from sidecar.mapping.privacy import fold
+from sidecar.mapping.rules import MappingRules
+from sidecar.mapping.traits import ACCOUNT, USER, SplitTraits, TraitSplitter
 from sidecar.mapping.values import as_text
 
-__all__ = ["People"]
+__all__ = ["PeopleMapper"]
 
-_COMPANY: Final = ("account", "company")  # traits of a user that hold an account, as Segment's reserved `company`
+_ACCOUNT_TRAITS: Final = ("account", "company")  # traits of a user that hold an account; `company` is Segment's name
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
-class People:
+class PeopleMapper:
     """The compiled rules for ``identify`` and ``group``."""
 
-    def __init__(self, config: PeopleConfig, rules: Rules) -> None:
+    def __init__(self, config: PeopleConfig, rules: MappingRules) -> None:
         self._users = config.users == "upsert"
         self._accounts = config.accounts == "upsert"
-        self._account_id = rules.account_id
+        self._reveal_account = rules.reveal_account
+        self._account_paths = rules.account_paths
+        self._rename = rules.trait_rename
+        self._reject = rules.reject
         self._date = rules.date
-        self._user = Splitter(USER, rules.traits, rules.traits_denied, "user")
-        self._account = Splitter(ACCOUNT, rules.traits, rules.traits_denied, "account")
+        self._split_user = TraitSplitter(USER, rules.traits, rules.traits_privacy, "user")
+        self._split_account = TraitSplitter(ACCOUNT, rules.traits, rules.traits_privacy, "account")
+
+    def account_said(self, event: dict[str, Any], changes: list[Change] | None = None) -> tuple[str, str] | None:
+        """Return the account that the call gives its user as the app wrote it, and its path; None if it gives none.
+
+        What ``identity.reject`` lists is no account, and is reported in ``changes``.
+        """
+        for path, value in self._account_candidates(event):
+            if (account := as_text(value)) is not None:
+                if account not in self._reject:
+                    return account, path
+                if changes is not None:
+                    changes.append(Change("accountId", f"{path} is not an id by identity.reject"))
+        return None
+
+    def _account_candidates(self, event: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Yield the paths at which the call may name its user's account, the first that counts first."""
+        is_group = event.get("type") == "group"
+        if is_group:
+            yield "groupId", event.get("groupId")
+        for path, read in self._account_paths:
+            yield path, read(event)
+        if is_group:
+            return
+        for prefix, traits in (("traits", event.get("traits")), ("context.traits", _context_traits(event))):
+            for name, value in sorted(_as_object(traits).items()):
+                if fold(self._rename.get(name, name)) == "accountid":
+                    yield f"{prefix}.{name}", value
+            for name in _ACCOUNT_TRAITS:
+                yield f"{prefix}.{name}.id", _as_object(_as_object(traits).get(name)).get("id")
 
     def map(
-        self, event: dict[str, Any], known: Known, user: str, user_type: str, property_key: str, received_ms: int
+        self,
+        event: dict[str, Any],
+        known: Known,
+        decide: bool,
+        account: str | None,
+        user: str,
+        user_type: str,
+        property_key: str,
+        received_ms: int,
+        changes: list[Change],
     ) -> Mapped:
-        """What PX is asked to do about an ``identify`` or ``group``, and the user's new memory."""
-        changes: list[Change] = []
+        """Return the upserts for an ``identify`` or ``group``, and what PX will have been told of the user.
+
+        ``account`` is the user's from this call on, None if it has none. With ``decide`` the event is of the first
+        outbox format, which did not store it: then the call itself says it, or what PX was told.
+        """
         draft = _Draft(known, property_key)
+        said = self.account_said(event, changes)
+        if decide:
+            account = self._reveal_account(said[1], said[0]) if said else known.account_id
+        if account is not None and (decide or self._users):
+            draft.update_known(account_id=account)
         if event.get("type") == "group":
-            self._group(event, draft, user, user_type, changes)
+            if said is not None and account is not None:
+                self._map_group(event, draft, account, known.account_id, user, user_type, received_ms, changes)
         else:
-            self._identify(event, draft, user, user_type, received_ms, changes)
+            self._map_identify(event, draft, account, user, user_type, received_ms, changes)
         return Mapped(
             intents=tuple(draft.intents),
             dropped=None if draft.intents else "remembered",
@@ -53,63 +104,92 @@ class People:
             known=draft.known if draft.known != known else None,
         )
 
-    def _group(self, event: dict[str, Any], draft: "_Draft", user: str, user_type: str, changes: list[Change]) -> None:
-        account = as_text(event.get("groupId")) or self._account_id.text(event)
-        if account is None:
-            return
-        if self._accounts:
-            draft.upsert_account(account, self._account(_object(event.get("traits")), account, changes))
-        if self._users and account != draft.known.account_id:
-            draft.intents.append(UpsertUser(user, {"type": user_type, "accountId": account, **draft.keys}, {}))
-        draft.remember(account_id=account)
-
-    def _identify(
-        self, event: dict[str, Any], draft: "_Draft", user: str, user_type: str, received_ms: int, changes: list[Change]
+    def _map_group(
+        self,
+        event: dict[str, Any],
+        draft: "_Draft",
+        account: str,
+        told: str | None,
+        user: str,
+        user_type: str,
+        received_ms: int,
+        changes: list[Change],
     ) -> None:
-        traits = {**_object(_object(event.get("context")).get("traits")), **_object(event.get("traits"))}
-        company = next((found for name in _COMPANY if (found := self._user.taken(traits, name)) is not None), None)
-        if self._accounts and company is not None:
-            traits = {name: value for name, value in traits.items() if name not in _COMPANY}
-        split = self._user(traits, user, changes)
-        account = self._account_id.text(event) or split.fields.pop("accountId", None)
-        account = account or (as_text(company.get("id")) if company is not None else None)
-        if account is not None:
-            draft.remember(account_id=account)
-        if self._accounts and company and draft.known.account_id is not None:
-            draft.upsert_account(draft.known.account_id, self._account(company, draft.known.account_id, changes))
+        if self._accounts:
+            traits = _as_object(event.get("traits"))
+            report_no_object("account", "traits", event.get("traits"), changes)
+            draft.upsert_account(account, self._split_account(traits, account, received_ms, changes))
+        if self._users and account != told:
+            draft.intents.append(UpsertUser(user, {"type": user_type, "accountId": account, **draft.keys}, {}))
+
+    def _map_identify(
+        self,
+        event: dict[str, Any],
+        draft: "_Draft",
+        account: str | None,
+        user: str,
+        user_type: str,
+        received_ms: int,
+        changes: list[Change],
+    ) -> None:
+        # Segment SDKs send `traits`, RudderStack SDKs `context.traits`; the call's own entries win.
+        outer, own = _as_object(_context_traits(event)), _as_object(event.get("traits"))
         if self._users:
-            new_only = {"signUpDate": self._date.ms(event, received_ms, changes)} | split.new_only
-            draft.upsert_user(user, user_type, msgspec.structs.replace(split, new_only=new_only))
+            report_no_object("user", "traits", event.get("traits"), changes)
+        traits = {**outer, **own}
+        for name in sorted(outer.keys() & own.keys()):
+            if outer[name] is not None and outer[name] != own[name]:
+                changes.append(Change(f"user.{name}", "the one in context.traits left out: traits has another"))
+        companies = {name: self._split_user.object_trait(traits, name) for name in _ACCOUNT_TRAITS}
+        company = next((value for value in companies.values() if value is not None), None)
+        if self._accounts and company is not None:
+            if None not in companies.values():
+                changes.append(Change("account", "trait 'company' left out: trait 'account' is an object, too"))
+            # It is written as an account below; without accounts it stays a custom attribute of the user.
+            traits = {name: value for name, value in traits.items() if name not in _ACCOUNT_TRAITS}
+        split = self._split_user(traits, user, received_ms, changes)
+        split.fields.pop("accountId", None)
+        if self._accounts and company and account is not None:
+            draft.upsert_account(account, self._split_account(company, account, received_ms, changes))
+        if self._users:
+            # Only the default is for new users alone: a date that the app gives also holds for a user that PX knows.
+            given = "signUpDate" in split.fields
+            new_only = {} if given else {"signUpDate": self._date.ms(event, received_ms, changes)}
+            draft.upsert_user(user, user_type, account, split, new_only)
 
 
 class _Draft:
-    """The intents and the memory of one event while they come about."""
+    """The intents and the memory of one event under construction."""
 
     def __init__(self, known: Known, property_key: str) -> None:
         self.known = known
         self.keys = {"propertyKeys": [property_key]}
         self.intents: list[Intent] = []
 
-    def remember(self, **what: str) -> None:
-        self.known = msgspec.structs.replace(self.known, **what)
+    def update_known(self, **values: str) -> None:
+        self.known = msgspec.structs.replace(self.known, **values)
 
-    def upsert_user(self, user: str, user_type: str, split: Split) -> None:
-        account = {"accountId": self.known.account_id} if self.known.account_id is not None else {}
-        fields = {"type": user_type, **split.fields, **account, **_custom(split), **self.keys}
+    def upsert_user(
+        self, user: str, user_type: str, account: str | None, split: SplitTraits, new_only: dict[str, Any]
+    ) -> None:
+        belongs = {"accountId": account} if account is not None else {}
+        fields = {"type": user_type, **split.fields, **belongs, **_custom_attributes(split), **self.keys}
+        # `new_only` is not part of the digest: its date differs in every call, and PX ignores it for an old record.
         digest = _digest(fields)
         if digest != self.known.user_digest:
-            self.intents.append(UpsertUser(user, fields, split.new_only))
-            self.remember(user_digest=digest)
+            self.intents.append(UpsertUser(user, fields, new_only))
+            self.update_known(user_digest=digest)
 
-    def upsert_account(self, account: str, split: Split) -> None:
-        fields = {**split.fields, **_custom(split), **self.keys}
+    def upsert_account(self, account: str, split: SplitTraits) -> None:
+        fields = {**split.fields, **_custom_attributes(split), **self.keys}
+        # The id is part of the digest: another account with equal traits must be written, too.
         digest = _digest({"id": account, **fields})
         if digest != self.known.account_digest:
-            self.intents.append(UpsertAccount(account, fields, split.new_only))
-            self.remember(account_digest=digest)
+            self.intents.append(UpsertAccount(account, fields, {}))
+            self.update_known(account_digest=digest)
 
 
-def _custom(split: Split) -> dict[str, Any]:
+def _custom_attributes(split: SplitTraits) -> dict[str, Any]:
     return {"customAttributes": split.custom} if split.custom else {}
 
 
@@ -117,5 +197,9 @@ def _digest(fields: Mapping[str, Any]) -> str:
     return blake2b(_encode_sorted(fields), digest_size=12).hexdigest()
 
 
-def _object(value: Any) -> dict[str, Any]:
+def _context_traits(event: dict[str, Any]) -> Any:
+    return _as_object(event.get("context")).get("traits")
+
+
+def _as_object(value: Any) -> dict[str, Any]:
     return value if type(value) is dict else {}

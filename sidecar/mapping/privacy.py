@@ -1,78 +1,164 @@
-"""Privacy: what must not leave this host, and the event as people may see it.
+"""Privacy: which data must not leave this host, and the redacted event that people may see.
 
 Rules
 -----
-* A denied name (``drop``) is removed with all below it, at any depth, wherever apps put data: ``properties``,
-  ``traits``, ``context`` and anything that is not part of the call itself. Nothing that is sent or shown is made from it.
-* A name to be hashed (``hash``) is replaced in the same places by the SHA-256 of salt + value, in hexadecimal. A value
-  that already is one stays, so that an event that was exported and imported maps to the same request.
-* Names are compared without regard to case and underscores: PX does not tell names apart by case, and the camel rule
-  makes ``first_name`` and ``firstName`` one. An entry with dots names one nested place: ``address.street``.
-* ``drop`` and ``hash`` of ``[mapping.attributes]`` hold everywhere; those of ``[mapping.traits]`` in traits as well.
+* A denied name (``drop``) is removed with everything below it, at any depth, wherever apps put data: ``properties``,
+  ``traits``, ``context`` and every key that is not part of the call itself. Nothing sent or shown is made from it.
+* A name to be hashed (``hash``) is replaced in the same places by the SHA-256 of salt + value, in hexadecimal. Every value
+  is hashed, also one that looks like a digest. Only what another host hashed before it exported the event stays
+  (``HashedValues.already``), so that the event maps to the same request here.
+* Both apply to the parameters of URLs as well (``urls.py``).
+* Names are compared without case and underscores: PX does not distinguish names by case, and the camel rule makes
+  ``first_name`` and ``firstName`` equal. An entry with dots names one nested value: ``address.street``.
+* ``drop`` and ``hash`` of ``[mapping.attributes]`` apply everywhere; those of ``[mapping.traits]`` in traits in addition.
 """
 
-import re
 from collections.abc import Callable, Iterable
 from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
 
+from sidecar.mapping.urls import is_url, parameter_names, rewrite_parameters
 from sidecar.mapping.values import as_text, clean_text, json_text
 
-__all__ = ["CALL_KEYS", "CONTEXT_OWN", "Bag", "Denied", "View", "fold"]
-
-_SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
+__all__ = [
+    "CALL_KEYS",
+    "CONTAINER_CALL_KEYS",
+    "CONTEXT_CALL_KEYS",
+    "PLAIN_CALL_KEYS",
+    "HashedValues",
+    "PrivacyRules",
+    "RedactionView",
+    "Scope",
+    "fold",
+    "hide_in",
+]
 
 
 def fold(name: str) -> str:
-    """The form in which two names are the same name to privacy rules."""
+    """Return the form in which privacy rules compare names."""
     return name.replace("_", "").casefold()
 
 
-class Denied(msgspec.Struct, frozen=True):
-    """The names that are dropped and hashed, folded, and the salt."""
+_SHORTEST_HIDDEN: Final = 3
+
+
+class HashedValues:
+    """The digests of the event at hand: those that another host has made ``already``, and those ``made`` here.
+
+    One object for all rules of a mapper, which maps one event at a time.
+    """
+
+    __slots__ = ("already", "made")
+
+    def __init__(self) -> None:
+        self.already: frozenset[str] = frozenset()
+        self.made: set[str] = set()
+
+
+_JSON_STARTS: Final = ("{", "[")
+
+
+class PrivacyRules(msgspec.Struct, frozen=True):
+    """The names to drop and to hash, folded, and the salt; False if there is nothing to do.
+
+    ``parameters`` are the only parameters of URLs that stay; None: all.
+    """
 
     drop: frozenset[str]
     hash: frozenset[str]
     salt: str
+    hashed: HashedValues
+    parameters: frozenset[str] | None = None
 
     @classmethod
-    def of(cls, drop: Iterable[str], hashed: Iterable[str], salt: str) -> "Denied":
-        """The rules for these names as the configuration writes them."""
-        return cls(frozenset(map(fold, drop)), frozenset(map(fold, hashed)), salt)
+    def compile(
+        cls,
+        drop: Iterable[str],
+        hashed: Iterable[str],
+        salt: str,
+        values: HashedValues | None = None,
+        parameters: Iterable[str] | None = None,
+    ) -> "PrivacyRules":
+        """Compile names as the configuration spells them."""
+        kept = None if parameters is None else frozenset(map(fold, parameters))
+        return cls(frozenset(map(fold, drop)), frozenset(map(fold, hashed)), salt, values or HashedValues(), kept)
 
     def __bool__(self) -> bool:
-        return bool(self.drop or self.hash)
+        return bool(self.drop or self.hash) or self.parameters is not None
 
     def drops(self, name: str, path: str) -> bool:
-        """Whether a value with this name at this dotted path is removed."""
+        """Return True if a value with this name at this dotted path is removed."""
         return fold(name) in self.drop or fold(path) in self.drop
 
     def hashes(self, name: str, path: str) -> bool:
-        """Whether a value with this name at this dotted path is hashed."""
+        """Return True if a value with this name at this dotted path is hashed."""
         return fold(name) in self.hash or fold(path) in self.hash
 
-    def at(self, name: str) -> bool:
-        """Whether a name on the first level of a bag is removed or hashed as a whole."""
+    def covers(self, name: str) -> bool:
+        """Return True if a value on the first level is removed or hashed as a whole."""
         return bool(self) and (self.drops(name, name) or self.hashes(name, name))
 
     def digest(self, value: Any) -> str | None:
-        """SHA-256 of salt + value in hexadecimal; of a number its digits, of an object its JSON text; None for null."""
+        """Return the SHA-256 of salt + value in hexadecimal; None for null.
+
+        A number is hashed by its digits, an object or list by its JSON text.
+        """
         if value is None:
             return None
         text = value if type(value) is str else as_text(value) or json_text(self.prune(value))
-        if len(text) == 64 and _SHA256_HEX.fullmatch(text):
+        seen = self.hashed
+        digest = text if text in seen.already else sha256((self.salt + clean_text(text)).encode()).hexdigest()
+        seen.made.add(digest)
+        return digest
+
+    def clean(self, text: str) -> str:
+        """Return a text with the rules applied to the parameters of the URL that it is, or that is in it, and to JSON."""
+        names = self.drop or self.hash
+        if names and text.lstrip()[:1] in _JSON_STARTS and (pruned := self._clean_json(text)) is not None:
+            return pruned
+        if "?" not in text and "#" not in text:
             return text
-        return sha256((self.salt + clean_text(text)).encode()).hexdigest()
+        if names:
+            text = rewrite_parameters(text, self._parameter)
+        if self.parameters is not None and is_url(text):
+            text = rewrite_parameters(text, self._kept_parameter, bare=True)
+        return text
+
+    def _clean_json(self, text: str) -> str | None:
+        """Return a text that is a JSON object or list without what the rules cover; None if it is another text.
+
+        Apps write objects as texts, since many destinations take no nested ones. One without a covered name stays as it is.
+        """
+        try:
+            value = msgspec.json.decode(text)
+            pruned = self._prune(value, "")
+        except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+            return None
+        return text if pruned == value else json_text(pruned)
+
+    def _parameter(self, name: str, value: str) -> str | None:
+        folded = {fold(part) for part in parameter_names(name)}
+        if folded & self.drop:
+            return None
+        return self.digest(value) if folded & self.hash else value
+
+    def _kept_parameter(self, name: str, value: str) -> str | None:
+        return value if self.parameters is not None and fold(name) in self.parameters else None
 
     def prune(self, value: Any, path: str = "") -> Any:
-        """A copy of a nested value without what is denied and with hashes; ``path`` is where it stands in its bag."""
+        """Return a copy of a nested value without dropped names and with hashes.
+
+        ``path`` is the dotted path of the value in its object.
+        """
         return self._prune(value, f"{fold(path)}." if path else "") if self else value
 
     def _prune(self, value: Any, prefix: str) -> Any:
         if type(value) is list:
-            return [self._prune(one, prefix) for one in value]
+            return [self._prune(item, prefix) for item in value]  # items of a list have the path of the list
+        if type(value) is str:
+            return self.clean(value)
         if type(value) is not dict:
             return value
         kept = {}
@@ -86,10 +172,11 @@ class Denied(msgspec.Struct, frozen=True):
         return kept
 
     def guard(self, path: str, read: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any] | None:
-        """The reader of a value at ``path`` in its bag (``""`` is the bag), under these rules; None if it is denied."""
+        """Wrap the reader of a value at ``path`` in its object (``""`` is the object); None if the value is denied."""
         if not self:
             return read
         steps = path.split(".")
+        # Each step by its name, and each prefix by its path: a denied parent denies everything below it.
         names = {fold(step) for step in steps} | {fold(".".join(steps[: last + 1])) for last in range(len(steps))}
         if names & self.drop:
             return None
@@ -98,85 +185,119 @@ class Denied(msgspec.Struct, frozen=True):
         return lambda event: self.prune(read(event), path)
 
 
-# The keys of a Segment call itself. They are no data that an app may have put there, so no rule removes them.
-CALL_KEYS: Final = frozenset(
+# The keys of a Segment call itself. They are not data that an app may have put there, so no rule removes them. `name`
+# and `category` are not among them: they are sent as attributes.
+PLAIN_CALL_KEYS: Final = frozenset(
     {
         *("type", "event", "userId", "anonymousId", "groupId", "previousId", "messageId", "timestamp"),
-        *("originalTimestamp", "sentAt", "receivedAt", "name", "category", "properties", "traits", "context"),
-        *("integrations", "channel", "version", "_metadata"),
+        *("originalTimestamp", "sentAt", "receivedAt", "channel", "version"),
     }
 )
-# What PX fields are made from in `context`, outside traits (DESIGN 3). These five are the call's own as well: an
-# attribute `id` that is dropped leaves `context.session.id`. `mapping.fields` can switch those fields off.
-CONTEXT_OWN: Final = (("groupId",), ("sessionId",), ("session", "id"), ("page", "url"), ("page", "referrer"))
+CONTAINER_CALL_KEYS: Final = frozenset({"properties", "traits", "context", "integrations", "_metadata"})
+CALL_KEYS: Final = PLAIN_CALL_KEYS | CONTAINER_CALL_KEYS
+# The values in `context`, outside traits, that PX fields are made from by default. They belong to the call as well:
+# dropping an attribute `id` must leave `context.session.id`. `mapping.fields` can switch those fields off.
+CONTEXT_CALL_KEYS: Final = (("groupId",), ("sessionId",), ("session", "id"), ("page", "url"), ("page", "referrer"))
 
 
-class Bag(msgspec.Struct, frozen=True):
-    """What people may see of one bag of data: only the dotted paths in ``keep`` (None: all), without what is denied.
+class Scope(msgspec.Struct, frozen=True):
+    """The visible part of one object of data: only the dotted paths in ``keep`` (None: all), without denied names.
 
-    With ``flatten`` a name that the app itself dotted is kept with what it seems to be below, as the attributes do.
+    With ``flatten``, a name that the app itself dotted is kept together with the name it appears to be below, as the
+    attributes do.
     """
 
-    denied: Denied
+    privacy: PrivacyRules
     keep: frozenset[str] | None = None
     flatten: bool = False
 
-    def seen(self, bag: Any) -> Any:
-        """The bag as people may see it."""
-        if type(bag) is dict and self.keep is not None:
-            bag = self._kept(bag, self.keep, "")
-        return self.denied.prune(bag)
+    def redact(self, values: Any) -> Any:
+        """Return the visible part of an object."""
+        if type(values) is dict and self.keep is not None:
+            values = self._keep_paths(values, self.keep, "")
+        return self.privacy.prune(values)
 
-    def _kept(self, bag: dict[str, Any], keep: frozenset[str], prefix: str) -> dict[str, Any]:
+    def _keep_paths(self, values: dict[str, Any], keep: frozenset[str], prefix: str) -> dict[str, Any]:
         kept = {}
-        for key, value in bag.items():
+        for key, value in values.items():
             path = prefix + key
-            if path in keep or (self.flatten and any(path.startswith(f"{one}.") for one in keep)):
+            if path in keep or (self.flatten and any(path.startswith(f"{parent}.") for parent in keep)):
                 kept[key] = value
-            elif type(value) is dict and (below := self._kept(value, keep, f"{path}.")):
+            elif type(value) is dict and (below := self._keep_paths(value, keep, f"{path}.")):
                 kept[key] = below
         return kept
 
 
-class View(msgspec.Struct, frozen=True):
-    """What people may see of an event: how each place where apps put data is shown."""
+class RedactionView(msgspec.Struct, frozen=True):
+    """The visible part of an event: one scope for each object in which apps put data."""
 
-    properties: Bag
-    traits: Bag
-    rest: Denied
+    properties: Scope
+    traits: Scope
+    rest: PrivacyRules
 
-    def seen(self, event: dict[str, Any]) -> dict[str, Any]:
-        """A copy of the event as people may see it."""
+    def redact(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Return a redacted copy of the event."""
         return {
-            key: self._seen(key, value)
+            key: self._redact_value(key, value)
             for key, value in event.items()
-            if key in CALL_KEYS or not self.rest.drops(key, key)
+            if key in CALL_KEYS or not (self.rest.drops(key, key) or self._is_hidden_attribute(key))
         }
 
-    def _seen(self, key: str, value: Any) -> Any:
+    def _is_hidden_attribute(self, key: str) -> bool:
+        """Return True for the name or category of a page that no rule keeps: they are attributes like properties."""
+        return key in ("name", "category") and self.properties.keep is not None and key not in self.properties.keep
+
+    def _redact_value(self, key: str, value: Any) -> Any:
+        if key in PLAIN_CALL_KEYS and type(value) is str:
+            return value
         if key == "properties":
-            return self.properties.seen(value)
+            return self.properties.redact(value)
         if key == "traits":
-            return self.traits.seen(value)
+            return self.traits.redact(value)
         if key == "context" and type(value) is dict:
-            traits = {"traits": self.traits.seen(value["traits"])} if "traits" in value else {}
-            return {**_with_own(self.rest.prune(value), value), **traits}
+            # Traits in the context obey the rules for traits, which are stricter than those for the rest of it.
+            traits = {"traits": self.traits.redact(value["traits"])} if "traits" in value else {}
+            return {**_restore_call_keys(self.rest.prune(value), value, self.rest), **traits}
         if key not in CALL_KEYS and self.rest.hashes(key, key):
             return self.rest.digest(value)
         return self.rest.prune(value)
 
 
-def _with_own(shown: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the pruned ``shown`` with what is the call's own in ``context`` put back."""
-    shown = dict(shown)
-    for *outer, key in CONTEXT_OWN:
-        place = context.get(outer[0]) if outer else context
-        value = place.get(key) if type(place) is dict else None
+def hide_in(text: str, event: Any, redacted: Any) -> str:
+    """Return a text, such as an answer of PX, without values of the event that its redacted form does not show."""
+    if event == redacted:  # nothing is hidden: the usual case, and lists ask for each of their rows
+        return text
+    for hidden in sorted(_texts(event) - _texts(redacted), key=len, reverse=True):
+        text = text.replace(hidden, "…")
+    return text
+
+
+def _texts(value: Any) -> set[str]:
+    """Return all values in it as text; short ones could be parts of other words."""
+    if isinstance(value, dict):
+        return set().union(*map(_texts, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(_texts, value))
+    text = as_text(value) if not isinstance(value, str) else value
+    return {text} if text is not None and len(text) >= _SHORTEST_HIDDEN else set()
+
+
+def _restore_call_keys(pruned: dict[str, Any], context: dict[str, Any], rules: PrivacyRules) -> dict[str, Any]:
+    """Return a copy of the pruned context in which the values of ``CONTEXT_CALL_KEYS`` are back.
+
+    Only texts and numbers: an object under such a key is not the call's own value, and may hold denied names.
+    """
+    restored = dict(pruned)
+    for *outer, key in CONTEXT_CALL_KEYS:
+        parent = context.get(outer[0]) if outer else context
+        value = parent.get(key) if type(parent) is dict else None
         if type(value) not in (str, int, float):
             continue
+        if type(value) is str:
+            value = rules.clean(value)
         if outer:
-            inside = shown.get(outer[0])
-            shown[outer[0]] = {**(inside if type(inside) is dict else {}), key: value}
+            inner = restored.get(outer[0])
+            restored[outer[0]] = {**(inner if type(inner) is dict else {}), key: value}
         else:
-            shown[key] = value
-    return shown
+            restored[key] = value
+    return restored

@@ -1,4 +1,4 @@
-"""Recipes for common wishes: a configuration, and events that show what it does (``px-sidecar map --reference``)."""
+"""Recipes for common tasks: a configuration, and events that show its effect (``px-sidecar map --reference``)."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ __all__ = ["RECIPES", "Recipe"]
 
 
 class Recipe(msgspec.Struct, frozen=True):
-    """A wish, the configuration that fulfils it, and events to show it on."""
+    """A task, the configuration that solves it, and example events."""
 
     title: str
-    words: str
+    text: str
     toml: str
     events: tuple[dict[str, Any], ...] = ()
 
@@ -29,44 +29,44 @@ RECIPES = (
     ),
     Recipe(
         "Send anonymous traffic",
-        "`anonymousId` becomes `identifyId`, marked as a visitor (or `lead`).",
+        "`anonymousId` becomes `identifyId`, with the `userType` of a visitor (or `lead`).",
         '[mapping]\nanonymous = "visitor"',
         ({"type": "page", "anonymousId": "anon-7", "properties": {"url": "https://example.com/"}},),
     ),
     Recipe(
         "Several products",
-        "Each app has a write key of its own, and its events the property key of its PX product.",
+        "Each app has its own write key; its events get the property key of its PX product.",
         '[px]\nproperty_key = "AP-XXXXXXXXXX-2"\n[[source]]\nwrite_key = "wk_web"\n'
         '[[source]]\nwrite_key = "wk_admin"\nproperty_key = "AP-YYYYYYYYYY-2"',
     ),
     Recipe(
         "Drop noise",
-        "By name, by glob; or send nothing that is not listed, with `unmapped`.",
+        "By name or by glob. With `unmapped`, only listed names are sent.",
         '[mapping]\nunmapped = "drop"\n[mapping.events]\n"Export *" = "Exported"\npage = ""',
         (_track("Export Finished"), _track("Mouse Moved"), {"type": "page", "userId": "user-123"}),
     ),
     Recipe(
         "Keep personal data here",
-        "Dropped names leave in no form; hashed ones can still be told apart in PX.",
+        "Dropped names leave this host in no form. Hashed values stay distinguishable in PX.",
         '[mapping.attributes]\ndrop = ["email"]\nhash = ["phone"]\nhash_salt = "long and random"',
         (_track("Signed Up", properties={"email": "a@b.test", "phone": "+1", "form": {"Email": "a@b.test", "step": 2}}),),
     ),
     Recipe(
         "An account id of your own",
-        "The first path with a value; then the account that identify or group last said.",
+        "The first path that has a value; else the account of the last identify or group.",
         '[mapping.fields]\naccountId = ["properties.workspace_id", "context.groupId"]',
         (_track("Feature Used", properties={"workspace_id": 42}),),
     ),
     Recipe(
         "One event with rules of its own",
-        "They are laid over the general ones.",
+        "They are merged over the general rules.",
         '[mapping.event."Subscription Started"]\npriority = "high"\n'
         '[mapping.event."Subscription Started".attributes]\nkeep = ["plan"]\nset = { source = "billing" }',
         (_track("Subscription Started", properties={"plan": "Pro", "coupon": "X"}),),
     ),
     Recipe(
         "Write users and accounts",
-        "Unchanged traits are not sent again. Custom attributes must exist in PX; `keep` chooses them.",
+        "Unchanged traits are not sent again. Custom attributes must exist in PX; `keep` selects them.",
         '[people]\nusers = "upsert"\naccounts = "upsert"\n[mapping.traits]\nkeep = ["name", "email", "industry"]',
         (
             {"type": "identify", "userId": "user-123", "traits": {"name": "Jane Doe", "email": "j@x.test", "age": 40}},
@@ -76,13 +76,14 @@ RECIPES = (
     Recipe(
         "The RudderStack way",
         "`anonymousId` as `identifyId` with `USER`, unchanged names, `groupId` as account, the session from the properties, "
-        "no page and screen calls. Unlike there, nulls are left out and `sessionId` is a text.",
+        "no page and screen calls. Unlike in RudderStack, nulls are left out and `sessionId` is a text.",
         '[mapping]\npreset = "none"\nattribute_case = "keep"\n'
         "[mapping.fields]\n"
         'identifyId = ["userId", "traits.userId", "traits.id", "context.traits.userId", "context.traits.id", "anonymousId"]\n'
         'accountId = ["traits.groupId", "context.traits.groupId"]\n'
         'date = ["properties.date", "timestamp", "originalTimestamp"]\n'
         'sessionId = ["properties.sessionId", "context.sessionId"]\n'
+        'userType = ["traits.type", "context.traits.type"]\n'
         'globalContext = "properties.globalContext"\n'
         '[mapping.events]\npage = ""\nscreen = ""\n'
         '[people]\nusers = "upsert"\naccounts = "upsert"',
@@ -91,7 +92,7 @@ RECIPES = (
     ),
     Recipe(
         "Test a mapping in your own CI",
-        "Print once, look, commit; from then on a difference is an error that shows itself.\n\n"
+        "Print the result once, review it, commit it. From then on a difference fails the build and is shown.\n\n"
         "    px-sidecar map --config config.toml --received 1717689600000 events.ndjson > golden.ndjson\n"
         "    px-sidecar map --config config.toml --received 1717689600000 events.ndjson --expect golden.ndjson",
         "",

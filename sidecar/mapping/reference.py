@@ -1,17 +1,17 @@
-"""The mapping reference as Markdown: keys and defaults from the schema, recipes with what the mapper makes of them.
+"""The mapping reference as Markdown: keys and defaults from the schema, recipes with their results.
 
-Nothing that can be computed is written by hand: types and defaults are the schema's, the preset and the default paths
-are the tables that events go through, and each recipe's outcome is the outcome.
+Everything that can be computed is computed: types and defaults come from the schema, the preset and the default paths
+from the tables that the mapper uses, and each recipe shows the mapper's output.
 """
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from sidecar.config import AttributeRules, EventRules, People, Secret, load_text
-from sidecar.config import Mapping as MappingConfig
+from sidecar.config import AttributeRules, DropRule, EventRules, MappingConfig, PeopleConfig, Secret, load_text
 from sidecar.mapping.mapper import compile_mapping
 from sidecar.mapping.model import CustomEvent, Known, UpsertUser
 from sidecar.mapping.names import CALL_NAMES, PRESETS
@@ -20,62 +20,78 @@ from sidecar.mapping.recipes import RECIPES, Recipe
 
 __all__ = ["KEYS", "reference"]
 
+# Schema struct → title of its section, and the description of each of its keys.
 KEYS: Mapping[type[msgspec.Struct], tuple[str, Mapping[str, str]]] = {
     MappingConfig: (
         "[mapping]",
         {
-            "preset": "The table of event names to begin with; see below.",
-            "unmapped": "Names that neither `mapping.events` nor the preset knows: sent as they are, or `dropped: unmapped`.",
+            "preset": "The built-in table of event names; see below.",
+            "unmapped": "Names that are neither in `mapping.events` nor in the preset: sent as they are, or `dropped: unmapped`.",
             "anonymous": "Events without `userId`: dropped, or sent with `anonymousId` and this `userType`.",
             "attribute_case": "`camel`: `feature_name` is sent as `featureName`; leading `_` and all else stay. `keep`: as sent.",
-            "nested": "Objects in attributes: compact JSON text with sorted keys, or names joined by dots. Lists are text.",
+            "nested": "Objects in attributes: compact JSON text with sorted keys, or names joined by dots. Lists are always JSON text.",
+            "url_query": "Parameters of URLs in `url`, `referrer` and attributes: `keep`, `drop`, or a list of names that stay. "
+            "`drop` and `hash` of attributes apply to parameters as well.",
+            "consent": "Categories of `context.consent.categoryPreferences`: an event in which one is false is `dropped: no_consent`.",
+            "drop": "Events that are not sent (`dropped: filtered`); see below.",
             "events": 'Event name or glob (`*`, `?`, `[abc]`) → PX event name; `""` drops the event (`mapped_to_nothing`). '
-            "Exact names go before globs, globs in the order of the file, all before the preset. "
+            "Exact names come before globs, globs in the order of the file, all of them before the preset. "
             "Page and screen calls: by `page` and `screen`, or by `Page Viewed` and `Screen Viewed`.",
             "event": 'Rules for one event name as the app sends it: `[mapping.event."NAME"]`, see below.',
             "fields": "PX field → path or list of paths, tried in order; replaces the default list of that field.",
-            "attributes": "What becomes of the properties; see below.",
-            "traits": "The same for traits (`[people]`). `drop` and `hash` of `[mapping.attributes]` hold there as well.",
+            "attributes": "Rules for the properties; see below.",
+            "traits": "The same for traits (`[people]`). `drop` and `hash` of `[mapping.attributes]` apply there as well.",
         },
     ),
     EventRules: (
         '[mapping.event."NAME"]',
         {
-            "priority": "`high`: sent before others, and may use the reserve of the day. `identify` and `group` always are.",
-            "user_type": "The `userType` of this event, over `mapping.fields.userType` and over `mapping.anonymous`.",
-            "attributes": "Rules over the general ones: `drop`, `hash`, `rename` and `set` add up, and the event's own "
+            "priority": "`high`: sent before others, and may use the reserve of the day. `low`: sent with what the others leave. "
+            "`identify` and `group` are always `normal`.",
+            "user_type": "The `userType` of this event; takes precedence over `mapping.fields.userType` and `mapping.anonymous`.",
+            "attributes": "Rules merged over the general ones: `drop`, `hash`, `rename` and `set` add up, and the event's own "
             "`rename` and `set` entries win; `keep`, `hash_salt`, `case` and `nested` replace the general ones.",
+            "per_day": "At most so many are sent on a UTC day; others are `dropped: capped` when they would be sent.",
+            "sample": "The share of users (0 to 1) whose events are sent; the others' are `dropped: sampled`. The same users for "
+            "every name and host.",
+        },
+    ),
+    DropRule: (
+        "[[mapping.drop]]",
+        {
+            "event": "Event name or glob; `page`, `screen`, `identify` and `group` by their type.",
+            "where": "Path → glob for its value (with case; `true` and `false` for booleans; any item of a list). All must match.",
         },
     ),
     AttributeRules: (
         '[mapping.attributes], [mapping.traits], [mapping.event."NAME".attributes]',
         {
-            "keep": "If not empty, only these names are sent, exactly as written. With `flatten` also what is below them.",
-            "drop": "Never leaves this host in any form: at any depth, in properties, traits and context, in PX fields, "
-            "views and exports. Case and underscores do not matter: `first_name` is `firstName`. `a.b` is one nested place.",
-            "hash": "Replaced by SHA-256 of salt and value in hexadecimal, in the same places and by the same comparison. "
-            "A value that already is a SHA-256 stays.",
-            "hash_salt": "What is put before each value that is hashed. Without one, the hash of an email can be guessed.",
+            "keep": "If not empty, only these names are sent, exactly as written. With `flatten`, names below them as well.",
+            "drop": "These names never leave this host in any form: at any depth, in properties, traits and context, in PX fields, "
+            "views and exports. Case and underscores do not matter: `first_name` is `firstName`. `a.b` names one nested value.",
+            "hash": "Values are replaced by SHA-256 of salt and value in hexadecimal, in the same places and by the same comparison. "
+            "Every value is hashed, also one that looks like a hash; ids of the call (`userId`) cannot be.",
+            "hash_salt": "Text put before each value that is hashed. Without it, the hash of an email can be guessed.",
             "rename": "Name as the app sends it → new name, before the case rule.",
-            "set": "Constants that are added under exactly these names, over a value that the app sent.",
+            "set": "Constants added under exactly these names; they replace values that the app sent.",
             "case": "`attribute_case` for these values only.",
             "nested": "`nested` for these values only.",
         },
     ),
-    People: (
+    PeopleConfig: (
         "[people]",
         {
-            "users": "`upsert`: `identify` also writes the PX user; `group` its `accountId`.",
+            "users": "`upsert`: `identify` also writes the PX user, and `group` the user's `accountId`.",
             "accounts": "`upsert`: `group`, and a trait `company` or `account` that is an object, also write the PX account.",
         },
     ),
 }
 
 PATHS = """\
-A path is keys joined by dots, from the event down: `context.traits.plan`. Where an object has the rest of the path as
-one key, that key is meant. A path that begins with `=` is itself the value: `"=production"`. The first path that has a
-text that is not blank, or a number, gives the value. An empty list switches an optional field off. A field cannot be
-read from a dropped name; from a hashed one it gets the hash.
+A path is keys joined by dots, from the event down: `context.traits.plan`. If an object has the rest of the path as a
+single key, that key is read. A path that begins with `=` is a constant: `"=production"`. The first path whose value is a
+number, or a text that is not blank, gives the value. An empty list switches an optional field off. A field cannot be
+read from a dropped name; from a hashed name it gets the hash.
 
 | PX field | default paths |
 | --- | --- |"""
@@ -83,16 +99,27 @@ read from a dropped name; from a hashed one it gets the hash.
 CHANGES = """\
 ## What PX's limits change
 
-Reported with the event (`map`, `events show`) and counted: over 50 attributes, the first by name are sent; an attribute
-name over 1,024 characters and an event name over 2,000 are cut; of two names that come out the same, or differ only in
-case, the one in final form is sent, else the first by the app's spelling; numbers beyond 64 bits are sent as text; NaN
-and infinities are left out. A date before 2000, or more than a day after it was received, becomes the time of receipt;
-one that cannot be read gives way to the next path. Null is left out without a report.
+These changes are reported with the event (`map`, `events show`) and counted:
+
+* Of more than 50 attributes, the first by name are sent.
+* An attribute name over 1,024 characters and an event name over 2,000 are cut.
+* Of two names that become equal, or differ only in case, the one in final form is sent, else the first by the app's
+  spelling.
+* Numbers beyond 64 bits are sent as text; NaN and infinities are left out.
+* A date before 2000, or more than a day after it was received, is replaced by the time of receipt; for one that cannot
+  be read the next path is used. Such dates of people are left out; `renewalDate` may be 50 years ahead.
+* Blanks around an event's name are cut.
+* NUL, and bytes that are not UTF-8, are sent as U+FFFD.
+* A text in `identity.reject` is not an id of a user or an account.
+* Of two traits for one field of PX, PX's own spelling is sent, else camel case, snake case, the first by name.
+* Whole numbers of PX are rounded.
+
+Null is left out without a report.
 """
 
 
 def reference() -> str:
-    """The whole page."""
+    """Return the complete page."""
     parts = ["# Mapping reference", *_tables(), *_fields(), *_presets(), CHANGES, "## Recipes", *map(_recipe, RECIPES)]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
@@ -112,24 +139,30 @@ def _tables() -> Iterator[str]:
 def _values(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(kind))
-    choices = [one for one in get_args(kind) if get_origin(one) is Literal]
-    if choices:
-        return _values(choices[0])
+    if get_origin(kind) is Annotated:
+        return _values(get_args(kind)[0])
+    options = [option for option in get_args(kind) if get_origin(kind) in (Union, UnionType) and option is not NoneType]
+    if options:
+        return ", ".join(map(_values, options))
+    if kind in (int, float):
+        return "number"
     if kind in (str, Secret):
         return "text"
     return "list of texts" if get_origin(kind) is list else "table"
 
 
 def _default(default: Any) -> str:
+    if isinstance(default, (int, float)):
+        return f"`{default}`"
     return f'`"{default}"`' if isinstance(default, str) else "" if default is None else "empty"
 
 
 def _fields() -> Iterator[str]:
     rows = ["## `[mapping.fields]`", "", PATHS]
     words = {
-        "accountId": ", then memory of the user: the `groupId` of `group`, or what these paths, a trait `accountId` or "
-        "`company.id` gave at `identify`",
-        "date": ", then when it was received",
+        "accountId": ", then the memory of the user: the `groupId` of `group`, or the value of these paths, of a trait `accountId` or "
+        "of `company.id` at `identify`",
+        "date": ", then the time of receipt",
         "url": "; for page calls also `properties.url`",
     }
     for name in (
@@ -147,10 +180,10 @@ def _fields() -> Iterator[str]:
 
 
 _WITHOUT = {
-    "eventName": "`event`, `Page Viewed` or `Screen Viewed`; a path's name goes through the same rules",
+    "eventName": "`event`, `Page Viewed` or `Screen Viewed`; the same rules apply to a name from a path",
     "userType": "`USER`, or by `mapping.anonymous`; a path may give `USER`, `VISITOR`, `LEAD`, `EMPTY_USER_TYPE`",
-    "globalContext": "none; an object that is sent whole and is then no attribute",
-    "globalContext.NAME": "none; one value, for events without an object of their own",
+    "globalContext": "none; an object that is sent as a whole and then not as an attribute",
+    "globalContext.NAME": "none; one value, for events without such an object",
 }
 
 
@@ -162,7 +195,7 @@ def _presets() -> Iterator[str]:
 
 
 def _recipe(recipe: Recipe) -> str:
-    parts = [f"### {recipe.title}", "", recipe.words]
+    parts = [f"### {recipe.title}", "", recipe.text]
     parts += ["", "```toml", recipe.toml, "```"] if recipe.toml else []
     for event in recipe.events:
         parts += ["", "```", f"{_json(event)}", f"→ {outcome(recipe, event)}", "```"]
@@ -170,19 +203,17 @@ def _recipe(recipe: Recipe) -> str:
 
 
 def outcome(recipe: Recipe, event: dict[str, Any]) -> str:
-    """What the mapper makes of one event under a recipe, in one line."""
+    """Return the mapper's result for one event under a recipe; one line for each request."""
     config = load_text(recipe.toml)
-    mapper = compile_mapping(config.mapping, config.people)
+    mapper = compile_mapping(config.mapping, config.people, config.identity)
     mapped = mapper.map(event, Known(), property_key="AP-XXXXXXXXXX-2", received_ms=1_717_689_600_000)
     shown = []
     for intent in mapped.intents:
         if isinstance(intent, CustomEvent):
             shown.append(_json(intent.body))
         else:
-            user = isinstance(intent, UpsertUser)
-            shown.append(
-                f"{'user' if user else 'account'} {intent.user_id if isinstance(intent, UpsertUser) else intent.account_id}: {_json(intent.fields)}"
-            )
+            record = f"user {intent.user_id}" if isinstance(intent, UpsertUser) else f"account {intent.account_id}"
+            shown.append(f"{record}: {_json(intent.fields)}")
     return "\n→ ".join(shown) or f"dropped: {mapped.dropped}"
 
 

@@ -1,194 +1,254 @@
-"""Traits as PX's user and account fields: the two tables, and how a value becomes what its field takes.
+"""Map traits to the fields of PX users and accounts: the two tables, and the conversion of each value.
 
 Rules
 -----
-* A trait is known by PX's own name or any spelling that differs by case and underscores only: ``firstName``,
-  ``first_name``, ``FirstName``. Where both occur, PX's own spelling wins.
-* What the table does not know becomes a custom attribute. What PX keeps itself (``lastSeenDate``) is not sent.
-* PX "can't handle empty/null dates" (facts: ``px_and_sdks.md`` 1.5): a value that does not fit is left out and reported.
+* A trait is recognized by PX's own name or any spelling that differs only by case and underscores: ``firstName``,
+  ``first_name``, ``FirstName``. If two spellings occur, PX's own wins, then camel, snake, the rest by name
+  (``spelling_rank``); the loser is reported.
+* Nothing is left out or rounded without a report, except null.
+* A trait that the table does not list becomes a custom attribute. Fields that PX maintains (``lastSeenDate``) are not
+  sent.
+* PX cannot handle empty or null dates (sidecar/px/README.md#users-and-accounts): a value that does not fit its field is
+  left out and reported, and so is a date that stands for "none" (Go's year 1, epoch 0, 9999-12-31).
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from sidecar.mapping.attributes import Attributes, Value
+from sidecar.mapping.attributes import AttributeMapper, Value
+from sidecar.mapping.dates import is_absurd_people_ms, to_epoch_ms
 from sidecar.mapping.model import Change
-from sidecar.mapping.privacy import Denied, fold
-from sidecar.mapping.values import as_text, to_epoch_ms, within_64_bits
+from sidecar.mapping.privacy import PrivacyRules, fold
+from sidecar.mapping.values import as_text, within_64_bits
 
-__all__ = ["ACCOUNT", "USER", "Model", "Split", "Splitter"]
+__all__ = ["ACCOUNT", "USER", "RecordSchema", "SplitTraits", "TraitSplitter", "spelling_rank"]
+
+# --- Conversions: each returns the value for PX, or None if it does not fit -----------------------------------------
 
 
-def _whole(value: Any) -> int | None:
+def _to_integer(value: Any) -> int | None:
     if type(value) is str:
         bare = value.strip()
-        return _whole(int(bare)) if bare.isascii() and bare.removeprefix("-").isdigit() and len(bare) < 20 else None
+        is_integer = bare.isascii() and bare.removeprefix("-").isdigit() and len(bare) < 20
+        if is_integer:
+            return _to_integer(int(bare))
+        return _to_integer(_to_number(bare)) if "." in bare else None
     if type(value) is int:
         return value if within_64_bits(value) else None
+    # Beyond 2**53 a double no longer holds every integer: the number would not be the one that was meant.
     return round(value) if type(value) is float and abs(value) < 2**53 else None
 
 
-def _number(value: Any) -> float | None:
+def _is_fraction(value: Any) -> bool:
+    return type(value) is float and not value.is_integer()
+
+
+def _to_number(value: Any) -> float | None:
     if type(value) is str:
         try:
             value = float(value)
         except ValueError:
             return None
-    usable = type(value) in (int, float) and abs(value) < 2**53
+    usable = type(value) in (int, float) and abs(value) < 2**53  # False for NaN as well
     return value if usable else None
 
 
-def _yes_or_no(value: Any) -> bool | None:
+def _to_boolean(value: Any) -> bool | None:
     return value if type(value) is bool else {"true": True, "false": False}.get(str(value).lower())
 
 
-def _gender(value: Any) -> str | None:
-    """As RudderStack reads it (facts 2.1): by the first letter."""
+def _to_gender(value: Any) -> str | None:
+    """Convert by the first letter, as RudderStack does (sidecar/mapping/README.md#peers)."""
     text = value.strip().upper() if type(value) is str else ""
     return {"F": "FEMALE", "M": "MALE", "O": "OTHER"}.get(text[:1], "EMPTY_GENDER" if text == "EMPTY_GENDER" else None)
 
 
-def _text(value: Any) -> str | None:
+def _to_text(value: Any) -> str | None:
     return as_text(value) if type(value) is not bool else str(value).lower()
 
 
 Convert = Callable[[Any], Any]
 
 
-class Model(msgspec.Struct, frozen=True):
-    """The fields of one kind of PX record, facts ``px_and_sdks.md`` 1.5: how each is converted, and other names for it.
+# --- The fields of PX records: sidecar/px/README.md#users-and-accounts ----------------------------------------------
 
-    ``new_only`` are fields that only a new record gets; ``read_only`` are never sent.
+
+class RecordSchema(msgspec.Struct, frozen=True):
+    """The fields of one kind of PX record with their conversions, and alternative names for fields.
+
+    ``plans`` are the dates that may be far ahead; ``read_only`` are never sent.
     """
 
     fields: Mapping[str, Convert]
     aliases: Mapping[str, str]
-    new_only: frozenset[str]
+    plans: frozenset[str]
     read_only: frozenset[str]
 
 
-USER: Final = Model(
+USER: Final = RecordSchema(
     fields={
-        **dict.fromkeys(("email", "firstName", "lastName", "title", "phone", "role", "subscriptionId"), _text),
-        **dict.fromkeys(("accountId", "sfdcContactId", "name"), _text),  # a full name is split
-        "gender": _gender,
-        "score": _whole,
-        "globalUnsubscribe": _yes_or_no,
+        **dict.fromkeys(("email", "firstName", "lastName", "title", "phone", "role", "subscriptionId"), _to_text),
+        **dict.fromkeys(("accountId", "sfdcContactId", "name"), _to_text),  # `name` is split into first and last
+        "gender": _to_gender,
+        "score": _to_integer,
+        "globalUnsubscribe": _to_boolean,
         "signUpDate": to_epoch_ms,
         "firstVisitDate": to_epoch_ms,
     },
     aliases={"createdAt": "signUpDate"},
-    new_only=frozenset({"signUpDate"}),
+    plans=frozenset(),
     read_only=frozenset(
         {"aptrinsicId", "lastSeenDate", "numberOfVisits", "createDate", "lastModifiedDate", "globalId"}
     ),
 )
-ACCOUNT: Final = Model(
+ACCOUNT: Final = RecordSchema(
     fields={
-        **dict.fromkeys(("name", "trackedSubscriptionId", "sfdcId", "dunsNumber", "industry", "sicCode"), _text),
-        **dict.fromkeys(("website", "naicsCode", "plan", "parentGroupId", "gsId", "csm"), _text),
-        "numberOfEmployees": _whole,
-        "healthScore": _number,
-        "nps": _number,
+        **dict.fromkeys(("name", "trackedSubscriptionId", "sfdcId", "dunsNumber", "industry", "sicCode"), _to_text),
+        **dict.fromkeys(("website", "naicsCode", "plan", "parentGroupId", "gsId", "csm"), _to_text),
+        "numberOfEmployees": _to_integer,
+        "healthScore": _to_number,
+        "nps": _to_number,
         "lastSeenDate": to_epoch_ms,
         "renewalDate": to_epoch_ms,
     },
     aliases={"employees": "numberOfEmployees", "employeeCount": "numberOfEmployees"},
-    new_only=frozenset(),
+    plans=frozenset({"renewalDate"}),
     read_only=frozenset({"numberOfUsers", "createDate", "lastModifiedDate"}),
 )
 
 _LOCATION: Final[Mapping[str, Convert]] = {
-    **dict.fromkeys(("countryName", "countryCode", "stateName", "stateCode", "city", "street"), _text),
-    **dict.fromkeys(("postalCode", "continent", "regionName", "timeZone"), _text),
-    "latitude": _number,
-    "longitude": _number,
+    **dict.fromkeys(("countryName", "countryCode", "stateName", "stateCode", "city", "street"), _to_text),
+    **dict.fromkeys(("postalCode", "continent", "regionName", "timeZone"), _to_text),
+    "latitude": _to_number,
+    "longitude": _to_number,
 }
-_OWN_ID: Final = frozenset({"id", "userid", "groupid", "identifyid", "accountid"})
-# Names that say so much only inside an address or a location; a trait `state` of its own may be any state.
-_IN_ADDRESS: Final = {"country": "countryName", "state": "stateName", "region": "regionName", "zip": "postalCode"}
+_ID_NAMES: Final = frozenset({"id", "userid", "groupid", "identifyid", "accountid"})
+# Names with this meaning only inside an address or a location; a trait `state` on the first level may be any state.
+_ADDRESS_ALIASES: Final = {"country": "countryName", "state": "stateName", "region": "regionName", "zip": "postalCode"}
 
 
-class Split(msgspec.Struct, frozen=True):
-    """Traits, split into what PX has fields for, what only a new record gets, and custom attributes."""
+_PX_NAMES: Final = frozenset({*USER.fields, *ACCOUNT.fields, *_LOCATION})
+_CAMEL: Final = re.compile(r"[^\W_A-Z][^\W_]*")
+_SNAKE: Final = re.compile(r"[^\WA-Z]+")
+
+
+def spelling_rank(name: str) -> int:
+    """Return the order of spellings of one trait, the lowest wins: PX's own, camel, snake, all others."""
+    if name in _PX_NAMES:
+        return 0
+    if _CAMEL.fullmatch(name):
+        return 1
+    return 2 if _SNAKE.fullmatch(name) else 3
+
+
+# --- Splitting ------------------------------------------------------------------------------------------------------
+
+
+class SplitTraits(msgspec.Struct, frozen=True):
+    """Traits, split into PX fields and custom attributes."""
 
     fields: dict[str, Any]
-    new_only: dict[str, Any]
     custom: dict[str, Value]
 
 
-class Splitter:
-    """The compiled table of one model; calling it splits one bag of traits."""
+class TraitSplitter:
+    """The compiled table of one record schema; calling it splits one object of traits."""
 
-    def __init__(self, model: Model, attributes: Attributes, denied: Denied, prefix: str) -> None:
+    def __init__(self, schema: RecordSchema, attributes: AttributeMapper, privacy: PrivacyRules, prefix: str) -> None:
         """Compile; ``attributes`` are the rules for traits, ``prefix`` names the record in reported changes."""
-        self._model = model
+        self._schema = schema
         self._attributes = attributes
-        self._denied = denied
+        self._privacy = privacy
         self._prefix = prefix
-        self._convert = {**model.fields, **_LOCATION}
-        self._known = {fold(name): name for name in self._convert} | {
-            fold(name): px for name, px in model.aliases.items()
+        self._convert = {**schema.fields, **_LOCATION}
+        self._px_names = {fold(name): name for name in self._convert} | {
+            fold(name): px for name, px in schema.aliases.items()
         }
-        self._read_only = {fold(name) for name in model.read_only}
+        self._read_only = {fold(name) for name in schema.read_only}
 
-    def __call__(self, traits: dict[str, Any], own_id: str, changes: list[Change]) -> Split:
+    def __call__(self, traits: dict[str, Any], own_id: str, received_ms: int, changes: list[Change]) -> SplitTraits:
         """Split ``traits``; ``own_id`` is the record's id, which traits often repeat."""
-        places = {name: self.taken(traits, name) for name in ("address", "location")}
-        plain = {name: value for name, value in traits.items() if places.get(name) is None}
+        addresses = {name: self.object_trait(traits, name) for name in ("address", "location")}
+        plain = {name: value for name, value in traits.items() if addresses.get(name) is None}
         fields: dict[str, Any] = {}
         custom: dict[str, Value] = {}
-        for name, value in self._attributes(plain, changes).items():
-            known = fold(name)
-            if known in self._known:
-                self._put(fields, self._known[known], name, value, changes)
-            elif known in self._read_only:
-                changes.append(Change(f"{self._prefix}.{name}", "left out: PX keeps it itself"))
-            elif not (known in _OWN_ID and as_text(value) == own_id):
+        # The rules for traits run first, so that a denied or renamed trait is not recognized by its old name.
+        mapped = self._attributes(plain, changes)
+        for name in sorted(mapped, key=self._precedence):
+            value, folded = mapped[name], fold(name)
+            if folded in self._px_names:
+                self._set_field(fields, self._px_names[folded], name, value, received_ms, changes)
+            elif folded in self._read_only:
+                changes.append(Change(f"{self._prefix}.{name}", "left out: PX maintains this field itself"))
+            elif not (folded in _ID_NAMES and as_text(value) == own_id):
                 custom[name] = value
-        for place in places.values():
-            self._locate(fields, place or {}, changes)
-        return self._arranged(fields, custom)
+        for address in addresses.values():
+            self._add_location(fields, address or {}, received_ms, changes)
+        return self._arrange(fields, {name: custom[name] for name in sorted(custom)}, changes)
 
-    def taken(self, traits: dict[str, Any], name: str) -> dict[str, Any] | None:
-        """The trait ``name`` if it is an object that the rules let through as it is, without what is denied in it."""
+    def _precedence(self, name: str) -> tuple[bool, int, str]:
+        """Return the order in which names are considered; of two for one field the first stays."""
+        return self._px_names.get(fold(name)) != name, spelling_rank(name), name
+
+    def object_trait(self, traits: dict[str, Any], name: str) -> dict[str, Any] | None:
+        """Return the trait ``name`` without denied names; None if it is not an object, or the rules drop or hash it."""
         value = traits.get(name)
         if type(value) is not dict:
             return None
-        fate = self._attributes.fate(name)
-        if fate.final is None or fate.hashed:
+        plan = self._attributes.plan_for(name)
+        if plan.final is None or plan.hashed:
             return None
-        pruned: dict[str, Any] = self._denied.prune(value, name)
+        pruned: dict[str, Any] = self._privacy.prune(value, name)
         return pruned
 
-    def _put(self, fields: dict[str, Any], px: str, name: str, value: Any, changes: list[Change]) -> None:
-        if px in fields and name != px:
-            return
+    def _set_field(
+        self, fields: dict[str, Any], px: str, name: str, value: Any, received_ms: int, changes: list[Change]
+    ) -> None:
+        """Convert and set one PX field; the first value stays. Whatever is lost is reported."""
+        field = f"{self._prefix}.{px}"
         converted = self._convert[px](value)
-        if converted is not None:
-            fields[px] = converted
-        elif value not in ("", None):
-            changes.append(Change(f"{self._prefix}.{px}", f"left out: {name!r} has no value that PX takes here"))
+        if converted is None:
+            if value is not None:
+                changes.append(Change(field, f"left out: {name!r} has no value that PX accepts here"))
+            return
+        if self._convert[px] is to_epoch_ms and is_absurd_people_ms(
+            converted, received_ms, may_be_ahead=px in self._schema.plans
+        ):
+            changes.append(Change(field, f"left out: {name!r} is before 2000 or too far in the future"))
+            return
+        if px in fields:
+            if fields[px] != converted:
+                changes.append(Change(field, f"{name!r} left out: another trait gives this field"))
+            return
+        fields[px] = converted
+        if self._convert[px] is _to_integer and _is_fraction(value if type(value) is not str else _to_number(value)):
+            changes.append(Change(field, f"{name!r} rounded: PX takes whole numbers here"))
 
-    def _locate(self, fields: dict[str, Any], place: dict[str, Any], changes: list[Change]) -> None:
-        for name in sorted(place):
-            px = _IN_ADDRESS.get(fold(name)) or self._known.get(fold(name), "")
+    def _add_location(
+        self, fields: dict[str, Any], address: dict[str, Any], received_ms: int, changes: list[Change]
+    ) -> None:
+        for name in sorted(address, key=lambda name: (spelling_rank(name), name)):
+            px = _ADDRESS_ALIASES.get(fold(name)) or self._px_names.get(fold(name), "")
             if px in _LOCATION:
-                self._put(fields, px, name, place[name], changes)
+                self._set_field(fields, px, name, address[name], received_ms, changes)
+            elif address[name] is not None:
+                changes.append(Change(f"{self._prefix}.location", f"{name!r} left out: PX has no such field"))
 
-    def _arranged(self, fields: dict[str, Any], custom: dict[str, Value]) -> Split:
-        """The fields as PX nests them: names split, places in ``location``."""
-        if "firstName" in self._model.fields and (name := fields.pop("name", None)):
+    def _arrange(self, fields: dict[str, Any], custom: dict[str, Value], changes: list[Change]) -> SplitTraits:
+        """Arrange fields as PX nests them: a full name split, ``location`` and its ``coordinates`` as objects."""
+        if "firstName" in self._schema.fields and (name := fields.pop("name", None)):
             first, _, last = name.strip().partition(" ")
-            fields.setdefault("firstName", first)
+            given = (fields.setdefault("firstName", first), fields.get("lastName"))
             if last:
-                fields.setdefault("lastName", last.strip())
+                given = (given[0], fields.setdefault("lastName", last.strip()))
+            if given != (first, last.strip() or given[1]):
+                changes.append(Change(f"{self._prefix}.name", "left out: firstName or lastName is given and differs"))
         location = {name: fields.pop(name) for name in _LOCATION if name in fields}
         coordinates = {name: location.pop(name) for name in ("latitude", "longitude") if name in location}
         if coordinates:
             location["coordinates"] = coordinates
-        new_only = {name: fields.pop(name) for name in sorted(self._model.new_only) if name in fields}
         ordered = {name: fields[name] for name in sorted(fields)}
-        return Split(ordered | ({"location": location} if location else {}), new_only, custom)
+        return SplitTraits(ordered | ({"location": location} if location else {}), custom)

@@ -1,20 +1,27 @@
-"""Boards that rooms write to and whoever is curious reads: metrics, marks of progress, logs, the live feed.
+"""Telemetry: metrics, heartbeats, logs and the event feed. Other packages push into it; it asks none of them."""
 
-It asks nobody: what is not told to it, it does not know.
-"""
+from typing import TYPE_CHECKING
 
-from sidecar.observe.feed import Feed
-from sidecar.observe.health import DISPATCHER, WRITER, Marks, feed_watchdog, prove
-from sidecar.observe.logs import configure, secrets_of
-from sidecar.observe.metrics import (
-    CONTENT_TYPE,
-    DEAD_REASONS,
-    DESTINATION_STATES,
-    DROPPED_REASONS,
-    Durations,
-    Metrics,
-    Snapshot,
-)
+from sidecar.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from sidecar.observe.feed import EventOutcome, Feed, Redact
+    from sidecar.observe.heartbeats import DISPATCHER, WRITER, Heartbeats, feed_watchdog, probe
+    from sidecar.observe.log_queue import QueuedStream
+    from sidecar.observe.logs import LogLines, LogMasks, configure, secrets_of, write_keys_of
+    from sidecar.observe.metrics import (
+        CONTENT_TYPE,
+        DEAD_REASONS,
+        DESTINATION_STATES,
+        DROPPED_REASONS,
+        Durations,
+        FleetSnapshot,
+        Metrics,
+        Snapshot,
+    )
+    from sidecar.observe.sample import LiveFilter, LiveSample
+    from sidecar.observe.series import Series
+    from sidecar.observe.telemetry import DaemonTelemetry, NullTelemetry, Problem, Rate, RecordingTelemetry, Telemetry
 
 __all__ = [
     "CONTENT_TYPE",
@@ -23,13 +30,52 @@ __all__ = [
     "DISPATCHER",
     "DROPPED_REASONS",
     "WRITER",
+    "DaemonTelemetry",
     "Durations",
+    "EventOutcome",
     "Feed",
-    "Marks",
+    "FleetSnapshot",
+    "Heartbeats",
+    "LiveFilter",
+    "LiveSample",
+    "LogLines",
+    "LogMasks",
     "Metrics",
+    "NullTelemetry",
+    "Problem",
+    "QueuedStream",
+    "Rate",
+    "RecordingTelemetry",
+    "Redact",
+    "Series",
     "Snapshot",
+    "Telemetry",
     "configure",
     "feed_watchdog",
-    "prove",
+    "probe",
     "secrets_of",
+    "write_keys_of",
 ]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "feed": ("EventOutcome", "Feed", "Redact"),
+        "heartbeats": ("DISPATCHER", "WRITER", "Heartbeats", "feed_watchdog", "probe"),
+        "log_queue": ("QueuedStream",),
+        "logs": ("LogLines", "LogMasks", "configure", "secrets_of", "write_keys_of"),
+        "metrics": (
+            "CONTENT_TYPE",
+            "DEAD_REASONS",
+            "DESTINATION_STATES",
+            "DROPPED_REASONS",
+            "Durations",
+            "FleetSnapshot",
+            "Metrics",
+            "Snapshot",
+        ),
+        "sample": ("LiveFilter", "LiveSample"),
+        "series": ("Series",),
+        "telemetry": ("DaemonTelemetry", "NullTelemetry", "Problem", "Rate", "RecordingTelemetry", "Telemetry"),
+    },
+)

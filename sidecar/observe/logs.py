@@ -1,15 +1,19 @@
-"""Logs on stderr: text for a person, JSON lines for machines, with priorities under journald.
+"""Logs on stderr: text on a terminal, JSON lines otherwise, with syslog priorities under journald.
 
 Rules
 -----
-* Rooms use ``logging.getLogger(__name__)`` with a constant message and its arguments, and add data for machines as
-  ``extra={"status": 503}``. Modules of ours speak from ``log.level`` on; libraries from warnings on, whatever the level:
-  some of them show headers, and so the key, when they debug.
-* One record is one line (a traceback in text format is several). Control characters in a message are escaped, so that
-  an event's name can neither forge a line nor steer a terminal.
-* A warning or error that repeats within ``REPEAT_EVERY_S`` is held back; the next one, or the last one when its time is
-  over and anything else is logged, says how many more there were. What repeats is the message before its arguments.
-* Secrets have no business in a record. Should one get there all the same, it is masked on its way out.
+* Modules use ``logging.getLogger(__name__)`` with a constant message and arguments, and add structured data as
+  ``extra={"status": 503}``. Loggers of this package log from ``log.level`` on. Libraries log from WARNING on, whatever
+  the level: some write headers at DEBUG, and with them the API key.
+* One record is one line; a traceback in text format adds lines. Control characters in a message are escaped, so that an
+  event's name cannot forge a line or control a terminal.
+* A warning or error that repeats within ``REPEAT_EVERY_S`` is suppressed. The next record of its kind, or the last
+  suppressed one when the time is over and anything else is logged, says how many were left out. Records are of the same
+  kind if logger, level and message before formatting are equal.
+* A record with ``extra={"always": True}`` is never suppressed: its writer limits itself.
+* Records must not contain secrets. A secret that gets into one is masked before it is written: API keys and passwords
+  wherever they stand, write keys only in values that come from a client or the configuration, and only as a whole word. A
+  write key may be any word; masked everywhere, the key "time" would remove a field of every line.
 """
 
 import base64
@@ -18,50 +22,145 @@ import logging
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, TextIO
+from typing import Any, Final, Protocol
 
 import msgspec
 
-from sidecar.config import Config, Log, Secret
+from sidecar.commands import with_instance
+from sidecar.config import Config, LogConfig, Secret
 from sidecar.units import show_duration
 
-__all__ = ["configure", "secrets_of"]
+__all__ = ["LogLines", "LogMasks", "configure", "secrets_of", "write_keys_of"]
 
 REPEAT_EVERY_S: Final = 60.0
 REPEAT_KEYS_MAX: Final = 200
-SHORTEST_MASKED_CHARS: Final = 4  # masking "a" would leave no readable line
+MIN_MASKED_CHARS: Final = 4  # masking a secret like "a" would make every line unreadable
 
-OURS: Final = "sidecar"
+ROOT_LOGGER: Final = "sidecar"
 MASK: Final = "****"
 
 _PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}  # syslog(3)
-_USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "more"}
+# Attributes that are not data from ``extra``: those of every record, "more", which this module adds, and
+# "always", which speaks to it.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "more", "always"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def configure(log: Log, stream: TextIO, environ: Mapping[str, str], secrets: Iterable[Secret] = ()) -> None:
-    """Let all log records of the process go to ``stream``, and nowhere else that this function set up before.
+LINES: Final = 500
+MAX_CHARS: Final = 2_000
 
-    ``format = "auto"`` is text on a terminal, else JSON. If ``stream`` is journald's (systemd.exec(5), $JOURNAL_STREAM)
-    each line begins with its priority as ``<4>``, which journald takes off. ``secrets`` are masked.
+
+class LogLines(logging.Handler):
+    """Keeps the newest ``LINES`` records as ``{"id", "time_ms", "level", "logger", "message"}``.
+
+    ``mask`` removes secrets, as in what is written to stderr.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.instance = ""
+        self._lines: deque[dict[str, Any]] = deque(maxlen=LINES)
+        self._last_id = 0
+        self.mask: Callable[[str], str] = str
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._last_id += 1
+        line = {"id": self._last_id, "time_ms": round(record.created * 1000), "level": record.levelname.lower()}
+        message = with_instance(self.mask(record.getMessage()), self.instance)[:MAX_CHARS]
+        self._lines.append(line | {"logger": record.name, "message": message})
+
+    def after(self, last_id: int) -> list[dict[str, Any]]:
+        """Return the lines that came after the line ``last_id``, oldest first."""
+        return [line for line in self._lines if line["id"] > last_id]
+
+
+class LogStream(Protocol):
+    """Where lines go: a text file, or a ``QueuedStream`` around one."""
+
+    def write(self, text: str, /) -> int:
+        """Write a text."""
+        ...
+
+    def flush(self) -> None:
+        """Hand on what is buffered."""
+        ...
+
+    def isatty(self) -> bool:
+        """Whether a person reads it on a terminal."""
+        ...
+
+    def fileno(self) -> int:
+        """The descriptor. Raises OSError if there is none."""
+        ...
+
+
+class LogMasks:
+    """The secrets that no line shows. A reload adds those of the new configuration; the old ones stay."""
+
+    def __init__(self, secrets: Iterable[Secret] = (), write_keys: Iterable[Secret] = ()) -> None:
+        self._secrets: set[Secret] = set()
+        self._write_keys: set[Secret] = set()
+        self.add(secrets, write_keys)
+
+    def add(self, secrets: Iterable[Secret] = (), write_keys: Iterable[Secret] = ()) -> None:
+        """Mask these, too."""
+        self._secrets |= set(secrets)
+        self._write_keys |= set(write_keys)
+        self._line, self._value = _masker(self._secrets), _word_masker(self._write_keys)
+
+    def line(self, text: str) -> str:
+        """Return a line without secrets."""
+        return self._line(text)
+
+    def value(self, text: str) -> str:
+        """Return a value without write keys."""
+        return self._value(text)
+
+
+def configure(
+    log: LogConfig,
+    stream: LogStream,
+    environ: Mapping[str, str],
+    secrets: Iterable[Secret] = (),
+    lines: LogLines | None = None,
+    write_keys: Iterable[Secret] = (),
+    instance: str = "",
+) -> LogMasks:
+    """Send all log records of the process to ``stream``; replaces what an earlier call set up.
+
+    ``format = "auto"`` means text on a terminal, else JSON. If ``stream`` is connected to journald
+    (``$JOURNAL_STREAM``, systemd.exec(5)), each line begins with its priority, as in ``<4>``, which journald removes
+    (sd-daemon(3)). ``secrets`` are masked, and what is added to the result later. ``lines`` keeps the newest records in
+    memory as well. Commands in lines name ``instance``.
     """
     as_text = log.format == "text" or (log.format == "auto" and stream.isatty())
-    handler = _Handler(stream, _masker(secrets), prefixed=_is_journal(stream, environ))
-    handler.setFormatter(_Text() if as_text else _Json())
+    masks = LogMasks(secrets, write_keys)
+    handler = _Handler(stream, masks, prefixed=_is_journal(stream, environ), instance=instance)
+    handler.setFormatter(_TextFormatter() if as_text else _JsonFormatter())
     root = logging.getLogger()
-    for old in [one for one in root.handlers if isinstance(one, _Handler)]:
-        root.removeHandler(old)
-        old.close()
+    for previous in [handler for handler in root.handlers if isinstance(handler, _Handler | LogLines)]:
+        root.removeHandler(previous)
+        previous.close()
     root.addHandler(handler)
+    if lines is not None:
+        lines.mask, lines.instance = masks.line, instance
+        root.addHandler(lines)
     root.setLevel(logging.WARNING)
-    logging.getLogger(OURS).setLevel(log.level.upper())
+    logging.getLogger(ROOT_LOGGER).setLevel(log.level.upper())
+    return masks
 
 
 def secrets_of(config: Config) -> list[Secret]:
-    """All secrets that the configuration holds itself; an API key in a file of its own is not among them."""
-    return list(_secrets_in(config))
+    """Return the secrets of the configuration, except write keys. An API key in ``px.api_key_file`` is not among them."""
+    return list(_secrets_in(msgspec.structs.replace(config, source=[])))
+
+
+def write_keys_of(config: Config) -> list[Secret]:
+    """Return the write keys of all sources."""
+    return list(_secrets_in(config.source))
 
 
 def _secrets_in(value: Any) -> Iterator[Secret]:
@@ -71,122 +170,166 @@ def _secrets_in(value: Any) -> Iterator[Secret]:
         for name in value.__struct_fields__:
             yield from _secrets_in(getattr(value, name))
     elif isinstance(value, dict | list):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _secrets_in(one)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _secrets_in(item)
 
 
 def _masker(secrets: Iterable[Secret]) -> Callable[[str], str]:
-    """A function that masks the secrets in a line: as they are, as Python and JSON quote them, as Basic sends them."""
+    """Return a function that masks secrets in a line, in each form in which one could appear.
+
+    The forms are the plain text, its Python and JSON escapes, and the credentials of HTTP Basic (RFC 7617).
+    """
     forms: set[str] = set()
     for secret in secrets:
         text = secret.reveal()
-        if len(text) >= SHORTEST_MASKED_CHARS:
+        if len(text) >= MIN_MASKED_CHARS:
             forms |= {text, repr(text)[1:-1], base64.b64encode(f"{text}:".encode()).decode()}
     forms |= {json.dumps(form, ensure_ascii=ascii_only)[1:-1] for form in forms for ascii_only in (False, True)}
     if not forms:
         return lambda line: line
+    # Longest first: where one secret begins with another, no rest of the longer one stays visible.
     pattern = re.compile("|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)))
     return lambda line: pattern.sub(MASK, line)
 
 
-def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+def _word_masker(secrets: Iterable[Secret]) -> Callable[[str], str]:
+    """Return a function that masks secrets in a value where they stand as whole words."""
+    words = sorted({secret.reveal() for secret in secrets if secret.reveal()}, key=len, reverse=True)
+    if not words:
+        return lambda value: value
+    pattern = re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, words))})(?![\w-])")
+    return lambda value: pattern.sub(MASK, value)
+
+
+def _with_masked_values(record: logging.LogRecord, mask: Callable[[str], str]) -> logging.LogRecord:
+    """Return a copy of the record with the values in its message and its data masked, and nothing else."""
+
+    def masked(value: Any) -> Any:
+        return mask(str(value)) if isinstance(value, str | BaseException) else value
+
+    copy = logging.makeLogRecord(vars(record) | {name: masked(value) for name, value in _data(record).items()})
+    if isinstance(record.args, tuple):
+        copy.args = tuple(map(masked, record.args))
+    elif isinstance(record.args, Mapping):
+        copy.args = {name: masked(value) for name, value in record.args.items()}
+    return copy
+
+
+def _is_journal(stream: LogStream, environ: Mapping[str, str]) -> bool:
+    """Return whether the stream is the one that systemd connected to the journal, by device and inode."""
     try:
         status = os.fstat(stream.fileno())
-    except OSError:  # no file at all, as in tests
+    except OSError:  # not a file, as in tests
         return False
     return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-class _Handler(logging.StreamHandler[TextIO]):
-    """Writes lines: without repeats, masked, with priorities if asked."""
+class _Handler(logging.StreamHandler[LogStream]):
+    """Write records as lines: repeats suppressed, secrets masked, with a priority prefix if ``prefixed``."""
 
-    def __init__(self, stream: TextIO, mask: Callable[[str], str], *, prefixed: bool) -> None:
+    def __init__(self, stream: LogStream, masks: LogMasks, *, prefixed: bool, instance: str) -> None:
         super().__init__(stream)
-        self._mask = mask
+        self._instance = instance
+        self._masks = masks
         self._prefixed = prefixed
-        self._repeats = Repeats(time.monotonic)
+        self._repeats = RepeatFilter(time.monotonic)
 
     def emit(self, record: logging.LogRecord) -> None:
-        for one in self._repeats.let_through(record):
-            super().emit(one)
+        for admitted in self._repeats.admit(record):
+            super().emit(admitted)
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = self._mask(super().format(record))
+        lines = self._masks.line(super().format(_with_masked_values(record, self._masks.value)))
+        lines = with_instance(lines, self._instance)
         if self._prefixed:
             prefix = f"<{_PRIORITY.get(record.levelname, 6)}>"
             lines = prefix + lines.replace("\n", f"\n{prefix}")
         return lines
 
     def close(self) -> None:
-        """Say what was held back, and no more."""
-        for one in self._repeats.rest():
-            super().emit(one)
+        """Write the last record of each suppressed kind, and close."""
+        for suppressed in self._repeats.flush():
+            super().emit(suppressed)
         super().close()
 
 
-class _Held:
-    """A message that repeats: when it was last let through, and what came since."""
+class _Repeated:
+    """One kind of record: when it was last written, and how many were suppressed since."""
 
-    __slots__ = ("count", "last", "since_s")
+    __slots__ = ("count", "last", "written_s")
 
-    def __init__(self, since_s: float) -> None:
-        self.since_s = since_s
+    def __init__(self, written_s: float) -> None:
+        self.written_s = written_s
         self.count = 0
         self.last: logging.LogRecord | None = None
 
 
-class Repeats:
-    """Decides which records are let through. It keeps ``REPEAT_KEYS_MAX`` messages at most; the oldest leave first."""
+class RepeatFilter:
+    """Decide which records are written. Remembers ``REPEAT_KEYS_MAX`` kinds at most; the oldest are dropped first."""
 
     def __init__(self, monotonic_s: Callable[[], float]) -> None:
         self._monotonic_s = monotonic_s
-        self._held: dict[tuple[str, int, str], _Held] = {}  # in the order of since_s
+        # Invariant: ordered by written_s. A kind that is written again moves to the end.
+        self._repeated: dict[tuple[str, int, str], _Repeated] = {}
 
-    def let_through(self, record: logging.LogRecord) -> Iterator[logging.LogRecord]:
-        """The records to write now that this one has come: none, itself, and others whose time is over."""
+    @property
+    def remembered(self) -> int:
+        """The number of kinds that are remembered."""
+        return len(self._repeated)
+
+    def admit(self, record: logging.LogRecord) -> Iterator[logging.LogRecord]:
+        """Yield the records to write upon this one: none, itself, and the last of each kind whose time is over."""
+        if getattr(record, "always", False):
+            yield record
+            return
         now_s = self._monotonic_s()
         key = (record.name, record.levelno, str(record.msg))
-        held = self._held.get(key)
-        if held is not None and now_s - held.since_s < REPEAT_EVERY_S:
-            held.count += 1
-            held.last = _without_traceback(record)
+        repeated = self._repeated.get(key)
+        if repeated is not None and now_s - repeated.written_s < REPEAT_EVERY_S:
+            repeated.count += 1
+            repeated.last = _without_traceback(record)
             return
-        if held is not None:
-            del self._held[key]
-            yield from self._over(now_s)
-            yield _with_more(record, held.count, now_s - held.since_s)
+        if repeated is not None:
+            del self._repeated[key]
+            yield from self._expired(now_s)
+            yield _with_count(record, repeated.count, now_s - repeated.written_s)
         else:
-            yield from self._over(now_s)
+            yield from self._expired(now_s)
             yield record
+        # INFO and DEBUG are never suppressed: they are rare by design, and an operator asked for that level.
         if record.levelno >= logging.WARNING:
-            self._held[key] = _Held(now_s)
+            self._repeated[key] = _Repeated(now_s)
 
-    def rest(self) -> Iterator[logging.LogRecord]:
-        """All that was held back, at the end."""
-        return self._over(float("inf"))
+    def flush(self) -> Iterator[logging.LogRecord]:
+        """Yield the last suppressed record of every kind, and forget all kinds."""
+        return self._expired(float("inf"))
 
-    def _over(self, now_s: float) -> Iterator[logging.LogRecord]:
-        """The last of each message whose time is over, or that has to make room."""
-        while self._held:
-            key, held = next(iter(self._held.items()))
-            if now_s - held.since_s < REPEAT_EVERY_S and len(self._held) < REPEAT_KEYS_MAX:
+    def _expired(self, now_s: float) -> Iterator[logging.LogRecord]:
+        """Forget kinds whose time is over, or that exceed the limit, and yield the last suppressed record of each."""
+        while self._repeated:
+            key, repeated = next(iter(self._repeated.items()))
+            if now_s - repeated.written_s < REPEAT_EVERY_S and len(self._repeated) < REPEAT_KEYS_MAX:
                 return
-            del self._held[key]
-            if held.last is not None:
-                yield _with_more(held.last, held.count - 1, min(now_s - held.since_s, REPEAT_EVERY_S))
+            del self._repeated[key]
+            if repeated.last is not None:
+                yield _with_count(repeated.last, repeated.count - 1, min(now_s - repeated.written_s, REPEAT_EVERY_S))
 
 
 def _without_traceback(record: logging.LogRecord) -> logging.LogRecord:
-    """The record to keep: a traceback would hold everything alive that its frames knew, and the first one told it."""
+    """Return the record without its traceback, which would keep every object of its frames alive.
+
+    The first record of the kind was written with its traceback.
+    """
     return logging.makeLogRecord(vars(record) | {"exc_info": None, "exc_text": None}) if record.exc_info else record
 
 
-def _with_more(record: logging.LogRecord, count: int, within_s: float) -> logging.LogRecord:
+def _with_count(record: logging.LogRecord, count: int, within_s: float) -> logging.LogRecord:
+    """Return a copy of the record that says how many of its kind were suppressed; itself if none was."""
     if not count:
         return record
-    told = logging.makeLogRecord(vars(record))
-    told.more = f"and {count} more like it in {show_duration(within_s)}"
-    return told
+    counted = logging.makeLogRecord(vars(record))  # a copy: other handlers get the same record
+    counted.more = f"and {count} more like it in {show_duration(within_s)}"
+    return counted
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -195,8 +338,8 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _data(record: logging.LogRecord) -> dict[str, Any]:
-    """What was given as ``extra``."""
-    return {name: value for name, value in vars(record).items() if name not in _USUAL}
+    """The structured data that the caller gave as ``extra``."""
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
 def _when(record: logging.LogRecord) -> str:
@@ -206,23 +349,24 @@ def _when(record: logging.LogRecord) -> str:
 
 
 def _escaped(text: str) -> str:
+    """Return the text with control characters and Unicode line separators as escapes."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-class _Text(logging.Formatter):
-    """``2026-01-31T12:00:00.123Z WARNING deliver.shell: what happened  key=value``."""
+class _TextFormatter(logging.Formatter):
+    """``2026-01-31T12:00:00.123Z WARNING deliver.delivery_loop: message  key=value``."""
 
     def format(self, record: logging.LogRecord) -> str:
         data = "".join(f"  {name}={value}" for name, value in _data(record).items())
-        logger = record.name.removeprefix(f"{OURS}.")
+        logger = record.name.removeprefix(f"{ROOT_LOGGER}.")
         line = _escaped(f"{_when(record)} {record.levelname} {logger}: {_message(record)}{data}")
         if record.exc_info and record.exc_info[0] is not None:
             line += "\n" + self.formatException(record.exc_info)
         return line
 
 
-class _Json(logging.Formatter):
-    """One object: ``time``, ``level``, ``logger``, ``message``, then the data, then ``traceback``."""
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, the data, ``traceback``."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": _when(record), "level": record.levelname.lower(), "logger": record.name}

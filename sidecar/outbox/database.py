@@ -1,95 +1,74 @@
-"""The file: how it is opened, and what holds it exclusively.
+"""The database file: opening it with the right settings. ``lock.py`` holds it exclusively.
 
 Rules
 -----
 * One read-write connection, in one process. SQLite 3.7.0 to 3.51.2 can lose committed rows when two connections
-  checkpoint at one instant (sqlite.org/wal.html section 11; facts: ``field_lessons.md`` 2), so a lock file refuses the
-  second process, and ``sqlite3.connect`` for writing stands in this file only.
-* What a setting should be is asserted after it was set: SQLite ignores pragmas that it cannot follow.
-* The WAL is kept smaller than the reserve of ``room.py``: on a full disk what it holds must still fit into the file.
+  checkpoint at the same moment (sidecar/outbox/README.md#wal). So a lock refuses a second process, and only this
+  module calls ``sqlite3.connect`` for writing.
+* Every setting is read back after it was set: SQLite silently ignores a pragma that it cannot apply.
+* The WAL stays smaller than the reserve of ``capacity.py``: on a full disk its contents must still fit into the file.
 """
 
-import errno
-import fcntl
 import os
 import sqlite3
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import Literal
-
-import sqlite_utils
+from typing import Any, Final, Literal
 
 from sidecar.errors import ConfigError, Failed
-from sidecar.outbox.schema import SCHEMA_VERSION, migrations
+from sidecar.outbox.lock import SCHEMA_VERSION, newer_schema
 
-__all__ = ["Lock", "damaged", "open_database", "take_lock", "wal_bytes"]
+__all__ = [
+    "copy_database",
+    "damaged",
+    "has_wal_reset_bug",
+    "insert_rows",
+    "open_database",
+    "sqlite_version",
+    "wal_bytes",
+]
 
 PAGE_BYTES = 4096
 CACHE_KIB = 8 * 1024
-# A checkpoint every 16 MiB of WAL: rare enough not to be felt, small enough to be replayed within a second.
+# The WAL is checkpointed when it reaches 16 MiB: rarely enough not to slow commits, and replayed within a second.
 WAL_BYTES = 16 * 2**20
-WAL_SHARE = 24  # never more than this part of the file system
+WAL_SHARE = 24  # on a small file system the WAL takes at most one part in 24
 BUSY_TIMEOUT_S = 5.0
+BACKUP_PAGES = 2_000
 
+# The WAL-reset bug: two connections that write or checkpoint at one instant can lose committed rows in SQLite 3.7.0 to
+# 3.51.2; fixed in 3.51.3 and on the branches 3.44.6 and 3.50.7 (https://www.sqlite.org/wal.html section 11).
+_BUG_SINCE: Final = (3, 7, 0)
+_BUG_FIXED: Final = (3, 51, 3)
+_BUG_FIXED_BRANCHES: Final = ((3, 44, 6), (3, 50, 7))
 
-class Lock:
-    """The exclusive hold on an outbox; released by ``release`` or by the end of the process, however it ends."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def release(self) -> None:
-        """Give the outbox free for another process."""
-        os.close(self._descriptor)
-
-
-def take_lock(path: Path) -> Lock:
-    """Hold the outbox at ``path`` exclusively, with a lock file beside it.
-
-    Raises Failed if another process holds it or the folder is not writable; nothing is waited for.
-    """
-    lock_path = path.with_name(path.name + ".lock")
-    try:
-        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise Failed(
-            f"The outbox folder {path.parent} cannot be written ({error.strerror}); create it or give its path with outbox.path."
-        ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-        os.close(descriptor)
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise Failed(
-                f"The outbox lock {lock_path} cannot be taken ({error.strerror}); is its file system local?"
-            ) from None
-        raise Failed(
-            f"The outbox {path} is held by another process (pid {holder or 'unknown'}); stop that one or give this one its own outbox.path."
-        ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    return Lock(descriptor)
+# Rows per INSERT statement, largest first: few statements for any number of rows, and few different ones to prepare.
+# 80 rows of 12 columns stay below the 999 parameters that an old SQLite accepts.
+INSERT_SIZES: Final = (80, 16, 1)
 
 
 def wal_bytes(folder: Path) -> int:
-    """How large the WAL grows before it is copied into the file; less on a small file system."""
+    """Return the size at which the WAL is copied into the file, in bytes; smaller on a small file system."""
     try:
         facts = os.statvfs(folder)
     except OSError:
-        return WAL_BYTES  # opening the database says what is wrong with the folder
+        return WAL_BYTES  # opening the database reports what is wrong with the folder
     return max(min(WAL_BYTES, facts.f_blocks * facts.f_frsize // WAL_SHARE), 16 * PAGE_BYTES)
 
 
 def _make_private(path: Path) -> None:
-    """A new file is the daemon's own whatever the umask: it holds what people do. SQLite's files beside it follow it."""
+    """Create the file with mode 0600 whatever the umask: it holds personal data. SQLite copies the mode to its others."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError:
-        pass  # opening it as a database says what is wrong
+        pass  # opening it as a database reports what is wrong
 
 
 def damaged(why: str) -> sqlite3.DatabaseError:
-    """The error for damage that SQLite does not see, as if it had."""
+    """Return the error that SQLite would raise, for damage that only this program can see."""
     error = sqlite3.DatabaseError(why)
     error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     return error
@@ -98,11 +77,13 @@ def damaged(why: str) -> sqlite3.DatabaseError:
 def open_database(
     path: Path, *, durability: Literal["disk", "process"], factory: type[sqlite3.Connection] = sqlite3.Connection
 ) -> sqlite3.Connection:
-    """The one read-write connection, with the schema made or brought up to date.
+    """Open the one read-write connection, and create or migrate the schema.
 
-    The connection is in autocommit mode: whoever writes begins and commits. It may be used from any thread, one at a
-    time. ``factory`` is the seam through which tests make calls fail. Raises Failed if the file cannot be opened or
-    written, ConfigError if it was written by a newer version or is not a database.
+    The connection is in autocommit mode: the caller begins and commits transactions. It may be used from any thread, by
+    one thread at a time. ``factory`` is the seam through which tests make calls fail.
+
+    Raises Failed if the file cannot be opened or written, ConfigError if it was written by a newer version or is not a
+    database.
     """
     connection: sqlite3.Connection | None = None
     _make_private(path)
@@ -126,33 +107,59 @@ def _explained(error: sqlite3.Error, path: Path) -> Failed | ConfigError:
             f"The outbox {path} cannot be opened for writing ({error}); check its owner, its mode and the free space."
         )
     return ConfigError(
-        f"The outbox {path} is damaged or no outbox ({error}); move it away to start with an empty one, and keep it: "
-        "`sqlite3 FILE .recover` often gets events back."
+        f"The outbox {path} is damaged or is not an outbox ({error}); move it away to start with an empty one, and "
+        "keep it: `sqlite3 FILE .recover` can often recover events."
     )
 
 
 def _set_up(connection: sqlite3.Connection, path: Path, durability: str) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
-        raise ConfigError(
-            f"The outbox {path} was written by a newer px-sidecar (schema {version}, this one knows {SCHEMA_VERSION}); "
-            "install that version or give another outbox.path."
-        )
-    if version == 0:
+        raise newer_schema(path, version)
+    if version == 0:  # both can be chosen only before the first table exists
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     limit_bytes = wal_bytes(path.parent)
     _require(connection, "journal_mode", "wal", "wal")
     _require(connection, "synchronous", "FULL" if durability == "disk" else "NORMAL", 2 if durability == "disk" else 1)
     _require(connection, "cache_size", str(-CACHE_KIB), -CACHE_KIB)
-    # What is deleted is overwritten, always: a row that grew has left its old text behind in its page.
+    # Deleted text must not stay in the file. Always on: a row that grew has left its old text behind in its page.
     _require(connection, "secure_delete", "ON", 1)
     _require(connection, "temp_store", "MEMORY", 2)
+    # Without a size limit a WAL that grew once keeps its size.
     _require(connection, "journal_size_limit", str(2 * limit_bytes), 2 * limit_bytes)
     _require(connection, "wal_autocheckpoint", str(limit_bytes // PAGE_BYTES), limit_bytes // PAGE_BYTES)
     if version < SCHEMA_VERSION:
-        # No plugin of any installed package may run code in this process.
-        migrations.apply(sqlite_utils.Database(connection, execute_plugins=False, recursive_triggers=False))
+        _migrate(connection)
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    # sqlite_utils imports these where they are installed: 12 MB that stay for the life of the daemon, and nothing uses.
+    absent = [name for name in ("numpy", "pandas") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: their import fails
+    try:
+        import sqlite_utils  # here: it takes a third of the time to start, and a file is migrated once
+
+        from sidecar.outbox.schema import migrations
+    finally:
+        for name in absent:
+            del sys.modules[name]
+    # Without this, plugins of any installed package would run code in this process.
+    migrations.apply(sqlite_utils.Database(connection, execute_plugins=False, recursive_triggers=False))
+
+
+def copy_database(connection: sqlite3.Connection, target: Path, progress: Callable[[], object] = lambda: None) -> None:
+    """Copy an open database into the new file ``target``, which is a single file without a log when this returns.
+
+    ``progress`` is called after every ``BACKUP_PAGES``. Raises OSError or sqlite3.Error.
+    """
+    os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    copy = sqlite3.connect(target)
+    try:
+        connection.backup(copy, pages=BACKUP_PAGES, progress=lambda *_: progress())
+        copy.execute("PRAGMA journal_mode = DELETE").fetchall()
+    finally:
+        copy.close()
 
 
 def _require(connection: sqlite3.Connection, pragma: str, value: str, expected: str | int) -> None:
@@ -160,5 +167,40 @@ def _require(connection: sqlite3.Connection, pragma: str, value: str, expected: 
     actual = connection.execute(f"PRAGMA {pragma}").fetchone()[0]
     if actual != expected:
         raise Failed(
-            f"SQLite did not accept {pragma} = {value} (it says {actual}); is the file system able to hold a WAL database?"
+            f"SQLite did not accept {pragma} = {value} (it reports {actual}); put the outbox on a local file system."
         )
+
+
+def sqlite_version() -> tuple[int, int, int]:
+    """Return the version of the SQLite library that this process uses."""
+    return sqlite3.sqlite_version_info
+
+
+def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
+    """Return True if a checkpoint by a second program (Litestream, sqlite3) can damage the outbox."""
+    if any(version[:2] == branch[:2] and version >= branch for branch in _BUG_FIXED_BRANCHES):
+        return False
+    return _BUG_SINCE <= version < _BUG_FIXED
+
+
+def insert_rows(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert ``rows``, all of one width, as ``INSERT <into> VALUES (…), (…)``, in their order. Raises sqlite3.Error.
+
+    Python's sqlite3 releases the interpreter lock around every step of a statement. With one statement per row, the
+    store's thread would wait for the lock at every row while another thread parses events; with one statement for many
+    rows it inserts them all while the other thread runs.
+    """
+    if not rows:
+        return
+    width, start = len(rows[0]), 0
+    for size in INSERT_SIZES:
+        while len(rows) - start >= size:
+            values = list(chain.from_iterable(rows[start : start + size]))
+            connection.execute(_insert_statement(into, width, size), values)
+            start += size
+
+
+@lru_cache(maxsize=64)
+def _insert_statement(into: str, width: int, size: int) -> str:
+    row = f"({', '.join('?' * width)})"
+    return f"INSERT {into} VALUES {', '.join([row] * size)}"

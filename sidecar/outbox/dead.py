@@ -1,7 +1,8 @@
-"""Dead letters: look at them, make them pending again, give them up. For the control room and the command.
+"""Dead letters: list, retry, discard and export them; used by the control API and the command line.
 
-All calls do one page and say where the next one begins, so that 100,000 of them hold nobody up and progress can be
-shown. ``retry`` and ``discard`` run inside a transaction; a page without a match may have another one behind it.
+Each call processes one page and returns where the next one begins: 100,000 dead letters block no other request, and
+progress can be shown. ``retry`` and ``discard`` run inside a transaction. An empty page does not mean the end: a call
+examines a bounded number of rows, whether they match or not.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -9,22 +10,36 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from sidecar.events import readable
-from sidecar.outbox.records import State
+from sidecar.events import decode_or_empty
+from sidecar.mapping import Priority
+from sidecar.mapping.privacy import hide_in
+from sidecar.outbox.classify import Via
+from sidecar.outbox.records import PENDING, EventState, hashed_values
+from sidecar.outbox.steps import CHANGED_BYTES, READ_BYTES, up_to
 from sidecar.outbox.store import Store
 
-__all__ = ["DeadLetter", "DeadPage", "Moved", "Which", "dead_page", "discard", "discard_ids", "exported", "retry"]
+__all__ = [
+    "DeadLetter",
+    "DeadLetterFilter",
+    "DeadPage",
+    "MovedPage",
+    "dead_page",
+    "discard",
+    "discard_ids",
+    "exported",
+    "retry",
+]
 
 PAGE_ROWS: Final = 500
-# So many rows one call looks at, whether they match or not: some 30 ms.
-SCAN_ROWS: Final = 5_000
+# Most rows that one call examines: a few milliseconds of the store's thread.
+SCAN_ROWS: Final = 2_000
 
 
-class Which(NamedTuple):
-    """Which dead letters are meant; what is None does not matter.
+class DeadLetterFilter(NamedTuple):
+    """Selects dead letters; a field that is None selects all.
 
-    ``name`` is the event's name, exactly; ``reason`` one of the closed list; ``since_ms`` and ``until_ms`` bound the
-    time of the last attempt, the end excluded.
+    ``name`` is compared exactly, ``reason`` is one of the closed list. ``since_ms`` and ``until_ms`` bound the time of
+    the last attempt, the end excluded. ``user`` is the ordering key.
     """
 
     ids: Collection[int] | None = None
@@ -32,10 +47,11 @@ class Which(NamedTuple):
     reason: str | None = None
     since_ms: int | None = None
     until_ms: int | None = None
+    user: str | None = None
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):
-    """Everything that is known of an event that was refused for good."""
+    """An event that was refused for good, with the reason, the last attempt and the event as received."""
 
     id: int
     reason: str
@@ -50,138 +66,164 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     source: int
     received_ms: int
     body: bytes
+    hashed: str | None = None
 
 
 class DeadPage(NamedTuple):
-    """Some dead letters in the order of their ids, and the ``after_id`` of the next page, None at the end."""
+    """Dead letters in id order, and the ``after_id`` of the next page, None at the end."""
 
     letters: list[DeadLetter]
     next_after: int | None
 
 
-class Moved(NamedTuple):
-    """The ids that were moved, in order, and the ``after_id`` of the next page, None at the end."""
+class MovedPage(NamedTuple):
+    """The ids of retried or discarded letters in order, and the ``after_id`` of the next page, None at the end."""
 
     ids: list[int]
     next_after: int | None
 
 
-def dead_page(store: Store, which: Which, *, after_id: int = 0, limit: int = PAGE_ROWS) -> DeadPage:
-    """The next dead letters behind ``after_id``, ``limit`` at most."""
-    found, next_after = _matching(store, which, after_id, limit)
+def dead_page(store: Store, which: DeadLetterFilter, *, after_id: int = 0, limit: int = PAGE_ROWS) -> DeadPage:
+    """Return the next matching dead letters after ``after_id``, at most ``limit``."""
+    matches, next_after = _matching(store, which, after_id, limit)
     query = (
-        "SELECT dead.id, dead.reason, name, dead.user, dead.status, detail, dead.attempts, first_ms, last_ms, payload,"
-        " source, received_ms, body FROM dead JOIN events ON events.id = dead.id WHERE dead.id = ?"
+        "SELECT dead.id, dead.reason, dead.name, dead.user, dead.status, detail, dead.attempts, first_ms, last_ms, payload,"
+        " source, received_ms, body, hashed FROM dead JOIN events ON events.id = dead.id WHERE dead.id = ?"
     )
-    return DeadPage([DeadLetter(*store.connection.execute(query, (one,)).fetchone()) for one, _ in found], next_after)
+    found = (store.connection.execute(query, (event_id,)).fetchone() for event_id, _ in matches)
+    letters = [DeadLetter(*row) for row in up_to(READ_BYTES, found, lambda row: len(row[9]) + len(row[12]))]
+    return DeadPage(letters, next_after if len(letters) == len(matches) else letters[-1].id)
 
 
 def retry(
     store: Store,
-    which: Which,
+    which: DeadLetterFilter,
     now_ms: int,
     *,
-    high: Callable[[dict[str, Any]], bool],
+    priority_of: Callable[[dict[str, Any]], Priority],
     after_id: int = 0,
     limit: int = PAGE_ROWS,
-) -> Moved:
-    """Make the next page of dead letters pending again, inside a transaction: same id, patience from the start.
+) -> MovedPage:
+    """Make the next page of dead letters pending again, inside a transaction: same id, no failed attempts.
 
-    ``high`` decides the class anew, with today's mapping. The dispatcher has to look again from the lowest id on.
+    ``priority_of(event)`` decides the class again, with the current mapping. The dispatcher has to read the backlog again from
+    the lowest of these ids: its read position may be past them.
     """
-    found, next_after = _matching(store, which, after_id, limit)
-    for event_id, reason in found:
-        body = store.connection.execute("SELECT body FROM events WHERE id = ?", (event_id,)).fetchone()[0]
-        is_high = high(readable(body))
+    matches, next_after = _fitting(store, *_matching(store, which, after_id, limit))
+    for event_id, reason in matches:
+        body, via = store.connection.execute("SELECT body, via FROM events WHERE id = ?", (event_id,)).fetchone()
+        # What an operator has resent or backfilled leaves the way to what apps send, also after a refusal.
+        low = via in (Via.RESEND, Via.BACKFILL)
+        priority = Priority.LOW if low else priority_of(decode_or_empty(body))
         store.connection.execute("DELETE FROM dead WHERE id = ?", (event_id,))
+        # ``settled_ms`` of a pending row is when it was retried: ages count from then, see ``Row.retried_ms``.
         store.connection.execute(
             "UPDATE events SET state = ?, settled_ms = ?, status = NULL, reason = NULL, attempts = NULL WHERE id = ?",
-            (State.HIGH if is_high else State.NORMAL, now_ms, event_id),
+            (priority, now_ms, event_id),
         )
         store.count(f"dead:{reason}", -1)
-        store.count("pending_high" if is_high else "pending_normal")
-    return Moved([one for one, _ in found], next_after)
+        store.count(PENDING[priority])
+    return MovedPage([event_id for event_id, _ in matches], next_after)
 
 
-def discard(store: Store, which: Which, now_ms: int, *, after_id: int = 0, limit: int = PAGE_ROWS) -> Moved:
-    """Give up the next page of dead letters, inside a transaction: they become dropped, ``discarded``."""
-    found, next_after = _matching(store, which, after_id, limit)
-    ids = [one for one, _ in found]
+def discard(
+    store: Store, which: DeadLetterFilter, now_ms: int, *, after_id: int = 0, limit: int = PAGE_ROWS
+) -> MovedPage:
+    """Make the next page of dead letters dropped with the reason ``discarded``, inside a transaction."""
+    matches, next_after = _fitting(store, *_matching(store, which, after_id, limit))
+    ids = [event_id for event_id, _ in matches]
     discard_ids(store, ids, now_ms)
-    return Moved(ids, next_after)
+    return MovedPage(ids, next_after)
 
 
 def discard_ids(store: Store, ids: Sequence[int], now_ms: int, *, reason: str = "discarded") -> None:
-    """Make these dead letters dropped, inside a transaction; ids that are not dead are passed over."""
+    """Make these dead letters dropped, inside a transaction; ids that are not dead are skipped."""
     for event_id in ids:
-        found = store.connection.execute("DELETE FROM dead WHERE id = ? RETURNING reason", (event_id,)).fetchone()
-        if found is None:
+        letter = store.connection.execute("DELETE FROM dead WHERE id = ? RETURNING reason", (event_id,)).fetchone()
+        if letter is None:
             continue
         store.connection.execute(
             "UPDATE events SET state = ?, reason = ?, settled_ms = ? WHERE id = ?",
-            (State.DROPPED, reason, now_ms, event_id),
+            (EventState.DROPPED, reason, now_ms, event_id),
         )
-        store.count(f"dead:{found[0]}", -1)
+        store.count(f"dead:{letter[0]}", -1)
         store.count(f"dropped:{reason}")
 
 
-def exported(letter: DeadLetter, redact: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """A dead letter as a JSON object: the event as today's privacy rules let people see it.
+def exported(letter: DeadLetter, redact: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """Return a dead letter as a JSON object, with the event as the current privacy rules show it.
 
-    The ``payload`` as PX got it was made by the rules of its day. It is shown where today's have nothing to hide in the
-    event, else it is null: it could hold, under another name, what they keep.
+    The ``payload`` was built by the rules in force when it was sent. It is shown if the current rules hide nothing in
+    the event, else it is null: it could hold, under another name, what they hide. What PX said is shown without what they hide.
     """
-    event = readable(letter.body)
-    seen = redact(event)
+    event = decode_or_empty(letter.body)
+    redacted = redact(event, hashed_values(letter.hashed))
     return {
         "id": letter.id,
         "reason": letter.reason,
         "status": letter.status,
-        "detail": letter.detail,
+        "detail": hide_in(letter.detail, event, redacted),
         "attempts": letter.attempts,
         "first_ms": letter.first_ms,
         "last_ms": letter.last_ms,
         "name": letter.name,
         "user": letter.user,
         "received_ms": letter.received_ms,
-        "payload": readable(letter.payload) if letter.payload and seen == event else None,
-        "event": seen,
+        "payload": decode_or_empty(letter.payload) if letter.payload and redacted == event else None,
+        "event": redacted,
     }
 
 
-def _matching(store: Store, which: Which, after_id: int, limit: int) -> tuple[list[tuple[int, str]], int | None]:
-    """Ids and reasons of the next matches, and where to go on."""
-    wanted = (
-        _by_id(store, which.ids, after_id) if which.ids is not None else _scan(store, after_id)
-    )  # both in the order of ids, bounded
-    found: list[tuple[int, str]] = []
-    for event_id, reason, name, last_ms in wanted.rows:
+def _fitting(
+    store: Store, matches: list[tuple[int, str]], next_after: int | None
+) -> tuple[list[tuple[int, str]], int | None]:
+    """Return those of the matches that one call may change, and where the next one begins."""
+    query = "SELECT length(body) + length(payload) FROM events JOIN dead USING (id) WHERE id = ?"
+
+    def size_of(match: tuple[int, str]) -> int:
+        row = store.connection.execute(query, (match[0],)).fetchone()
+        return row[0] if row else 0
+
+    fitting = list(up_to(CHANGED_BYTES, matches, size_of))
+    return fitting, next_after if len(fitting) == len(matches) else fitting[-1][0]
+
+
+def _matching(
+    store: Store, which: DeadLetterFilter, after_id: int, limit: int
+) -> tuple[list[tuple[int, str]], int | None]:
+    """Return ids and reasons of the next matches, and the ``after_id`` of the next page, None at the end."""
+    candidates = _by_id(store, which.ids, after_id) if which.ids is not None else _scan(store, after_id)
+    matches: list[tuple[int, str]] = []
+    for event_id, reason, name, last_ms, user in candidates.rows:
         if (
             (which.reason is None or reason == which.reason)
             and (which.name is None or name == which.name)
             and (which.since_ms is None or last_ms >= which.since_ms)
             and (which.until_ms is None or last_ms < which.until_ms)
+            and (which.user is None or user == which.user)
         ):
-            found.append((event_id, reason))
-            if len(found) == limit:
-                return found, event_id
-    return found, wanted.next_after
+            matches.append((event_id, reason))
+            if len(matches) == limit:
+                return matches, event_id
+    return matches, candidates.next_after
 
 
-class _Rows(NamedTuple):
-    rows: list[tuple[int, str, str, int]]
+class _Candidates(NamedTuple):
+    """A bounded number of rows (id, reason, name, last attempt, user) in id order, and where the next call begins."""
+
+    rows: list[tuple[int, str, str, int, str | None]]
     next_after: int | None
 
 
-def _scan(store: Store, after_id: int) -> _Rows:
+def _scan(store: Store, after_id: int) -> _Candidates:
     rows = store.connection.execute(
-        "SELECT id, reason, name, last_ms FROM dead WHERE id > ? ORDER BY id LIMIT ?", (after_id, SCAN_ROWS)
+        "SELECT id, reason, name, last_ms, user FROM dead WHERE id > ? ORDER BY id LIMIT ?", (after_id, SCAN_ROWS)
     ).fetchall()
-    return _Rows(rows, rows[-1][0] if len(rows) == SCAN_ROWS else None)
+    return _Candidates(rows, rows[-1][0] if len(rows) == SCAN_ROWS else None)
 
 
-def _by_id(store: Store, ids: Collection[int], after_id: int) -> _Rows:
-    part = sorted(one for one in set(ids) if one > after_id)[:SCAN_ROWS]
-    query = "SELECT id, reason, name, last_ms FROM dead WHERE id = ?"
-    rows = [row for one in part for row in store.connection.execute(query, (one,))]
-    return _Rows(rows, part[-1] if len(part) == SCAN_ROWS else None)
+def _by_id(store: Store, ids: Collection[int], after_id: int) -> _Candidates:
+    part = sorted(event_id for event_id in set(ids) if event_id > after_id)[:SCAN_ROWS]
+    query = "SELECT id, reason, name, last_ms, user FROM dead WHERE id = ?"
+    rows = [row for event_id in part for row in store.connection.execute(query, (event_id,))]
+    return _Candidates(rows, part[-1] if len(part) == SCAN_ROWS else None)

@@ -1,122 +1,150 @@
-"""Forgetting a user: pending and dead events, history and memory, a page at a time.
+"""Forget users: their pending and dead events, history and memory, one page per call.
 
-What is pending or dead becomes dropped (``forgotten``) and loses its body; what is settled is deleted. The counters
+Pending and dead events become dropped (``forgotten``) and lose their bodies; history rows are deleted. The counters
 keep counting all of them.
 
-Deleted text is overwritten in the file (``PRAGMA secure_delete``), apart from remains that SQLite may have left between
-the rows of a page when it moved them; those go when the page is written the next time. Once all pages are done the WAL
-is to be emptied (``Store.checkpoint(truncate=True)``), the other place where the text stands.
+Deleted text is overwritten in the file (``PRAGMA secure_delete``). An exception are remains that SQLite may have left
+between the rows of a page when it moved them; they are overwritten when the page is written again. After the last page
+the caller has to empty the WAL (``Store.checkpoint(truncate=True)``), the other file that holds the text.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from typing import Final, NamedTuple
 
 import msgspec
 
-from sidecar.events import decode_stored
+from sidecar.events import decode_or_empty, decode_stored
+from sidecar.mapping.values import as_text
 from sidecar.outbox.dead import discard_ids
 from sidecar.outbox.overflow import delete_rows
-from sidecar.outbox.records import State
+from sidecar.outbox.records import PENDING, PRIORITY_OF, EventState
+from sidecar.outbox.steps import CHANGED_BYTES, READ_BYTES
 from sidecar.outbox.store import Store
 
-__all__ = ["Forgotten", "forget_users", "theirs"]
+__all__ = ["Forgotten", "forget_users", "user_matcher"]
 
-# So many rows one call looks at: some 30 ms.
-SCAN_ROWS: Final = 5_000
+# Most rows that one call examines, and bytes of their bodies: a few milliseconds of the store's thread.
+SCAN_ROWS: Final = 2_000
+LINKED_MAX: Final = 20
 _REASON: Final = "forgotten"
 
 
 class Forgotten(NamedTuple):
-    """What one call did.
+    """How many events of each kind, and users' memories, one call has forgotten.
 
-    ``left`` are matching events that were in use: the dispatcher has to settle them. ``next_after`` is the
-    ``after_id`` of the next call, None when all rows were looked at.
+    ``skipped`` are the ids of matching events that were checked out: the dispatcher settles them. ``next_after`` is the
+    ``after_id`` of the next call, None after the last row. ``linked`` are other ids that matching events name beside the
+    user: events with such an id alone are not found; at most ``LINKED_MAX`` are returned.
     """
 
     pending: int
     dead: int
     history: int
     memory: int
-    left: list[int]
+    skipped: list[int]
+    linked: frozenset[str]
     next_after: int | None
 
 
 def forget_users(
-    store: Store, users: Collection[str], now_ms: int, *, in_use: Collection[int], after_id: int = 0
+    store: Store, users: Collection[str], now_ms: int, *, checked_out: Container[int], after_id: int = 0
 ) -> Forgotten:
-    """Forget these users in the next rows behind ``after_id``, inside a transaction.
+    """Forget these users in the next rows after ``after_id``, inside a transaction.
 
-    An event is theirs if the key of order is, or its ``userId`` or ``anonymousId``. ``in_use`` are the ids that the
-    dispatcher has loaded: they are left to it.
+    An event belongs to a user if its ordering key, ``userId``, ``anonymousId`` or ``previousId`` is the user. ``checked_out`` are the
+    ids that the dispatcher has loaded: these events are skipped.
     """
     memory = _forget_memory(store, users) if after_id == 0 else 0
-    found, next_after = _those_of(store, frozenset(users), after_id)
-    pending = [(one, state) for one, state in found if state < State.DELIVERED and one not in in_use]
-    dead = [one for one, state in found if state == State.DEAD]
-    history = [one for one, state in found if state in (State.DELIVERED, State.DROPPED)]
-    if found:
-        store.keep_ids_of(found[-1][0])
+    events, linked, next_after = _events_of(store, frozenset(users), after_id)
+    all_pending = [(event_id, state) for event_id, state in events if state < EventState.DELIVERED]
+    pending = [(event_id, state) for event_id, state in all_pending if event_id not in checked_out]
+    skipped = [event_id for event_id, _ in all_pending if event_id in checked_out]
+    dead = [event_id for event_id, state in events if state == EventState.DEAD]
+    history = [event_id for event_id, state in events if state in (EventState.DELIVERED, EventState.DROPPED)]
+    if events:
+        store.keep_ids_of(events[-1][0])  # the bodies are emptied: their message ids could not be read again
     _forget_pending(store, pending, now_ms)
     discard_ids(store, dead, now_ms, reason=_REASON)
-    _empty(store, [*dead, *(one for one, _ in pending)])
+    _empty_bodies(store, [*dead, *(event_id for event_id, _ in pending)])
     delete_rows(store, history)
-    left = [one for one, state in found if state < State.DELIVERED and one in in_use]
-    return Forgotten(len(pending), len(dead), len(history), memory, left, next_after)
+    return Forgotten(len(pending), len(dead), len(history), memory, skipped, linked, next_after)
 
 
-def _those_of(store: Store, users: frozenset[str], after_id: int) -> tuple[list[tuple[int, int]], int | None]:
-    """Ids and states of the next rows that belong to one of the users, and where to go on."""
-    is_theirs = theirs(users)
-    found: list[tuple[int, int]] = []
-    looked_at = event_id = 0
-    for event_id, state, user, body in store.connection.execute(
+def _events_of(
+    store: Store, users: frozenset[str], after_id: int
+) -> tuple[list[tuple[int, int]], frozenset[str], int | None]:
+    """Return ids and states of the next rows that belong to one of the users, their other ids, and where to continue."""
+    matches = user_matcher(users)
+    events: list[tuple[int, int]] = []
+    linked: set[str] = set()
+    read_bytes = changed_bytes = 0
+    rows = store.connection.execute(
         "SELECT id, state, user, body FROM events WHERE id > ? ORDER BY id LIMIT ?", (after_id, SCAN_ROWS)
-    ):  # one after the other: a body may have 32 KiB
-        looked_at += 1
-        if is_theirs(user, body):
-            found.append((event_id, state))
-    return found, event_id if looked_at == SCAN_ROWS else None
+    )
+    for examined, (event_id, state, user, body) in enumerate(
+        rows, 1
+    ):  # row by row, not fetchall: a body may have 32 KiB
+        read_bytes += len(body)
+        if matches(user, body):
+            changed_bytes += len(body)
+            events.append((event_id, state))
+            if len(linked) < LINKED_MAX:
+                linked |= _ids_in(body) - users
+        if examined == SCAN_ROWS or read_bytes >= READ_BYTES or changed_bytes >= CHANGED_BYTES:
+            rows.close()
+            return events, frozenset(linked), event_id
+    return events, frozenset(linked), None
 
 
-def theirs(users: Collection[str]) -> Callable[[str | None, bytes], bool]:
-    """A test whether an event, by its key of order and its body, belongs to one of the users."""
-    # A body is decoded only where one of the ids stands in it somewhere, as text or as a number.
+def user_matcher(users: Collection[str]) -> Callable[[str | None, bytes], bool]:
+    """Return a function that tells whether an event, given its ordering key and body, belongs to one of the users."""
+    # A body is decoded only if one of the ids occurs in it, as text or as a number: decoding all takes too long.
     needles = [msgspec.json.encode(user)[1:-1] for user in users]
 
-    def test(user: str | None, body: bytes) -> bool:
-        return user in users or (any(needle in body for needle in needles) and _is_of(body, users))
+    def matches(user: str | None, body: bytes) -> bool:
+        return user in users or (any(needle in body for needle in needles) and _names_one_of(body, users))
 
-    return test
+    return matches
 
 
-def _is_of(body: bytes, users: Collection[str]) -> bool:
+def _names_one_of(body: bytes, users: Collection[str]) -> bool:
     try:
-        event = decode_stored(body)
+        decode_stored(body)
     except msgspec.DecodeError:
-        return True  # damaged, and the id stands in it
-    for key in ("userId", "anonymousId"):
-        value = event.get(key)
-        if isinstance(value, (str, int, float)) and str(value) in users:
-            return True
-    return False
+        return True  # a damaged body in which the id occurs: forgetting too much is the safe side
+    return not _ids_in(body).isdisjoint(users)
+
+
+def _ids_in(body: bytes) -> set[str]:
+    """Return the ids of users that a stored event names."""
+    event = decode_or_empty(body)
+    values = (event.get(key) for key in ("userId", "anonymousId", "previousId"))
+    return {text for value in values if (text := as_text(value)) is not None}
 
 
 def _forget_memory(store: Store, users: Collection[str]) -> int:
-    gone = sum(store.connection.execute("DELETE FROM users WHERE user = ?", (user,)).rowcount for user in set(users))
-    store.count("users", -gone)
-    return gone
+    deleted = sum(store.connection.execute("DELETE FROM users WHERE user = ?", (user,)).rowcount for user in set(users))
+    store.count("users", -deleted)
+    store.accounts.clear()
+    return deleted
 
 
 def _forget_pending(store: Store, pending: list[tuple[int, int]], now_ms: int) -> None:
+    store.unlist_parked([event_id for event_id, _ in pending])
     for event_id, state in pending:
         store.connection.execute(
             "UPDATE events SET state = ?, reason = ?, settled_ms = ?, status = NULL WHERE id = ?",
-            (State.DROPPED, _REASON, now_ms, event_id),
+            (EventState.DROPPED, _REASON, now_ms, event_id),
         )
         store.connection.execute("DELETE FROM retries WHERE id = ?", (event_id,))
-        store.count("pending_high" if state in (State.HIGH, State.HIGH_ASIDE) else "pending_normal", -1)
+        store.count(PENDING[PRIORITY_OF[state]], -1)
         store.count(f"dropped:{_REASON}")
 
 
-def _empty(store: Store, ids: list[int]) -> None:
-    store.connection.executemany("UPDATE events SET body = x'7b7d', user = NULL WHERE id = ?", [(one,) for one in ids])
+def _empty_bodies(store: Store, ids: list[int]) -> None:
+    # x'7b7d' is ``{}``.
+    store.connection.executemany(
+        "UPDATE events SET body = x'7b7d', user = NULL, account = NULL, account_from = NULL, account_call = NULL,"
+        " hashed = NULL, history = NULL WHERE id = ?",
+        [(event_id,) for event_id in ids],
+    )

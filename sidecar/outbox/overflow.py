@@ -1,38 +1,41 @@
-"""Making room in a full outbox: history goes first, then, if the operator wants it so, the oldest pending events.
+"""Free space in a full outbox: delete history first, then the oldest pending events if ``when_full`` says so.
 
-A row that makes room is deleted at once: a settled one that stays would free nothing. Its message id is kept, so that
-a client which sends the event again is told that it was seen.
+Rows are deleted at once: a row that only changes its state frees nothing. Their message ids are kept, so that an event
+that a client sends again is recognized as a repeat.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
-from sidecar.outbox.records import State
+from sidecar.outbox.records import PENDING, PRIORITY_OF, EventState
+from sidecar.outbox.steps import CHANGED_BYTES, up_to
 from sidecar.outbox.store import Store
 
 __all__ = ["Overflow", "delete_rows"]
 
 STEP_ROWS = 500
-# So many rows one call looks at, at most: about 30 ms of the writer's time.
+# Most rows that one call examines: about 30 ms of the store's thread.
 CALL_ROWS = 5_000
 
 
 def delete_rows(store: Store, ids: Sequence[int]) -> None:
-    """Delete event rows, in ascending order of ids, inside a transaction; what is counted is the caller's business."""
+    """Delete event rows inside a transaction. ``ids`` are in ascending order; the caller updates the counters."""
     if ids:
         store.keep_ids_of(ids[-1])
-        store.connection.executemany("DELETE FROM events WHERE id = ?", [(one,) for one in ids])
+        store.connection.executemany("DELETE FROM events WHERE id = ?", [(event_id,) for event_id in ids])
 
 
 class Overflow:
-    """Makes room inside a transaction. Remembers how far it looked, so that rows which stay are passed once a round."""
+    """Frees space inside a transaction. Its position is kept between calls: rows that stay are examined once a pass."""
 
     def __init__(self) -> None:
         self._after_id = 0
 
-    def make_room(self, store: Store, surplus_bytes: int, protected: Collection[int] | None) -> int:
-        """Free ``surplus_bytes`` if there is that much; returns how much is still missing, nothing or less if none.
+    def free_space(self, store: Store, surplus_bytes: int, protected: Collection[int] | None) -> int:
+        """Free ``surplus_bytes`` as far as possible; return how many bytes are still missing, zero or less if none.
 
-        Without ``protected`` only history goes. With it the oldest pending events go after that, apart from those.
+        With ``protected`` None only history is deleted. Otherwise the oldest pending events are dropped after it,
+        except those whose ids are in ``protected``.
         """
         goal = store.used_bytes() - surplus_bytes
         for _ in range(CALL_ROWS // STEP_ROWS):
@@ -44,32 +47,40 @@ class Overflow:
         return store.used_bytes() - goal
 
     def _drop_history(self, store: Store) -> bool:
-        gone: list[int] = []
-        for state in (State.DELIVERED, State.DROPPED):
-            found = store.connection.execute(
-                "SELECT id FROM events WHERE state = ? AND state > 3 ORDER BY settled_ms LIMIT ?", (state, STEP_ROWS)
+        """Delete the oldest history; False if there is none."""
+        ids: list[int] = []
+        for state in (EventState.DELIVERED, EventState.DROPPED):
+            rows = store.connection.execute(
+                "SELECT id, length(body) FROM events WHERE state = ? AND state > 3 ORDER BY settled_ms LIMIT ?",
+                (state, STEP_ROWS),
             )
-            gone.extend(row[0] for row in found)
-        delete_rows(store, sorted(gone))
-        return bool(gone)
+            ids.extend(event_id for event_id, _ in up_to(CHANGED_BYTES // 2, rows, lambda row: row[1]))
+            rows.close()
+        delete_rows(store, sorted(ids))
+        return bool(ids)
 
     def _drop_pending(self, store: Store, protected: Collection[int]) -> bool:
-        """Drop the oldest that may go; False if none was among the rows that one call looks at."""
+        """Drop the oldest pending events that are not protected; False if the rows of one call held none."""
         for _ in range(CALL_ROWS // STEP_ROWS):
-            found = store.connection.execute(
+            rows = store.connection.execute(
                 "SELECT id, state FROM events WHERE id > ? ORDER BY id LIMIT ?", (self._after_id, STEP_ROWS)
             ).fetchall()
-            gone = [(one, state) for one, state in found if state < State.DELIVERED and one not in protected]
-            if gone:
-                self._drop(store, gone)
+            pending = [
+                (event_id, state)
+                for event_id, state in rows
+                if state < EventState.DELIVERED and event_id not in protected
+            ]
+            if pending:
+                self._drop(store, pending)
                 return True
-            self._after_id = found[-1][0] if found else 0
+            # Only dead and protected rows here: the next call continues behind them, or starts over at the end.
+            self._after_id = rows[-1][0] if rows else 0
         return False
 
-    def _drop(self, store: Store, gone: list[tuple[int, int]]) -> None:
-        delete_rows(store, [one for one, _ in gone])
-        store.connection.executemany("DELETE FROM retries WHERE id = ?", [(one,) for one, _ in gone])
-        high = sum(state in (State.HIGH, State.HIGH_ASIDE) for _, state in gone)
-        store.count("pending_high", -high)
-        store.count("pending_normal", high - len(gone))
-        store.count("dropped:outbox_full", len(gone))
+    def _drop(self, store: Store, pending: list[tuple[int, int]]) -> None:
+        store.unlist_parked([event_id for event_id, _ in pending])
+        delete_rows(store, [event_id for event_id, _ in pending])
+        store.connection.executemany("DELETE FROM retries WHERE id = ?", [(event_id,) for event_id, _ in pending])
+        for priority, count in Counter(PRIORITY_OF[state] for _, state in pending).items():
+            store.count(PENDING[priority], -count)
+        store.count("dropped:outbox_full", len(pending))

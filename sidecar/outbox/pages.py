@@ -1,14 +1,15 @@
-"""The pages of an SQLite file as they are, read without SQLite: for a file that it refuses or cannot follow.
+"""Read the pages of an SQLite file without SQLite: for a damaged file that SQLite refuses or cannot follow.
 
 Theory
 ------
-Every row stands whole in one leaf page (long ones go on in a chain of overflow pages), and a leaf page can be read
-without the pages that lead to it. So damage costs the rows it hits, and those whose way leads through it are still
-found. The formats: https://www.sqlite.org/fileformat2.html, "B-tree Pages", "Record Format", "The Write-Ahead Log".
+Every row is in one leaf page (a long row continues in a chain of overflow pages), and a leaf page can be read without
+the inner pages that point to it. So damage costs the rows it hits, and not the rows that are reached through the
+damaged page. The formats: https://www.sqlite.org/fileformat2.html, "B-tree Pages", "Record Format", "The Write-Ahead
+Log".
 
-The newest version of a page may stand in the write-ahead log. Each frame there carries a checksum that continues the
-one before it, which is why SQLite stops at the first bad frame and forgets all commits behind it. Taking up again with
-the checksum that the bad frame *says* it has, the frames behind it can be verified all the same.
+The newest version of a page may be in the write-ahead log (WAL). The checksum of each frame continues that of the frame
+before it. So SQLite stops at the first bad frame and ignores all commits behind it. This module continues with the
+checksum that the bad frame *states*: the frames behind it can then be verified.
 """
 
 import os
@@ -18,74 +19,77 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-__all__ = ["PAGE_BYTES", "Pages", "Record", "commit_frames", "is_sound", "log_of"]
+__all__ = ["PAGE_BYTES", "Pages", "Record", "commit_frames", "frame_is_valid", "wal_path"]
 
 PAGE_BYTES: Final = 4096
-_LOG_HEADER: Final = 32
+_WAL_HEADER: Final = 32
 _FRAME_HEADER: Final = 24
 _FRAME: Final = _FRAME_HEADER + PAGE_BYTES
-_MAGIC: Final = (0x377F0682, 0x377F0683)  # little-endian checksums, big-endian ones
-_TABLE_LEAF: Final = 0x0D
-_INDEX: Final = {0x02: 12, 0x0A: 8}  # inner and leaf pages of an index, and where their cell pointers begin
+_MAGIC: Final = (0x377F0682, 0x377F0683)  # little-endian checksums, big-endian checksums
+_INDEX: Final = {0x02: 12, 0x0A: 8}  # inner and leaf pages of an index: type byte → offset of the cell pointers
 _LONGEST_RECORD: Final = 64 * 2**20
-# Every so many pages one says to whom the others belong (auto_vacuum); it begins like a page of an index might.
+# With auto_vacuum one page in so many is a pointer map; its first byte can look like that of an index page.
 _POINTER_MAP: Final = PAGE_BYTES // 5 + 1
-_INT_BYTES: Final = (0, 1, 2, 3, 4, 6, 8)
+_INT_BYTES: Final = (0, 1, 2, 3, 4, 6, 8)  # length of an integer by its serial type
 
 
 class Record(NamedTuple):
-    """One record; ``rowid`` is None for those of an index, and of a table WITHOUT ROWID, which is one."""
+    """One record; ``rowid`` is None in an index and in a table WITHOUT ROWID, which is stored as an index."""
 
     rowid: int | None
     values: tuple[Any, ...]
 
 
-def log_of(path: Path) -> Path:
-    """Where the write-ahead log of a database stands."""
+def wal_path(path: Path) -> Path:
+    """Return the path of the write-ahead log of a database."""
     return path.with_name(path.name + "-wal")
 
 
-def commit_frames(log: Path) -> list[int]:
-    """The numbers of the frames that claim to end a transaction of the newest generation, in ascending order.
+def commit_frames(wal: Path) -> list[int]:
+    """Return the numbers of the frames that claim to end a transaction of the current generation, in ascending order.
 
-    Reads the head of each frame only and verifies nothing, so that it takes milliseconds. If SQLite does not see one of
-    them, something is wrong with it or a frame before it.
+    Reads only the header of each frame and verifies nothing, so it takes milliseconds. If SQLite does not see one of
+    them, that frame or one before it is damaged or was not written completely.
     """
-    found = []
-    with log.open("rb") as file:
+    numbers = []
+    with wal.open("rb") as file:
         salts = _salts(file.fileno())
-        for number in range(1, 1 + _frames(file.fileno())):
-            head = os.pread(file.fileno(), _FRAME_HEADER, _LOG_HEADER + (number - 1) * _FRAME)
+        for number in range(1, 1 + _frame_count(file.fileno())):
+            head = os.pread(file.fileno(), _FRAME_HEADER, _WAL_HEADER + (number - 1) * _FRAME)
+            # Bytes 4 to 7 are the size of the database after the commit, 0 in a frame that does not end a transaction.
             if head[8:16] == salts and any(head[4:8]):
-                found.append(number)
-    return found
+                numbers.append(number)
+    return numbers
 
 
-def is_sound(log: Path, number: int) -> bool:
-    """Whether a frame's checksum is right, if that of the frame before is what this one says."""
-    offset = _LOG_HEADER + (number - 1) * _FRAME
-    with log.open("rb") as file:
-        header = os.pread(file.fileno(), _LOG_HEADER, 0)
+def frame_is_valid(wal: Path, number: int) -> bool:
+    """Return True if the checksum of a frame is right, given the checksum that the frame before it states."""
+    offset = _WAL_HEADER + (number - 1) * _FRAME
+    with wal.open("rb") as file:
+        header = os.pread(file.fileno(), _WAL_HEADER, 0)
         before = os.pread(file.fileno(), _FRAME_HEADER, offset - _FRAME) if number > 1 else header[8:]
         frame = os.pread(file.fileno(), _FRAME, offset)
-    return len(frame) == _FRAME and _follows(frame, _said(before), little=_u32(header, 0) != _MAGIC[1])
+    return len(frame) == _FRAME and _continues(frame, _stated_checksum(before), little=_u32(header, 0) != _MAGIC[1])
 
 
-def _frames(log: int) -> int:
-    return max(0, os.fstat(log).st_size - _LOG_HEADER) // _FRAME
+def _frame_count(wal: int) -> int:
+    return max(0, os.fstat(wal).st_size - _WAL_HEADER) // _FRAME
 
 
-def _salts(log: int) -> bytes:
-    """The salts of the newest generation, which a writer makes anew; those of the first frames if the header is damaged."""
-    header = os.pread(log, _LOG_HEADER, 0)
+def _salts(wal: int) -> bytes:
+    """Return the salts of the current generation; those of the first frames if the header is damaged.
+
+    A writer changes the salts whenever it uses the WAL from its beginning again: frames with other salts are left over.
+    """
+    header = os.pread(wal, _WAL_HEADER, 0)
     little = _u32(header, 0) == _MAGIC[0]
-    sound = len(header) == _LOG_HEADER and _u32(header, 0) in _MAGIC
-    if sound and _checksum(header[:24], 0, 0, little=little) == (_u32(header, 24), _u32(header, 28)):
+    complete = len(header) == _WAL_HEADER and _u32(header, 0) in _MAGIC
+    if complete and _checksum(header[:24], 0, 0, little=little) == (_u32(header, 24), _u32(header, 28)):
         return header[16:24]
     salts = b""
-    for number in range(_frames(log)):
-        before, salts = salts, os.pread(log, 8, _LOG_HEADER + number * _FRAME + 8)
-        if salts == before and any(salts):  # not a hole
+    for number in range(_frame_count(wal)):
+        before, salts = salts, os.pread(wal, 8, _WAL_HEADER + number * _FRAME + 8)
+        if salts == before and any(salts):  # all zeros would be a hole in the file
             break
     return salts
 
@@ -94,17 +98,18 @@ def _u32(data: bytes, at: int) -> int:
     return int.from_bytes(data[at : at + 4], "big")
 
 
-def _said(header: bytes) -> tuple[int, int]:
-    """The checksum that the header of a frame says it has."""
+def _stated_checksum(header: bytes) -> tuple[int, int]:
+    """Return the checksum that is written in the header of a frame."""
     return _u32(header, 16), _u32(header, 20)
 
 
-def _follows(frame: bytes, seed: tuple[int, int], *, little: bool) -> bool:
-    """Whether a frame is sound behind one with the checksum ``seed``."""
-    return _checksum(frame[:8] + frame[_FRAME_HEADER:], *seed, little=little) == _said(frame)
+def _continues(frame: bytes, seed: tuple[int, int], *, little: bool) -> bool:
+    """Return True if the checksum of a frame continues the checksum ``seed`` of the frame before it."""
+    return _checksum(frame[:8] + frame[_FRAME_HEADER:], *seed, little=little) == _stated_checksum(frame)
 
 
 def _checksum(data: bytes, first: int, second: int, *, little: bool) -> tuple[int, int]:
+    """Return the checksum of https://www.sqlite.org/fileformat2.html, "Checksum Algorithm", continued from a seed."""
     words = array("I", data)
     if little != (sys.byteorder == "little"):
         words.byteswap()
@@ -115,81 +120,88 @@ def _checksum(data: bytes, first: int, second: int, *, little: bool) -> tuple[in
 
 
 class Pages:
-    """The newest sound version of every page of the database at ``path`` and its log. Close it in the end.
+    """The newest valid version of every page of the database at ``path`` and its WAL. To be closed by the caller.
 
-    ``count`` is how many pages there are. ``older`` are versions that a damaged transaction has replaced: a row that
-    the transaction moved may stand in the part of it that is lost, and is found there.
+    ``count`` is the number of pages. ``wal_offsets`` maps the number of each page whose newest version is in the WAL to
+    its offset there. ``older`` holds page versions that an incomplete transaction has replaced: a row that the
+    transaction moved may be in the part of it that is lost, and is then still in the older version. ``frames_lost`` is
+    the number of frames of the current generation that are damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
-        self._log = log_of(path).open("rb", buffering=0) if log_of(path).exists() else None
-        self._in_log: dict[int, int] = {}  # page number → offset in the log
+        self._wal = wal_path(path).open("rb", buffering=0) if wal_path(path).exists() else None
+        self.wal_offsets: dict[int, int] = {}
         self.older: list[bytes] = []
+        self.frames_lost = 0
         self.count = -(-os.fstat(self._file.fileno()).st_size // PAGE_BYTES)
-        if self._log is not None:
-            self._read_log(self._log.fileno())
+        if self._wal is not None:
+            self._read_wal(self._wal.fileno())
 
     def close(self) -> None:
         """Close the files."""
         self._file.close()
-        if self._log is not None:
-            self._log.close()
+        if self._wal is not None:
+            self._wal.close()
 
     def page(self, number: int) -> bytes:
-        """The newest sound version of a page, counted from 1; shorter or empty where the file ends."""
-        offset = self._in_log.get(number)
-        if offset is None or self._log is None:
+        """Return the newest valid version of a page, counted from 1; shorter or empty where the file ends."""
+        offset = self.wal_offsets.get(number)
+        if offset is None or self._wal is None:
             return os.pread(self._file.fileno(), PAGE_BYTES, (number - 1) * PAGE_BYTES)
-        return os.pread(self._log.fileno(), PAGE_BYTES, offset)
+        return os.pread(self._wal.fileno(), PAGE_BYTES, offset)
 
-    # The log --------------------------------------------------------------------------------------------------
+    # The write-ahead log --------------------------------------------------------------------------------------
 
-    def _read_log(self, log: int) -> None:
-        start = os.pread(log, _LOG_HEADER, 0)
-        salts, little = _salts(log), _u32(start, 0) != _MAGIC[1]
+    def _read_wal(self, wal: int) -> None:
+        start = os.pread(wal, _WAL_HEADER, 0)
+        salts, little = _salts(wal), _u32(start, 0) != _MAGIC[1]
         seed = (_u32(start, 24), _u32(start, 28))
         transaction: dict[int, int] = {}
         damaged = False
-        for offset in range(_LOG_HEADER, _LOG_HEADER + _frames(log) * _FRAME, _FRAME):
-            frame = os.pread(log, _FRAME, offset)
-            ours = frame[8:16] == salts
-            if ours and _follows(frame, seed, little=little):
+        for offset in range(_WAL_HEADER, _WAL_HEADER + _frame_count(wal) * _FRAME, _FRAME):
+            frame = os.pread(wal, _FRAME, offset)
+            current = frame[8:16] == salts
+            if current and _continues(frame, seed, little=little):
                 transaction[_u32(frame, 0)] = offset + _FRAME_HEADER
             else:
                 damaged = True
-            seed = _said(frame)
-            if ours and _u32(frame, 4):
-                self._commit(transaction, damaged=damaged)
+                self.frames_lost += current
+            # The stated checksum, right or not: only this lets the frames behind a damaged one be verified.
+            seed = _stated_checksum(frame)
+            if current and _u32(frame, 4):
+                self._apply(transaction, damaged=damaged)
                 transaction, damaged = {}, False
-        # What has no end was not committed, or its end is damaged: then older versions are asked, too.
-        self._commit(transaction, damaged=True)
+        # Frames without an end were not committed, or their end is damaged: so the older versions are kept as well.
+        self._apply(transaction, damaged=True)
 
-    def _commit(self, transaction: dict[int, int], *, damaged: bool) -> None:
+    def _apply(self, transaction: dict[int, int], *, damaged: bool) -> None:
+        """Make the pages of a transaction the newest versions."""
         if damaged:
             self.older.extend(self.page(number) for number in transaction if number <= self.count)
-        self._in_log.update(transaction)
+        self.wal_offsets.update(transaction)
         self.count = max(self.count, *transaction) if transaction else self.count
 
     # Records --------------------------------------------------------------------------------------------------
 
     def records(self, number: int) -> list[Record]:
-        """What can be read of a page; nothing if there are no records in it."""
+        """Return the records of a page that can be read; empty for a page that holds none."""
         if number > 1 and (number - 2) % _POINTER_MAP == 0:
             return []
         return self.records_of(self.page(number), 100 if number == 1 else 0)
 
     def records_of(self, page: bytes, start: int = 0) -> list[Record]:
-        """The same of the bytes of a page.
+        """Return the records in the bytes of a page whose header begins at ``start``.
 
-        A page whose first byte is damaged is tried as one of a table. A zero there is that of an overflow page (up to
-        64 GiB of file), and those hold what apps have sent: they are never taken for a page of records.
+        A page with an unknown type byte is read as a table leaf, because that byte may be damaged. A zero is the first
+        byte of an overflow page (in files up to 64 GiB). Overflow pages hold text that apps have sent: they are never
+        read as a page of records, or a client could inject rows.
         """
         kind = page[start] if len(page) == PAGE_BYTES else 0
-        found: list[Record] = []
+        records: list[Record] = []
         if kind in _INDEX:
-            found = list(self._cells(page, start, _INDEX[kind], rowids=False, skip=4 if kind == 0x02 else 0))
-        return found or (list(self._cells(page, start, 8, rowids=True, skip=0)) if kind else [])
+            records = list(self._cells(page, start, _INDEX[kind], rowids=False, skip=4 if kind == 0x02 else 0))
+        return records or (list(self._cells(page, start, 8, rowids=True, skip=0)) if kind else [])
 
     def _cells(self, page: bytes, start: int, pointers: int, *, rowids: bool, skip: int) -> Iterator[Record]:
         first = start + pointers
@@ -201,10 +213,13 @@ class Pages:
                 rowid, offset = _varint(page, offset) if rowids else (None, offset)
                 yield Record(rowid, _values(self._payload(page, offset, size, rowids=rowids)))
             except (IndexError, ValueError):
-                continue  # this cell is damaged; the others of its page are not
+                continue  # this cell is damaged; the other cells of the page may be readable
 
     def _payload(self, page: bytes, offset: int, size: int, *, rowids: bool) -> bytes:
-        """The bytes of a record, its overflow pages included. Raises ValueError if they are not all there."""
+        """Return the bytes of a record, including its overflow pages. Raises ValueError if some are missing.
+
+        The split between page and overflow follows fileformat2.html, "Cell Payload Overflow Pages".
+        """
         if not 0 < size < _LONGEST_RECORD:
             raise ValueError(size)
         most = PAGE_BYTES - 35 if rowids else (PAGE_BYTES - 12) * 64 // 255 - 23
@@ -230,7 +245,10 @@ class Pages:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of one to nine bytes, and where the next thing begins. Raises IndexError at the end of the data."""
+    """Decode a variable-length integer of one to nine bytes; return it and the offset behind it.
+
+    Raises IndexError at the end of the data.
+    """
     value = 0
     for length in range(8):
         byte = data[at + length]
@@ -242,7 +260,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _values(payload: bytes) -> tuple[Any, ...]:
-    """The columns of a record. Raises ValueError or IndexError if it is none."""
+    """Decode the columns of a record. Raises ValueError or IndexError if the bytes are not a record."""
     header, at = _varint(payload, 0)
     types: list[int] = []
     while at < header:
@@ -270,7 +288,7 @@ def _value(payload: bytes, at: int, kind: int) -> tuple[Any, int]:
         return None, at
     if kind in (8, 9):
         return kind - 8, at
-    if kind > 6:  # a float: our tables have none; or nothing that exists
+    if kind > 6:  # a float, which the outbox does not store, or a reserved type
         raise ValueError(kind)
     end = at + _INT_BYTES[kind]
     return int.from_bytes(payload[at:end], "big", signed=True), end

@@ -1,93 +1,116 @@
-"""A damaged outbox: how it is noticed, how it is set aside, and what a new one gets of it.
+"""Recovery: detect a damaged outbox, set it aside, and open a new one with everything that can be read of it.
 
-How damage is noticed
----------------------
-At every start, without writing to anything: by the head of the file, by the write-ahead log (which SQLite cuts off at
-the first bad frame without a word), by the account of the counters, and, while the file is small enough for it to take
-no time that anybody notices, by SQLite's own integrity check. In a larger file damage is met where it is read: then
-``mark`` leaves a note for the next start, and the daemon ends. *Cannot open* is never damage, and no more is a log whose
-very last transaction is torn: a crash while it was written leaves it so.
+How damage is detected
+----------------------
+At every start, without writing: by the header of the file, by the write-ahead log (which SQLite silently cuts off at
+the first bad frame), by the sum of the counters, and, in a file small enough to check within milliseconds, by SQLite's
+integrity check. In a larger file damage is detected when a damaged page is read: then ``mark_damaged`` leaves a *damage
+marker* for the next start, and the daemon ends. A file that *cannot be opened* is never treated as damaged, and neither
+is a log whose very last transaction is torn: a crash while it was being written leaves it in that state.
 
 What happens then
 -----------------
-The file and its log get a telling name, ``outbox.db.damaged-<time>``; whatever can be read of them (``pages.py``) goes
-into a new file; that takes the outbox's name once it is complete. The note says how far this is, so that an end at any
-moment is taken up by the next start. Nothing of the damaged file is ever changed or removed by us.
+The file and its log are set aside as ``outbox.db.damaged-<time>``. What can be read of them (``pages.py``) is copied
+into a new file, which is renamed to the outbox once it is complete and synced. The damage marker holds the name of the
+file that was set aside, so the next start continues after a crash at any moment. The damaged file is never changed or
+removed. If the disk is full, the reserve (``capacity.py``) makes room; if that is not enough, what was copied is removed
+again, and the error says how much space is needed.
 """
 
 import os
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
-from sidecar.errors import ConfigError, Failed
-from sidecar.outbox.pages import PAGE_BYTES, commit_frames, is_sound, log_of
-from sidecar.outbox.salvage import DAMAGE, Salvaged, recognises, salvage
-from sidecar.outbox.schema import SCHEMA_VERSION
-from sidecar.outbox.store import Store
+from sidecar.errors import ConfigError, Failed, SidecarError
+from sidecar.mapping import Priority
+from sidecar.outbox.capacity import RESERVE
+from sidecar.outbox.lock import SCHEMA_VERSION, SCHEMAS_MAX
+from sidecar.outbox.pages import PAGE_BYTES, commit_frames, frame_is_valid, wal_path
+from sidecar.outbox.records import PARKED, PENDING
+from sidecar.outbox.salvage import DAMAGE, Salvaged, recognizes, salvage
+from sidecar.outbox.store import Claim, Store
+from sidecar.units import show_size
 
-__all__ = ["contradiction", "damage_in", "is_damage", "mark", "marking", "open_outbox"]
+__all__ = [
+    "MAGIC",
+    "contradiction",
+    "damage_in",
+    "damage_marker",
+    "is_damage",
+    "mark_damaged",
+    "open_outbox",
+    "recovery_is_unfinished",
+    "set_aside",
+]
 
 MAGIC: Final = b"SQLite format 3\x00"
-# SQLite's own check of so many pages takes about 20 ms.
+# SQLite's integrity check of this many pages takes about 20 ms; larger files are not checked at the start.
 CHECKED_PAGES: Final = 2_000
-# A newer px-sidecar has a higher number; one like this comes from a damaged byte.
-SCHEMAS_MAX: Final = 2**24
 _DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether an error means that the file is damaged, and not that it cannot be opened, read or written just now."""
+    """Return True if an error means that the file is damaged, not that it cannot be opened, read or written now."""
     if not isinstance(error, sqlite3.Error):
         return False
-    # Python's module tells a text that is none without a code of SQLite's.
+    # Python's sqlite3 module reports text that is not UTF-8 with an error of its own, without a code from SQLite.
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE or "Could not decode to UTF-8" in str(error)
 
 
-def mark(path: Path) -> None:
-    """Leave a note that the outbox is damaged: the next ``open_outbox`` sets it aside. Raises OSError."""
-    note = _note(path)
-    if not note.exists():
-        note.write_text("")
+def mark_damaged(path: Path) -> None:
+    """Leave a damage marker: the next ``open_outbox`` sets the outbox aside and recovers it. Raises OSError."""
+    marker = _marker(path)
+    if not marker.exists():  # a marker with a name belongs to a recovery that is not finished
+        marker.write_text("")
 
 
 @contextmanager
-def marking(path: Path) -> Iterator[None]:
-    """Leave a note if what is done inside ends because the outbox is damaged. Then raises Failed."""
+def damage_marker(path: Path) -> Iterator[None]:
+    """Leave a damage marker and raise Failed if the block ends because the outbox is damaged."""
     try:
         yield
     except sqlite3.Error as error:
         if not is_damage(error):
             raise
-        mark(path)
+        mark_damaged(path)
         raise Failed(
-            f"The outbox {path} is damaged ({error}); it is set aside at the next start, and what can be read is recovered."
+            f"The outbox {path} is damaged ({error}); the next start sets it aside and recovers what can be read."
         ) from error
 
 
 def open_outbox(
-    path: Path, *, durability: Literal["disk", "process"], working: Callable[[], object] = lambda: None
+    path: Path,
+    *,
+    durability: Literal["disk", "process"],
+    progress: Callable[[], object] = lambda: None,
+    claim: Claim = lambda _path=None: None,
+    configured: Path | None = None,
 ) -> Store:
-    """The outbox, sound: a damaged one is set aside first, and what can be recovered of it is in the new one.
+    """Open the outbox. A damaged one is set aside first and a new one is opened with what could be recovered.
 
-    ``store.notice`` then says in a sentence what happened; it is empty otherwise. ``working`` is called again and again
-    while a recovery goes on. The lock must be held. Raises what ``Store`` raises; ConfigError if there is a file that
-    never was an outbox.
+    ``store.notice`` is then one sentence about what happened, else empty. ``progress`` is called about twice a second
+    while a recovery runs. The lock must be held; ``claim`` extends it to the file that is about to be opened.
+    ``configured`` is the path as configured, with its links. Raises what ``Store`` raises, ConfigError if the file never
+    was an outbox, and Failed if the recovery could not be completed.
     """
-    note = _note(path)
-    if note.exists() and (path.exists() or log_of(path).exists() or note.read_text()):
-        return _recovered(path, "it was found damaged while it was in use", durability, working)
-    note.unlink(missing_ok=True)
+    opened = partial(Store, path, durability=durability, claim=claim, configured=configured)
+    marker = _marker(path)
+    # A marker without a name and without files is left from an outbox that an operator has removed since.
+    if marker.exists() and (path.exists() or wal_path(path).exists() or marker.read_text()):
+        return _recover(path, "it was found damaged while it was in use", progress, opened)
+    marker.unlink(missing_ok=True)
     why = damage_in(path)
     if why is None:
         try:
-            return Store(path, durability=durability)
+            return opened()
         except ConfigError as error:
             if error.__cause__ is None or not is_damage(error.__cause__):
                 raise
@@ -96,50 +119,51 @@ def open_outbox(
             if not is_damage(error):
                 raise
             why = str(error)
+    # A wrong outbox.path must not rename a file of another program.
     if not _was_outbox(path):
-        raise ConfigError(f"The file {path} is no outbox ({why}); move it away, or give another outbox.path.")
-    return _recovered(path, why, durability, working)
+        raise ConfigError(f"The file {path} is not an outbox ({why}); move it away, or set another outbox.path.")
+    return _recover(path, why, progress, opened)
 
 
 def _was_outbox(path: Path) -> bool:
-    """Whether a damaged file ever was ours: by its first bytes, its log, or one record of the kind that we write."""
-    if log_of(path).exists():
+    """Return True if a damaged file was an outbox, judged by its first bytes, its log, or one readable record."""
+    if wal_path(path).exists():
         return True
     with path.open("rb") as file:
         start = file.read(len(MAGIC))
-    return MAGIC.startswith(start) or recognises(path)
+    return MAGIC.startswith(start) or recognizes(path)
 
 
-# Noticing -----------------------------------------------------------------------------------------------------
+# Detecting damage ---------------------------------------------------------------------------------------------
 
 
 def damage_in(path: Path) -> str | None:
-    """What is wrong with the file or its log, as far as that can be told at once and without writing; else None.
+    """Return what is wrong with the file or its log, as far as a quick check without writing can tell; else None.
 
-    Where something cannot be read this is not the place to complain: None.
+    Returns None if the files cannot be read; opening them reports why.
     """
-    log = log_of(path)
+    wal = wal_path(path)
     if path.with_name(path.name + "-journal").exists():
-        return None  # only a first start has one, until the log is in use: SQLite rolls its first write back
+        return None  # an interrupted first start, before the WAL was in use: SQLite rolls its first write back
     try:
         size = path.stat().st_size if path.exists() else 0
-        ends = commit_frames(log) if log.exists() else []
+        ends = commit_frames(wal) if wal.exists() else []
         with path.open("rb") if size else open(os.devnull, "rb") as file:
             head = file.read(100)
     except OSError:
         return None
     if not size:
         return "it is empty, but its log is not" if ends else None
-    if why := _wrong_head(head):
+    if why := _header_damage(head):
         return why
     try:
-        return _ask_sqlite(path, ends)
+        return _content_damage(path, ends)
     except sqlite3.Error as error:
         return str(error) if is_damage(error) else None
 
 
-def _wrong_head(head: bytes) -> str | None:
-    """By https://www.sqlite.org/fileformat2.html, "The Database Header", and what we never change in it."""
+def _header_damage(head: bytes) -> str | None:
+    """Check the fields that never change; https://www.sqlite.org/fileformat2.html, "The Database Header"."""
     if len(head) < 100 or head[:16] != MAGIC:
         return "its first bytes are not those of a database"
     fixed = int.from_bytes(head[16:18], "big") == PAGE_BYTES and head[18:24] in (
@@ -153,35 +177,35 @@ def _wrong_head(head: bytes) -> str | None:
     return None
 
 
-def _ask_sqlite(path: Path, ends: list[int]) -> str | None:
-    """Look with a connection that cannot write: on its way out it would not even tidy up.
+def _content_damage(path: Path, ends: list[int]) -> str | None:
+    """Check the log, the small tables and the counters with a read-only connection, which does not checkpoint at close.
 
-    ``ends`` are the frames of the log that claim to end a transaction. The first that SQLite does not see was being
-    written when the power failed or the process was killed: nobody was told that it is on disk. What stands behind it may
-    be left from an earlier crash in the same place. Only where one transaction was begun upon the end of another had that
-    been synced, and is damaged.
+    ``ends`` are the frames of the log that claim to end a transaction. The first one that SQLite does not see may have
+    been being written when the power failed or the process was killed: its events were not answered. What is behind it
+    may be left over from an earlier crash at the same place. But if a valid frame follows the end of an unseen
+    transaction, that transaction had been synced before the next one began: then the log is damaged.
     """
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as connection:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
-        seen = _frames_seen(path)
-        unseen = [one for one in ends if one > seen]
-        if any(is_sound(log_of(path), one + 1) for one in unseen[:-1]):
+        valid = _valid_frames(path)
+        unseen = [number for number in ends if number > valid]
+        if any(frame_is_valid(wal_path(path), number + 1) for number in unseen[:-1]):
             return "its write-ahead log is damaged"
         if connection.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
-            return None  # not made yet, or not ours to judge
+            return None  # no schema yet, or a newer one: opening the file decides
         if pages <= CHECKED_PAGES:
             verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if verdict != "ok":
                 return str(verdict).splitlines()[-1]
-        for table in ("sources", "quota", "meta"):  # small, and read at every start
+        for table in ("sources", "quota", "meta"):  # small, and read at every start anyway
             connection.execute(f"SELECT * FROM {table}").fetchall()
-        return _wrong_account(connection)
+        return _counter_damage(connection)
 
 
-def _frames_seen(path: Path) -> int:
-    """How many frames of the log SQLite takes for sound, from the head of the index that it makes of them.
+def _valid_frames(path: Path) -> int:
+    """Return how many frames of the log SQLite considers valid, from the header of its WAL index.
 
-    https://www.sqlite.org/walformat.html#the_wal_index_file_format: ``mxFrame``, in the machine's byte order.
+    This is ``mxFrame``, in native byte order: https://www.sqlite.org/walformat.html#the_wal_index_file_format.
     """
     try:
         with path.with_name(path.name + "-shm").open("rb") as index:
@@ -190,8 +214,8 @@ def _frames_seen(path: Path) -> int:
         return 0
 
 
-def _wrong_account(connection: sqlite3.Connection) -> str | None:
-    """Promise 2, by the counters alone."""
+def _counter_damage(connection: sqlite3.Connection) -> str | None:
+    """Check that accepted = pending + delivered + dropped + dead; by the counters alone, without counting rows."""
     counters = dict(connection.execute("SELECT name, value FROM counters"))
     if any(value < 0 for value in counters.values()):
         return "a counter is below zero"
@@ -204,17 +228,19 @@ def _wrong_account(connection: sqlite3.Connection) -> str | None:
 
 
 def contradiction(store: Store) -> str | None:
-    """What the indexes that delivery goes by say against the counters, between transactions; else None.
+    """Return how the indexes that delivery reads contradict the counters, between transactions; None if they agree.
 
-    A damaged index can lose an event without a word, and only the counters know that it is pending.
+    A damaged index can lose an event without an error: only the counters then show that it is pending.
     """
-    for name, states in (("pending_normal", (0, 2)), ("pending_high", (1, 3))):
+    for priority, name in PENDING.items():
         query = (
             "SELECT EXISTS (SELECT 1 FROM events WHERE state = ? AND state < 2)"
-            " OR EXISTS (SELECT 1 FROM events WHERE state = ? AND state IN (2, 3))"
+            f" OR EXISTS (SELECT 1 FROM events WHERE state = ? AND state {'< 2' if priority is Priority.LOW else 'IN (2, 3)'})"
         )
         counted = store.counters[name]
-        if counted < 0 or bool(store.connection.execute(query, states).fetchone()[0]) != bool(counted):
+        if counted < 0 or bool(store.connection.execute(query, (priority, PARKED[priority])).fetchone()[0]) != bool(
+            counted
+        ):
             return f"it counts {counted:,} pending events and holds {'some' if counted <= 0 else 'none'}"
     return None
 
@@ -222,71 +248,148 @@ def contradiction(store: Store) -> str | None:
 # Setting aside and recovering ---------------------------------------------------------------------------------
 
 
-def _note(path: Path) -> Path:
+def recovery_is_unfinished(path: Path) -> bool:
+    """Return True if a damaged outbox was set aside and the next start has yet to recover it."""
+    return _marker(path).exists()
+
+
+def _marker(path: Path) -> Path:
+    """Return the path of the damage marker. Empty: damage was found. With a name: the file is set aside under it."""
     return path.with_name(path.name + ".recover")
 
 
-def _recovered(path: Path, why: str, durability: Literal["disk", "process"], working: Callable[[], object]) -> Store:
-    """Set the damaged files aside, put what can be read of them in their place, and open that. Raises Failed."""
+def _recover(
+    path: Path,
+    why: str,
+    progress: Callable[[], object],
+    opened: Callable[..., Store],
+) -> Store:
+    """Set the damaged files aside, salvage them into a new outbox, and open that. Raises Failed.
+
+    Every step can be repeated after a crash: the state is in which files exist, and in the damage marker.
+    """
     new = path.with_name(path.name + ".recovering")
+    needed_bytes = 0
     try:
-        kept = _set_aside(path)
-        if not path.exists():
-            for leftover in (new, log_of(new), new.with_name(new.name + "-shm")):
-                leftover.unlink(missing_ok=True)
-            salvage(kept, new, why=why, working=working)
+        _remove_database(new)
+        needed_bytes = _make_room(path)
+        damaged_file = set_aside(path)
+        if not path.exists():  # else an earlier start has completed the new file, and only the marker is left
+            salvage(damaged_file, new, why=why, progress=progress)
             new.replace(path)
             _sync(path.parent)
-        _note(path).unlink()
+        # Last: without the marker the next start would not know that the recovery is unfinished.
+        _marker(path).unlink()
         _sync(path.parent)
-    except (OSError, sqlite3.Error) as error:
-        raise Failed(
-            f"The damaged outbox {path} could not be recovered yet ({error}); see that its folder can be written and has "
-            "about as much room as the file. The next start goes on with it."
-        ) from error
-    store = Store(path, durability=durability)
-    store.notice = _sentence(path, msgspec.json.decode(store.get_meta(DAMAGE) or "{}", type=Salvaged))
-    return store
+    except (OSError, sqlite3.Error, SidecarError) as error:
+        with suppress(OSError):
+            _remove_database(new)  # half a copy is of no use, and would keep the disk full
+        raise Failed(_not_recovered(path, error, needed_bytes)) from error
+    return opened(notice=_recovery_notice)
 
 
-def _sentence(path: Path, salvaged: Salvaged) -> str:
-    lost = f"{salvaged.lost:,} events are lost" if salvaged.lost else "no event is known to be lost"
+def _remove_database(path: Path) -> None:
+    for file in (path, wal_path(path), path.with_name(path.name + "-shm"), path.with_name(path.name + "-journal")):
+        file.unlink(missing_ok=True)
+
+
+def _make_room(path: Path) -> int:
+    """Return the bytes that the recovery may need; remove the reserve if fewer are free. Raises OSError.
+
+    The reserve is allocated again once there is space for it, as after a full disk.
+    """
+    marker = _marker(path)
+    name = marker.read_text() if marker.exists() else ""
+    damaged_file = path.with_name(name) if name and path.with_name(name).exists() else path
+    files = (damaged_file, wal_path(damaged_file), wal_path(path))
+    needed_bytes = sum(file.stat().st_size for file in {*files} if file.exists())
+    if _free_bytes(path.parent) < needed_bytes:
+        path.with_name(path.name + RESERVE).unlink(missing_ok=True)
+    return needed_bytes
+
+
+def _free_bytes(folder: Path) -> int:
+    facts = os.statvfs(folder)
+    return facts.f_bavail * facts.f_frsize
+
+
+def _not_recovered(path: Path, error: Exception, needed_bytes: int) -> str:
+    """Return why a recovery failed, and what it needs."""
+    try:
+        missing_bytes = needed_bytes - _free_bytes(path.parent)
+    except OSError:
+        missing_bytes = 0
+    what = f"make its folder {path.parent} writable and its disk sound"
+    if missing_bytes > 0:
+        what = (
+            f"it needs up to {show_size(needed_bytes)} beside the damaged file, so free {show_size(missing_bytes)} on the "
+            f"disk of {path.parent}"
+        )
     return (
-        f"The outbox {path} was damaged ({salvaged.why}) and is set aside as {salvaged.set_aside}; "
-        f"{salvaged.pending:,} pending events, {salvaged.dead:,} dead letters and {salvaged.history:,} of the history "
-        f"were recovered, {lost}. Check the disk; remove that file when you need it no more."
+        f"The damaged outbox {path} could not be recovered yet ({error}); {what}. Nothing of the damaged file was changed, "
+        "and the next start continues."
     )
 
 
-def _set_aside(path: Path) -> Path:
-    """Rename file and log; a name that is in the note already is gone on with. Returns the new name of the file."""
-    note = _note(path)
-    name = note.read_text() if note.exists() else ""
+def _recovery_notice(store: Store) -> str:
+    """Return the notice for operators, from the record that the recovery has left in the new file."""
+    salvaged = msgspec.json.decode(store.get_meta(DAMAGE) or "{}", type=Salvaged)
+    return (
+        f"The outbox {store.path} was damaged ({salvaged.why}) and is set aside as {salvaged.set_aside}; "
+        f"{salvaged.pending:,} pending events, {salvaged.dead:,} dead letters and {salvaged.history:,} history events "
+        f"were recovered, {_what_is_lost(salvaged)}. Check the disk; remove that file when you no longer need it."
+    )
+
+
+def _what_is_lost(salvaged: Salvaged) -> str:
+    if salvaged.lost and salvaged.counters_lost:
+        text = f"{salvaged.lost:,} events are lost or were settled and pruned: the counters that told this are damaged"
+    elif salvaged.lost:
+        text = f"{salvaged.lost:,} events are lost"
+    elif not salvaged.frames_lost:
+        return "no event is known to be lost"
+    else:
+        text = "all events that the counters know of were found"
+    if salvaged.frames_lost:
+        text += f", and what {salvaged.frames_lost:,} damaged parts of the log held is not known"
+    return text
+
+
+def set_aside(path: Path) -> Path:
+    """Rename the file and its log, under the name in the damage marker if there is one; return the file's new path.
+
+    Repeatable after a crash at any moment. Raises OSError.
+    """
+    marker = _marker(path)
+    name = marker.read_text() if marker.exists() else ""
     if not name:
         name = f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}Z"
         while path.with_name(name).exists():
             name += "x"
-        written = note.with_name(note.name + "-new")
+        # The name is on disk before anything is renamed: a later start finds the file under it.
+        written = marker.with_name(marker.name + "-new")
         written.write_text(name)
         with written.open("rb") as file:
             os.fsync(file.fileno())
-        written.replace(note)
+        written.replace(marker)
         _sync(path.parent)
-    kept = path.with_name(name)
-    if not kept.exists():
-        if log_of(path).exists() and log_of(path).stat().st_size:
-            log_of(path).replace(log_of(kept))
-        log_of(path).unlink(missing_ok=True)
+    damaged_file = path.with_name(name)
+    if not damaged_file.exists():
+        # The log first: once the file is renamed, this step counts as done.
+        if wal_path(path).exists() and wal_path(path).stat().st_size:
+            wal_path(path).replace(wal_path(damaged_file))
+        wal_path(path).unlink(missing_ok=True)
         if path.exists():
-            path.replace(kept)
+            path.replace(damaged_file)
         else:
-            kept.touch(0o600)
+            damaged_file.touch(0o600)
     path.with_name(path.name + "-shm").unlink(missing_ok=True)
     _sync(path.parent)
-    return kept
+    return damaged_file
 
 
 def _sync(folder: Path) -> None:
+    """Make renames in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,86 +1,176 @@
-"""Group commit: all that wants to write shares one transaction, one fsync and one trip to the store's thread.
+"""Group commit: callers enqueue requests, and one task runs all queued requests in one transaction with one fsync.
 
 Theory
 ------
-Whoever wants something from the store leaves a note and waits. The writer takes all notes that are there, performs
-them in one transaction, and only then wakes who left them: an answer waits for the commit that holds its event, and no
-longer. While a commit runs the next notes gather, so the more there is to do, the more one fsync carries; a lone note
-is taken at once.
+A caller enqueues a request and waits. The writer takes everything that is queued, runs it in one transaction in the
+store's thread, commits, and only then wakes the callers: an answer waits for the commit that holds its event, and no
+longer. Requests that arrive while a commit runs form the next batch, so the more there is to do, the more one fsync
+carries; a lone request is run at once. Large requests take several transactions (``accept_queue.py``).
 
-Settlements gather a little on purpose (``SETTLE_DELAY_S``) as long as others are expected: they free the slots of
-delivery and bound what a crash repeats, but nobody waits for a single one. They never fail: what could not be
-committed stays and is part of the next transaction.
+Settlements are collected for up to ``SETTLE_DELAY_S`` as long as more are expected: their commit frees delivery slots
+and bounds what a crash repeats, but no caller waits for a single one. They never fail: a settlement whose commit failed
+stays queued and is part of the next batch.
 
-Reads are done after the commit of the same trip, so that they see what is on disk and nothing else.
+Reads run after the commit of their batch, so that they see what is on disk and nothing else.
 
-Cancellation: who is cancelled while waiting loses the answer, never the effect; the store's call itself is never
-abandoned. The writer is the last to stop: ``stop`` lets it finish what is there.
+The outbox knows which pending events are *checked out* for delivery: an event is checked out in the same call that
+reads its page, and released when its settlement is committed, when it is parked, or by ``release``. Checked-out events
+are never dropped to free space.
+
+Cancellation: a cancelled caller loses the answer, never the effect; a store call is never abandoned. The writer stops
+last: ``stop`` lets it finish what is queued.
 """
 
-from collections.abc import Callable, Collection, Sequence
+import logging
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import trio
 
 from sidecar.clock import Clock
 from sidecar.errors import SidecarError
-from sidecar.outbox.committer import Committer, Damaged, Note, StoreFailed, Work
-from sidecar.outbox.records import Accepted, Failure, NewEvent, Settlement
-from sidecar.outbox.room import ROW_BYTES, Refused, Room
-from sidecar.outbox.runner import Runner
+from sidecar.mapping import Priority
+from sidecar.observe import NullTelemetry, Telemetry
+from sidecar.outbox.accept_queue import AcceptQueue, WriteRequest
+from sidecar.outbox.capacity import Capacity
+from sidecar.outbox.clock_trust import ClockTrust, load_clock_record
+from sidecar.outbox.committer import Batch, Committer, Damaged, OutboxGone, StoreFailed
+from sidecar.outbox.records import Accepted, Failure, NewEvent, Page, Row, Settlement
 from sidecar.outbox.store import Store
 
-__all__ = ["Outbox"]
+__all__ = ["CommitListener", "InlineRunner", "NullListener", "Outbox", "Runner", "ThreadRunner"]
 
-# Field: settlements are committed at the latest 50 ms after the answer; half of it is left for the commit itself.
+# Settlements are committed at the latest 50 ms after PX's answer; half of that is left for the commit itself.
 SETTLE_DELAY_S: Final = 0.025
-# A failed attempt is remembered within a second, with or without company.
+# A failed attempt is recorded within a second, alone if nothing else is committed before.
 FAILURE_DELAY_S: Final = 1.0
-# So many rows, and bytes beyond the first note, are one transaction at most: about 60 ms, and others want a turn.
-COMMIT_ROWS: Final = 5_000
-COMMIT_BYTES: Final = 4 * 2**20
-KEEP_INTERVAL_S: Final = 1.0
-KEEP_AGAIN_S: Final = 0.05
+# A maintenance step waits for idle time, but no longer than this; less when the outbox is nearly full.
+MAINTENANCE_PATIENCE_S: Final = 1.0
+MAINTENANCE_PATIENCE_NEARLY_FULL_S: Final = 0.05
 FAILURES_MAX: Final = 10
 RETRY_MAX_S: Final = 5.0
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
 
-class Outbox:
-    """The asynchronous front of the store: the one writer that all connections and the dispatcher share.
 
-    What others may set: ``on_settled`` is told of settlements once they are committed, ``on_accepted`` that there are
-    new events, ``on_commit`` how long a commit took and how many rows it had; ``keep(store, now_ms)`` does a step of
-    housekeeping inside a transaction and says whether there is more; ``protected()`` gives the ids of pending events
-    that must not be dropped to make room: all that are loaded, from the moment their page was read until their
-    settlement is told of.
+class Runner(Protocol):
+    """Where store calls run: the seam that tests and the simulation replace."""
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Run ``call`` to its end, whatever is cancelled meanwhile, and return or raise what it does."""
+        ...
+
+
+class ThreadRunner:
+    """Run store calls in a thread, one at a time, with a limiter of its own.
+
+    trio's default limiter is shared with DNS look-ups, and 40 look-ups that hang would delay a commit for seconds
+    (sidecar/outbox/README.md#measurements).
     """
 
-    def __init__(self, store: Store, clock: Clock, room: Room, runner: Runner) -> None:
+    def __init__(self) -> None:
+        self._limiter = trio.CapacityLimiter(1)
+        self._since_s = 0.0
+
+    async def run(self, call: Callable[[], T]) -> T:
+        if not self._limiter.borrowed_tokens:
+            self._since_s = trio.current_time()
+        try:
+            return await trio.to_thread.run_sync(call, limiter=self._limiter)
+        finally:
+            self._since_s = trio.current_time()  # another may run now
+
+    def busy_s(self) -> float:
+        """Return for how long the present call has run; 0 if there is none."""
+        return trio.current_time() - self._since_s if self._limiter.borrowed_tokens else 0.0
+
+
+class InlineRunner:
+    """Run store calls in the caller's task, for tests: during a call in a thread the virtual clock would jump ahead."""
+
+    async def run(self, call: Callable[[], T]) -> T:
+        await trio.lowlevel.checkpoint()
+        return call()
+
+
+class CommitListener(Protocol):
+    """Is called after each commit, in trio's thread: delivery frees slots and reads new events."""
+
+    def settled(self, settlements: Sequence[Settlement]) -> None:
+        """These settlements are on disk."""
+        ...
+
+    def accepted(self, priorities: Collection[Priority]) -> None:
+        """There may be new pending events of these classes on disk."""
+        ...
+
+    def read_with(self, priorities: Collection[Priority]) -> Callable[[Store], Page] | None:
+        """Return a page to read behind the commit of new events of these classes; ``page_read`` then follows."""
+        ...
+
+    def page_read(self, page: Page | None) -> None:
+        """Take the page of ``read_with``, checked out; None if it was not read."""
+        ...
+
+
+class NullListener:
+    """The listener of an outbox that nothing is delivered from."""
+
+    def settled(self, settlements: Sequence[Settlement]) -> None:
+        """Do nothing."""
+
+    def accepted(self, priorities: Collection[Priority]) -> None:
+        """Do nothing."""
+
+    def read_with(self, priorities: Collection[Priority]) -> Callable[[Store], Page] | None:
+        """Return None."""
+
+    def page_read(self, page: Page | None) -> None:
+        """Do nothing."""
+
+
+class Outbox:
+    """The asynchronous interface of the store: the one writer that all connections and the dispatcher share."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        capacity: Capacity,
+        runner: Runner,
+        *,
+        telemetry: Telemetry | None = None,
+        listener: CommitListener | None = None,
+        clock_trust: ClockTrust | None = None,
+    ) -> None:
+        self.capacity = capacity
+        self.clock_trust = clock_trust or ClockTrust(clock, load_clock_record(store))
         self._store = store
         self._clock = clock
-        self._room = room
         self._runner = runner
-        self._committer = Committer(store, room)
-        self._accepts: list[Note] = []
-        self._writes: list[Note] = []
-        self._reads: list[Note] = []
+        self._telemetry = telemetry or NullTelemetry()
+        self._listener = listener or NullListener()
+        self._checked_out: set[int] = set()
+        self._committer = Committer(store, capacity, self._checked_out, alive=self._report_alive)
+        self._problem: str | None = None
+        self.maintenance_took_s = 0.0  # the last step of housekeeping
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._accepts = AcceptQueue()
+        self._writes: list[WriteRequest] = []
+        self._reads: list[WriteRequest] = []
+        self._maintenance: list[WriteRequest] = []
         self._settlements: list[Settlement] = []
         self._failures: list[Failure] = []
         self._settle_by_s = float("inf")
-        self._keep_at_s = 0.0
+        self._maintain_by_s = float("inf")
         self._retry_at_s = 0.0
         self._wake = trio.Event()
         self._stopping = False
         self._stopped = False
         self._failed_in_a_row = 0
-        self.on_settled: Callable[[Sequence[Settlement]], None] = lambda _settled: None
-        self.on_accepted: Callable[[], None] = lambda: None
-        self.on_commit: Callable[[float, int], None] = lambda _took_s, _rows: None
-        self.keep: Callable[[Store, int], bool] = lambda _store, _now_ms: False
-        self.protected: Callable[[], Collection[int]] = frozenset
 
     @property
     def counters(self) -> dict[str, int]:
@@ -88,67 +178,137 @@ class Outbox:
         return dict(self._store.counters)
 
     @property
-    def full(self) -> str | None:
-        """Why events are refused just now (``outbox_full`` or ``disk_full``), or None."""
-        return self._room.full
+    def checked_out(self) -> frozenset[int]:
+        """The ids of pending events that were read for delivery and are not settled, parked or released."""
+        return frozenset(self._checked_out)
 
     @property
-    def short(self) -> bool:
-        """Whether room runs short, so that history should go whatever its age."""
-        return self._room.short
+    def checked_out_now(self) -> Container[int]:
+        """The same as a live collection: for a call in the store's thread, which asks whether an id is in it.
 
-    # What others ask ------------------------------------------------------------------------------------------
+        An event is checked out in that thread, too. A copy that was made before the call lacks what was read since, which
+        may be in flight already.
+        """
+        return self._checked_out
+
+    @property
+    def unrecorded_failures(self) -> tuple[Failure, ...]:
+        """The failed attempts that wait for the next commit."""
+        return tuple(self._failures)
+
+    @property
+    def rescuing(self) -> bool:
+        """Whether the file is gone from its path: only this process has its content."""
+        return self._committer.rescuing
+
+    @property
+    def problem(self) -> str | None:
+        """Why events cannot be stored at present, as a sentence; None if the last batch was."""
+        if self._committer.rescuing:
+            return f"The outbox {self._store.path} is gone from its path and is being put back; nothing is stored meanwhile."
+        return self._problem
+
+    # Requests ---------------------------------------------------------------------------------------------------
 
     async def accept(self, events: Sequence[NewEvent]) -> Accepted:
         """Store events; returns after the commit that holds them is on disk.
 
-        Raises OutboxFull, DiskFull or StoreFailed, and then none of them is stored. If the caller is cancelled they
-        may be.
+        Raises OutboxFull, DiskFull or StoreFailed, and then none of them is stored; of more than one slice
+        (``accept_queue.py``) some may be. If the caller is cancelled they may be, too.
         """
-        answer: Accepted = await self.submit(events).wait()
-        return answer
+        result: Accepted = await self.submit(events).wait()
+        return result
 
-    def submit(self, events: Sequence[NewEvent]) -> Note:
-        """Begin to store events: ``await note.wait()`` is what ``accept`` would do. Raises OutboxFull or DiskFull.
+    def submit(self, events: Sequence[NewEvent], *, behind: WriteRequest | None = None) -> WriteRequest:
+        """Begin to store events: ``await request.wait()`` is what ``accept`` would do. Raises OutboxFull or DiskFull.
 
-        Events are stored in the order in which they were submitted, whether anybody waits for them or not.
+        They are stored after those of ``behind``, the caller's request before, also if no caller waits for them any more.
         """
-        self._room.check()
-        size_bytes = sum([len(event.body) for event in events]) + ROW_BYTES * len(events)
-        note = Note(events, size_bytes)
-        self._leave(self._accepts, note)
-        return note
+        # Refused before it is queued: a queued request holds its bodies in memory until the next commit.
+        self.capacity.check()
+        self._ensure_running()
+        request = self._accepts.add(events, behind)
+        self._wake.set()
+        return request
 
     async def write(self, call: Callable[[Store, int], T]) -> T:
         """Run ``call(store, now_ms)`` inside a transaction of its own; returns its result after the commit.
 
         Raises what ``call`` raises, and then nothing of it was done; DiskFull or StoreFailed.
         """
-        result: T = await self._ask(self._writes, Note(call))
+        result: T = await self._ask(self._writes, WriteRequest(call))
         return result
 
     async def read(self, call: Callable[[Store], T]) -> T:
         """Run ``call(store)`` between transactions. Raises what ``call`` raises, or StoreFailed."""
-        result: T = await self._ask(self._reads, Note(call))
+        result: T = await self._ask(self._reads, WriteRequest(call))
         return result
 
-    async def _ask(self, notes: list[Note], note: Note) -> Any:
-        self._leave(notes, note)
-        return await note.wait()
+    async def maintain(self, step: Callable[[Store, int], bool]) -> bool:
+        """Run one step of housekeeping when nothing else is due; True if there is more to do at once.
 
-    def _leave(self, notes: list[Note], note: Note) -> None:
-        if self._stopped:
-            raise self._committer.failure("the writer has stopped")
-        notes.append(note)
+        ``step(store, now_ms)`` runs inside a transaction. The reserve is allocated before it, and the WAL is copied
+        into the file after it. Raises what is wrong with the disk.
+        """
+        patience_s = MAINTENANCE_PATIENCE_NEARLY_FULL_S if self.capacity.nearly_full else MAINTENANCE_PATIENCE_S
+        # Under load there is always a batch to run. From this time on housekeeping goes first, or the disk would fill.
+        self._maintain_by_s = self._clock.monotonic_s() + patience_s
+        more: bool = await self._ask(self._maintenance, WriteRequest(step))
+        return more
+
+    async def _ask(self, queue: list[WriteRequest], request: WriteRequest) -> Any:
+        self._enqueue(queue, request)
+        return await request.wait()
+
+    def _enqueue(self, queue: list[WriteRequest], request: WriteRequest) -> None:
+        self._ensure_running()
+        queue.append(request)
         self._wake.set()
 
+    def _ensure_running(self) -> None:
+        if self._stopped:
+            raise self._committer.failure("the writer has stopped")
+
+    # Delivery ---------------------------------------------------------------------------------------------------
+
+    async def load_page(self, *, priority: Priority, after_id: int, limit: int) -> Page:
+        """Check out the next pending events of a class. Raises StoreFailed."""
+        return await self.read(
+            partial(self._check_out, partial(Store.page, priority=priority, after_id=after_id, limit=limit))
+        )
+
+    async def load_parked_page(self, *, priority: Priority, user: str, after_id: int, limit: int) -> Page:
+        """Check out the next parked events of one user. Raises StoreFailed."""
+        call = partial(Store.parked_page, priority=priority, user=user, after_id=after_id, limit=limit)
+        return await self.read(partial(self._check_out, call))
+
+    async def load_rows(self, ids: Sequence[int]) -> list[Row]:
+        """Read checked-out events again; those that are not pending any more are missing. Raises StoreFailed."""
+        return await self.read(lambda store: store.rows(ids))
+
+    def _check_out(self, call: Callable[[Store], Page], store: Store) -> Page:
+        """Read a page and check its rows out in one call of the store's thread: no batch can run in between."""
+        page = call(store)
+        self._checked_out.update([row.id for row in page.rows])
+        return page
+
+    async def park(self, ids: Sequence[int]) -> None:
+        """Mark pending events as parked and release them. On DiskFull or StoreFailed they stay checked out."""
+        # In this order: a row that is released before its mark is on disk would be read as ready, past its user's retry.
+        await self.write(lambda store, _now_ms: store.park(ids))
+        self.release(ids)
+
+    def release(self, ids: Iterable[int]) -> None:
+        """Release checked-out events: they are not being delivered any more."""
+        self._checked_out.difference_update(ids)
+
     def settle(self, settlement: Settlement, *, more_expected: bool) -> None:
-        """Have an event settled soon; ``on_settled`` tells when it is committed. Never blocks, never fails."""
+        """Queue a settlement; the listener is called after its commit. Never blocks, never fails."""
         self._settlements.append(settlement)
         self._commit_within(SETTLE_DELAY_S if more_expected else 0.0)
 
-    def note_failure(self, failure: Failure) -> None:
-        """Have a failed attempt remembered with the next commit, within a second. Never blocks, never fails."""
+    def record_failure(self, failure: Failure) -> None:
+        """Queue a failed attempt for the next commit, within a second. Never blocks, never fails."""
         self._failures.append(failure)
         self._commit_within(FAILURE_DELAY_S)
 
@@ -159,116 +319,156 @@ class Outbox:
             self._wake.set()
 
     def stop(self) -> None:
-        """Let ``run`` finish what is there and return."""
+        """Let ``run`` finish what is queued and return."""
         self._stopping = True
         self._wake.set()
 
-    # The writer -----------------------------------------------------------------------------------------------
+    # The writer task --------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Commit until ``stop``; then commit what is left and return.
+        """Commit until ``stop``; then commit what is queued and return.
 
-        Raises StoreFailed after ``FAILURES_MAX`` trips in a row have failed, and at once if the file is damaged: a
-        supervisor may start afresh. However it
-        ends, nobody is left waiting.
+        Raises StoreFailed after ``FAILURES_MAX`` batches in a row have failed, and Damaged at once if the file is
+        damaged: the supervisor starts a new process. However it ends, no caller is left waiting.
         """
-        self._keep_at_s = self._clock.monotonic_s() + KEEP_INTERVAL_S
+        self._token = trio.lowlevel.current_trio_token()
         try:
-            while not (self._stopping and not self._anything()):
+            while not (self._stopping and not self._has_work()):
                 await self._next()
         finally:
+            # A caller that waits for a writer that has ended would wait until its client gives up.
             self._stopped = True
-            for note in (*self._accepts, *self._writes, *self._reads):
-                note.error = self._committer.failure("the writer has stopped")
-                note.done.set()
+            for request in (*self._accepts, *self._writes, *self._reads, *self._maintenance):
+                request.error = self._committer.failure("the writer has stopped")
+                request.done.set()
 
-    def _anything(self) -> bool:
+    def _report_alive(self) -> None:
+        """Report, from the store's thread, that a long call makes progress."""
+        if self._token is not None:
+            self._token.run_sync_soon(self._telemetry.writer_alive, idempotent=True)
+
+    def _has_work(self) -> bool:
         return bool(self._accepts or self._writes or self._reads or self._settlements or self._failures)
 
     async def _next(self) -> None:
-        """The next trip, step of housekeeping, or rest."""
+        """Run the next batch or maintenance step, or wait until one is due."""
         now_s = self._clock.monotonic_s()
         if self._accepts or self._writes or self._reads or self._stopping:
             due_s = self._retry_at_s
         else:
             due_s = max(self._settle_by_s, self._retry_at_s)
-        keep_s = max(self._keep_at_s, self._retry_at_s)
-        if due_s <= now_s and now_s < keep_s + (KEEP_AGAIN_S if self._room.short else KEEP_INTERVAL_S):
-            await self._trip()
-        elif keep_s <= now_s:
-            await self._keep_house()
+        maintenance_s = self._retry_at_s if self._maintenance else float("inf")
+        if due_s <= now_s and not (maintenance_s <= now_s and self._maintain_by_s <= now_s):
+            await self._run_batch()
+        elif maintenance_s <= now_s:
+            await self._run_maintenance()
         else:
-            with trio.move_on_at(min(due_s, keep_s)):
+            with trio.move_on_at(min(due_s, maintenance_s)):
                 await self._wake.wait()
+            # Replaced after the wait, without a checkpoint in between: no request can set the old event unseen.
             self._wake = trio.Event()
 
-    async def _trip(self) -> None:
-        """One trip to the store with all that is there."""
-        work = Work(self._clock.wall_ms(), frozenset(self.protected()) if self._room.drop_oldest else frozenset())
-        work.accepts = self._take_accepts()
-        work.writes, self._writes[:] = self._writes[:], []
-        work.reads, self._reads[:] = self._reads[:], []
-        work.settlements, self._settlements = self._settlements, []
-        work.failures, self._failures = self._failures, []
+    async def _run_batch(self) -> None:
+        """Run everything that is queued in one call of the store's thread."""
+        # All queues in one transaction: one sync is paid for everything that waits (group commit).
+        batch = self._new_batch(with_rows=bool(self._accepts or self._settlements or self._failures))
+        batch.accepts = self._accepts.take()
+        batch.writes, self._writes[:] = self._writes[:], []
+        batch.reads, self._reads[:] = self._reads[:], []
+        batch.settlements, self._settlements = self._settlements, []
+        batch.failures, self._failures = self._failures, []
         self._settle_by_s = float("inf")
+        page = self._page_to_read(batch)
         started_s = self._clock.monotonic_s()
         try:
-            problem = await self._runner.run(partial(self._committer.trip, work))
+            problem = await self._commit(batch)
+            took_s = self._clock.monotonic_s() - started_s
+            if batch.accepts:
+                # Clients get their answers now: what delivery does with their events takes longer than an answer. Twice,
+                # since trio runs the tasks that are ready in either order.
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        finally:
+            # Also without a page: until then delivery loads nothing else.
+            if page is not None:
+                self._listener.page_read(page.result)
+        if problem is None:
+            self._announce(batch, took_s, loaded=page is not None and page.error is None)
+        elif batch.accepts:
+            self._listener.accepted(batch.priorities())  # a commit that reported an error may still be on disk
+
+    async def _commit(self, batch: Batch) -> SidecarError | None:
+        """Run a batch in the store's thread and end its callers' waits; return what was wrong with the disk.
+
+        Raises what ends the writer; its callers get an error then.
+        """
+        try:
+            problem = await self._runner.run(partial(self._committer.run_batch, batch))
         except BaseException as error:
             ended = self._committer.failure(f"the writer has ended: {type(error).__name__}")
-            for note in (*work.accepts, *work.writes, *work.reads):
-                note.error = note.error or ended
+            for request in batch.requests():
+                request.error = request.error or ended
             raise
         finally:
-            for note in (*work.accepts, *work.writes, *work.reads):
-                note.done.set()
+            for request in batch.requests():
+                request.done.set()
+            self._accepts.finish()
+        if batch.clock_recorded:
+            self.clock_trust.recorded()
         if problem is not None:
-            self._settlements[:0] = work.settlements
-            if not work.noted:  # settling once more changes nothing, noting counts
-                self._failures[:0] = work.failures
-            if work.accepts:
-                self.on_accepted()  # a commit that failed may have happened all the same, and nobody else would tell
-            self._try_again_later(problem)
-            return
+            # In front of newer ones: two settlements of one event must reach the store in their order.
+            self._settlements[:0] = batch.settlements
+            # Settling twice changes nothing, but recording a failure twice counts it twice.
+            if not batch.failures_committed:
+                self._failures[:0] = batch.failures
+            self._back_off(problem)
+            return problem
+        self._report_mended()
         self._failed_in_a_row = 0
-        self._tell(work, started_s)
-        if work.reads and self._room.drop_oldest:
-            # Whoever has read a page gets to say that its rows are protected, before the next trip drops some: he runs
-            # in the next round of the scheduler, this task in the one after it.
-            await trio.lowlevel.checkpoint()
-            await trio.lowlevel.checkpoint()
+        self._problem = None
+        return None
 
-    def _tell(self, work: Work, started_s: float) -> None:
-        """What was committed, to who wants to know."""
-        stored = sum(note.answer.stored for note in work.accepts if note.error is None)
-        if stored or work.settlements:
-            self.on_commit(self._clock.monotonic_s() - started_s, stored + len(work.settlements))
-        if work.settlements:
-            self.on_settled(work.settlements)
-        if stored:
-            self.on_accepted()
+    def _page_to_read(self, batch: Batch) -> WriteRequest | None:
+        """Add the page that delivery would ask for next to the batch: a call of its own costs as much as the commit."""
+        call = self._listener.read_with(batch.priorities()) if batch.accepts else None
+        if call is None:
+            return None
+        page = WriteRequest(partial(self._check_out, call))
+        batch.reads.append(page)
+        return page
 
-    def _take_accepts(self) -> list[Note]:
-        taken = rows = size_bytes = 0
-        for note in self._accepts:
-            rows += len(note.what)
-            size_bytes += note.size_bytes
-            if taken and (rows > COMMIT_ROWS or size_bytes > COMMIT_BYTES):
-                break
-            taken += 1
-        accepts = self._accepts[:taken]
-        del self._accepts[:taken]
-        return accepts
+    def _new_batch(self, *, with_rows: bool) -> Batch:
+        # The record after the time: so it covers the segment that the time belongs to.
+        now_ms = self._clock.wall_ms()
+        return Batch(now_ms, self.clock_trust.record_due(self._store.counters["next_id"], with_rows=with_rows))
 
-    def _try_again_later(self, problem: SidecarError) -> None:
-        """After a failed trip: back off; give up where it was the disk for ``FAILURES_MAX`` times in a row.
+    def _report_mended(self) -> None:
+        while self._committer.mended:
+            log.error("%s", self._committer.mended.pop(0))
 
-        A full disk is waited for: giving up would send again what was not settled.
+    def _announce(self, batch: Batch, took_s: float, *, loaded: bool) -> None:
+        """Report a committed batch; ``loaded``: delivery has its new events already."""
+        stored = sum(request.result.stored for request in batch.accepts if request.error is None)
+        if stored or batch.settlements:
+            self._telemetry.committed(took_s, stored + len(batch.settlements))
+        if batch.settlements:
+            self.release([settlement.id for settlement in batch.settlements])
+            self._listener.settled(batch.settlements)
+        if stored and not loaded:
+            self._listener.accepted(batch.priorities())
+
+    def _back_off(self, problem: SidecarError) -> None:
+        """Delay the next batch after a failure, longer each time; raise after ``FAILURES_MAX`` disk errors in a row.
+
+        A full disk is waited for without limit: a restart would send again what is not settled. So is a file that is gone
+        from its path: a restart would lose it.
         """
         self._failed_in_a_row += 1
         if isinstance(problem, Damaged):
             raise problem
-        if self._failed_in_a_row >= FAILURES_MAX and not isinstance(problem, Refused):
+        self._problem = str(problem)
+        gone = isinstance(problem, OutboxGone)
+        if self._failed_in_a_row >= FAILURES_MAX and isinstance(problem, StoreFailed) and not gone:
             raise StoreFailed(
                 f"The outbox {self._store.path} failed {self._failed_in_a_row} times in a row; check its disk. {problem}"
             )
@@ -277,10 +477,23 @@ class Outbox:
         if self._settlements or self._failures:
             self._settle_by_s = self._retry_at_s
 
-    async def _keep_house(self) -> None:
-        """Nothing else to do, or too long nothing done: prune a little, lay by the reserve, checkpoint."""
-        call = partial(self._committer.keep_house, self.keep, self._clock.wall_ms())
-        more, problem = await self._runner.run(call)
-        self._keep_at_s = self._clock.monotonic_s() + (KEEP_AGAIN_S if more else KEEP_INTERVAL_S)
+    async def _run_maintenance(self) -> None:
+        """Run one queued step of housekeeping."""
+        request = self._maintenance.pop(0)
+        batch = self._new_batch(with_rows=False)
+        started_s = self._clock.monotonic_s()
+        try:
+            call = partial(self._committer.maintain, request.payload, batch)
+            request.result, problem = await self._runner.run(call)
+            request.error = problem
+        except BaseException as error:
+            request.error = self._committer.failure(f"the writer has ended: {type(error).__name__}")
+            raise
+        finally:
+            self.maintenance_took_s = self._clock.monotonic_s() - started_s
+            request.done.set()
+        if batch.clock_recorded:
+            self.clock_trust.recorded()
+        self._report_mended()
         if problem is not None:
-            self._try_again_later(problem)
+            self._back_off(problem)

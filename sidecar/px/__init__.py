@@ -1,25 +1,30 @@
-"""What PX is asked and what its answers mean (pure), and the one file through which requests leave the host.
+"""Requests to Gainsight PX and the meaning of its answers (both pure), and the one file that sends requests.
 
-The real network is ``sidecar.px.transport.HttpxNetwork``, the one for simulations ``sidecar.px.fake.FakeNetwork``.
+``sidecar.px.transport.HttpxNetwork`` is the real network; ``sidecar.px.network.FakeNetwork`` replaces it in simulations
+and tests. What is known about PX, and how reliably, is in sidecar/px/README.md.
 """
 
-from sidecar.px.answers import Answer, Kind, NotSent, Reply, Unknown, Verdict, classify
-from sidecar.px.network import Lane, Network
-from sidecar.px.requests import CHECK_KEY, Request, Walk, preview, read_events
+from sidecar.px.answers import Kind, NotSent, PxAnswer, Reply, Unknown, Verdict, classify
+from sidecar.px.network import AT_ONCE, Departure, Lane, Network
+from sidecar.px.requests import CHECK_KEY, CallSequence, PxRequest, delete_user, preview, read_attributes, read_events
 
 __all__ = [
+    "AT_ONCE",
     "CHECK_KEY",
-    "Answer",
+    "CallSequence",
+    "Departure",
     "Kind",
     "Lane",
     "Network",
     "NotSent",
+    "PxAnswer",
+    "PxRequest",
     "Reply",
-    "Request",
     "Unknown",
     "Verdict",
-    "Walk",
     "classify",
+    "delete_user",
     "preview",
+    "read_attributes",
     "read_events",
 ]

@@ -1,263 +1,258 @@
-"""Where events come in: sockets that are inherited, bound or made to listen.
+"""Listening sockets: inherited from systemd, or bound here.
 
 Rules
 -----
-* An inherited socket is used as it is; its path and mode belong to the ``.socket`` unit. It is never unlinked. One
-  whose name is none of ours is an error: whoever connects to it would wait for ever. So is one whose family is not
-  what its name says: write keys, Host and Origin are judged by the name.
-* Our own Unix socket is bound under another name and renamed into place, so that its path never leads nowhere; one
-  that a live process answers on is never taken away from it.
+* An inherited socket is used as it is. Its path and mode belong to the ``.socket`` unit, and it is never unlinked.
+* An inherited socket with an unknown name is an error: its clients would wait forever. So is one whose family does not
+  match its name, because the name decides whether write keys, Host and Origin are checked.
+* A host name opens every address that it has; without ``allow_remote`` each of them must be loopback.
 """
 
 import contextlib
 import errno
-import grp
 import os
 import resource
 import socket
-import ssl
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sidecar.config import Listen
-from sidecar.config.schema import is_loopback_host, split_address
+from sidecar.config.schema import ListenConfig, is_loopback_name, split_address
 from sidecar.errors import ConfigError, Failed
+from sidecar.receive.unix_sockets import BACKLOG, bind_unix
 
-__all__ = ["Opened", "bind_control", "bind_listeners", "raise_descriptor_limit", "renew_certificate"]
+if TYPE_CHECKING:  # loaded for ``https`` only: the other sockets are open before it would be
+    import ssl
 
-BACKLOG: Final = 1024  # what the kernel caps by net.core.somaxconn; connections that wait through a restart are here
-PATH_MAX_BYTES: Final = 107  # sockaddr_un(7)
+__all__ = [
+    "BoundSockets",
+    "bind_control",
+    "bind_control_read",
+    "bind_events",
+    "bind_listeners",
+    "raise_descriptor_limit",
+    "renew_certificate",
+    "try_certificate",
+]
+
 CONTROL_MODE: Final = 0o600
-# What a socket without FileDescriptorName= is called by `systemd-socket-activate`, and by systemd.py where no names came.
+# The group is that of the folder, which the units make px-sidecar-operators.
+CONTROL_READ_MODE: Final = 0o660
+# The name of a socket without FileDescriptorName=: given by `systemd-socket-activate`, and by sidecar/systemd.py when
+# the service manager passed no names.
 NAMELESS: Final = "unknown"
+_NOT_ON_THIS_HOST: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
-class Opened(NamedTuple):
-    """The listening sockets, and the TLS context of ``https``. ``close`` closes them and removes our own paths."""
+class BoundSockets(NamedTuple):
+    """The listening sockets, and the TLS context of ``https``. ``close`` closes them and removes our own paths.
+
+    ``inherited`` names the kinds that were not bound here.
+    """
 
     http: list[socket.socket]
     https: list[socket.socket]
     unix: list[socket.socket]
-    tls: ssl.SSLContext | None
+    tls: "ssl.SSLContext | None"
     close: Callable[[], None]
+    inherited: frozenset[str] = frozenset()
+
+    def names(self) -> list[str]:
+        """Return the address or path of each listener."""
+        return [_describe(listener) for listener in (*self.http, *self.https, *self.unix)]
 
 
-def bind_listeners(listen: Listen, inherited: dict[str, list[socket.socket]]) -> Opened:
-    """Open what ``[listen]`` says, where nothing was inherited for it. Raises Failed or ConfigError."""
+def bind_listeners(listen: ListenConfig, inherited: dict[str, list[socket.socket]]) -> BoundSockets:
+    """Bind what ``[listen]`` names, except where a socket was inherited for it.
+
+    Takes ownership of the inherited sockets: they are closed by ``close``, and at once if this raises. Raises Failed or
+    ConfigError.
+    """
     with contextlib.ExitStack() as stack:
         for sockets in inherited.values():
-            for one in sockets:
-                stack.callback(one.close)
+            for listener in sockets:
+                stack.callback(listener.close)
         inherited = _by_use(inherited)
-        _judge_reach(inherited, listen)
-        http = (
-            inherited.get("http") or [_bind_tcp("listen.http", listen.http, stack)]
-            if listen.http or "http" in inherited
-            else []
-        )
-        https = inherited.get("https") or ([_bind_tcp("listen.https", listen.https, stack)] if listen.https else [])
+        _check_reach(inherited, listen)
+        http = inherited.get("http", [])
+        if listen.http and not http:
+            http = _bind_tcp("listen.http", listen.http, stack, allow_remote=listen.allow_remote)
+        https = inherited.get("https", [])
+        if listen.https and not https:
+            https = _bind_tcp("listen.https", listen.https, stack, allow_remote=listen.allow_remote)
         unix = inherited.get("unix") or []
         if not unix and listen.unix:
-            unix = [stack.enter_context(_bound_unix(Path(listen.unix), int(listen.unix_mode, 8), listen.unix_group))]
+            unix = [stack.enter_context(bind_events(listen))]
         if not http and not https and not unix:
             raise ConfigError("There is nothing to listen on; set listen.unix, listen.http or listen.https.")
         tls = _tls_context(listen) if https else None
-        return Opened(http, https, unix, tls, stack.pop_all().close)
+        return BoundSockets(http, https, unix, tls, stack.pop_all().close, frozenset(inherited))
 
 
-def renew_certificate(opened: Opened, listen: Listen) -> None:
-    """Serve new connections of ``https`` with what its files hold now; nothing without ``https``.
+def renew_certificate(sockets: BoundSockets, listen: ListenConfig) -> None:
+    """Load the certificate files again for new connections of ``https``; do nothing without ``https``.
 
-    Raises ConfigError if that cannot be used; then the certificate that was served goes on being served.
+    Raises ConfigError if the files cannot be used; the previous certificate then stays in use.
     """
-    if opened.tls is not None:
-        # Elsewhere first: a certificate without its key would stay in the context of the listeners.
+    if sockets.tls is not None:
+        try_certificate(sockets, listen)  # a certificate without its key would replace the good one of the listeners
+        _load_certificate(sockets.tls, listen)
+
+
+def try_certificate(sockets: BoundSockets, listen: ListenConfig) -> None:
+    """Read the certificate files of ``https``, and leave the one in use alone. Raises ConfigError."""
+    if sockets.tls is not None:
+        import ssl
+
         _load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), listen)
-        _load_certificate(opened.tls, listen)
 
 
-@contextlib.contextmanager
-def bind_control(listen: Listen) -> Iterator[socket.socket]:
-    """The control socket, for the daemon's own user and root only. Raises Failed."""
-    with _bound_unix(Path(listen.control), CONTROL_MODE, "") as listener:
-        yield listener
+def bind_events(listen: ListenConfig) -> contextlib.AbstractContextManager[socket.socket]:
+    """Bind ``listen.unix`` for the time of the block. Raises Failed."""
+    return bind_unix(Path(listen.unix), int(listen.unix_mode, 8), listen.unix_group)
+
+
+def bind_control(listen: ListenConfig) -> contextlib.AbstractContextManager[socket.socket]:
+    """Bind the control socket, which only the daemon's own user and root may open. Raises Failed."""
+    return bind_unix(Path(listen.control), CONTROL_MODE)
+
+
+def bind_control_read(listen: ListenConfig) -> contextlib.AbstractContextManager[socket.socket | None]:
+    """Bind the control socket for reading, if one is configured: its folder's group may open it. Raises Failed."""
+    return bind_unix(Path(listen.control_read), CONTROL_READ_MODE) if listen.control_read else contextlib.nullcontext()
 
 
 def _by_use(inherited: dict[str, list[socket.socket]]) -> dict[str, list[socket.socket]]:
-    """The inherited sockets by what they are for: by name, nameless ones by their family."""
-    found: dict[str, list[socket.socket]] = {}
+    """Group the inherited sockets into ``http``, ``https`` and ``unix``: by name, or by family without a name.
+
+    Raises ConfigError for an unknown name.
+    """
+    by_use: dict[str, list[socket.socket]] = {}
     for name, sockets in inherited.items():
-        for one in sockets:
-            use = ("unix" if one.family == socket.AF_UNIX else "http") if name == NAMELESS else name
-            found.setdefault(use, []).append(one)
-    if strange := found.keys() - {"http", "https", "unix"}:
+        for listener in sockets:
+            use = ("unix" if listener.family == socket.AF_UNIX else "http") if name == NAMELESS else name
+            by_use.setdefault(use, []).append(listener)
+    if unknown := by_use.keys() - {"http", "https", "unix"}:
         raise ConfigError(
-            f"systemd handed over a socket named {min(strange)!r}, for which there is no use; "
+            f"systemd handed over a socket with the unknown name {min(unknown)!r}; "
             "set FileDescriptorName= in its .socket unit to unix, http or https."
         )
-    return found
+    return by_use
 
 
-def _judge_reach(inherited: dict[str, list[socket.socket]], listen: Listen) -> None:
-    """Raise ConfigError if somebody could reach an inherited socket whom [listen] keeps out."""
-    for use, one in ((use, one) for use, sockets in inherited.items() for one in sockets):
-        if (one.family == socket.AF_UNIX) != (use == "unix"):
+def _check_reach(inherited: dict[str, list[socket.socket]], listen: ListenConfig) -> None:
+    """Raise ConfigError if an inherited socket admits clients that ``[listen]`` excludes."""
+    for use, listener in ((use, listener) for use, sockets in inherited.items() for listener in sockets):
+        if (listener.family == socket.AF_UNIX) != (use == "unix"):
             raise ConfigError(
-                f"systemd handed over {_shown(one)} by the name {use!r}; "
-                "in its .socket unit, FileDescriptorName= is unix for a path, and http or https for an address."
+                f"systemd handed over {_describe(listener)} with the name {use!r}; "
+                "in its .socket unit, set FileDescriptorName= to unix for a path, and to http or https for an address."
             )
-        if use != "unix" and not listen.allow_remote and not _is_loopback(one):
+        if use != "unix" and not listen.allow_remote and not _is_loopback(listener):
             raise ConfigError(
-                f"systemd handed over {_shown(one)}, which other hosts can reach; "
+                f"systemd handed over {_describe(listener)}, which other hosts can reach; "
                 "give ListenStream= a loopback address, or set listen.allow_remote = true."
             )
 
 
-def _is_loopback(one: socket.socket) -> bool:
-    return is_loopback_host(one.getsockname()[0].removeprefix("::ffff:"))
+def _is_loopback(listener: socket.socket) -> bool:
+    return is_loopback_name(listener.getsockname()[0])
 
 
-def _shown(one: socket.socket) -> str:
-    name = one.getsockname()
-    return f"{name[0]} port {name[1]}" if isinstance(name, tuple) else os.fsdecode(name)
+def _describe(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    if not isinstance(name, tuple):
+        return os.fsdecode(name)
+    return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft limit of open files to the hard one: each connection is one. Returns the limit in force."""
+    """Raise the soft limit of open files to the hard one, as each connection needs one. Return the limit in force."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):  # a sandbox may forbid it; the limit that is there has to do
+    except (OSError, ValueError):  # a container may forbid it; IngestServer then admits fewer connections
         return soft
     return hard
 
 
-def _bind_tcp(key: str, address: str, stack: contextlib.ExitStack) -> socket.socket:
+def _bind_tcp(key: str, address: str, stack: contextlib.ExitStack, *, allow_remote: bool) -> list[socket.socket]:
+    """Bind every address of the host, on one port. Raises Failed, and ConfigError if one is not loopback."""
     host, port = split_address(key, address)
     try:
-        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(where)
-        listener.listen(BACKLOG)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            why = "another process listens there; stop it or choose another port"
-        elif error.errno == errno.EACCES:
-            why = "ports below 1024 need a privilege; choose a higher one"
-        else:
-            why = f"{error.strerror or error}; choose an address of this host"
-        raise Failed(f"{key} = {address} cannot be opened: {why}.") from None
-    listener.setblocking(False)
-    return listener
-
-
-@contextlib.contextmanager
-def _bound_unix(path: Path, mode: int, group: str) -> Iterator[socket.socket]:
-    if len(os.fsencode(path)) > PATH_MAX_BYTES:
-        raise Failed(
-            f"The socket path {path} is longer than {PATH_MAX_BYTES} bytes, the most a socket can have; choose a shorter one."
-        )
-    group_id = _group_id(group) if group else -1
-    _make_way(path)
-    new = path.with_name(f".{path.name[:80]}.{os.getpid()}")
-    if len(os.fsencode(new)) > PATH_MAX_BYTES:
-        new = path.with_name(f".{os.getpid()}")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+        raise _not_opened(key, address, error) from None
+    places = list(dict.fromkeys((family, where) for family, _, _, _, where in found))
+    listeners: list[socket.socket] = []
+    unusable: OSError | None = None
+    for family, where in places:
+        if not allow_remote and not is_loopback_name(str(where[0])):
+            raise ConfigError(
+                f"{key} = {address} has the address {where[0]}, which other hosts can reach; name a loopback address, or "
+                "set listen.allow_remote = true."
+            )
+        if listeners and not port:
+            port = listeners[0].getsockname()[1]  # port 0: the one that the first address got
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new.unlink(missing_ok=True)
-            mask = os.umask(0o177)
-            try:
-                listener.bind(str(new))
-            finally:
-                os.umask(mask)
-            if group:
-                _give_to(new, group_id, group)
-            new.chmod(mode)
+            listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listener.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # a restart must not wait for TIME_WAIT to end
+            if family == socket.AF_INET6 and len(places) > 1:
+                listener.setsockopt(
+                    socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1
+                )  # "::" would take the IPv4 address along
+            listener.bind((where[0], port, *where[2:]))
             listener.listen(BACKLOG)
-            listener.setblocking(False)
-            new.rename(path)
-        except (OSError, Failed) as error:
-            with contextlib.suppress(OSError):
-                new.unlink()
-            if isinstance(error, Failed):
-                raise
-            raise Failed(
-                f"The socket {path} cannot be made ({error.strerror or error}); make its folder, writable for this user."
-            ) from None
-        inode = path.stat().st_ino
-        try:
-            yield listener
-        finally:
-            with contextlib.suppress(OSError):
-                if path.stat().st_ino == inode:  # a newer process may have put its own there
-                    path.unlink()
-    finally:
-        listener.close()
-
-
-def _make_way(path: Path) -> None:
-    """Make sure that nobody lives at ``path``; Raises Failed if somebody does, or if it is something else."""
-    try:
-        kind = path.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return
-    if not stat.S_ISSOCK(kind):
-        raise Failed(f"{path} exists and is not a socket; remove it or choose another path in [listen].")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return
-        except (BlockingIOError, TimeoutError):
-            pass  # its queue is full: somebody lives there, and is busy
         except OSError as error:
-            raise Failed(
-                f"The socket {path} cannot be tried ({error.strerror or error}); is it another user's?"
-            ) from None
-    raise Failed(f"Another process answers on {path}; stop it or choose another path in [listen].")
+            if error.errno not in _NOT_ON_THIS_HOST:
+                raise _not_opened(key, address, error) from None
+            unusable = error  # ::1 of the hosts file, where IPv6 is switched off
+            continue
+        listener.setblocking(False)
+        listeners.append(listener)
+    if unusable is not None and not listeners:
+        raise _not_opened(key, address, unusable)
+    return listeners
 
 
-def _give_to(path: Path, group_id: int, group: str) -> None:
-    try:
-        os.chown(path, -1, group_id)
-    except PermissionError:
-        raise Failed(
-            f"listen.unix_group = {group}: this user may not give a socket to that group; make it a member of it."
-        ) from None
+def _not_opened(key: str, address: str, error: OSError) -> Failed:
+    if error.errno == errno.EADDRINUSE:
+        why = "another process listens there; stop it or choose another port"
+    elif error.errno == errno.EACCES:
+        why = "ports below 1024 need a privilege; choose a higher one"
+    else:
+        why = f"{error.strerror or error}; choose an address of this host"
+    return Failed(f"{key} = {address} cannot be opened: {why}.")
 
 
-def _group_id(group: str) -> int:
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise Failed(f"listen.unix_group = {group}: there is no such group; create it or name another.") from None
+def _tls_context(listen: ListenConfig) -> "ssl.SSLContext":
+    import ssl
 
-
-def _tls_context(listen: Listen) -> ssl.SSLContext:
     if not (listen.tls_cert and listen.tls_key):
         raise ConfigError("The inherited socket https needs a certificate; set listen.tls_cert and listen.tls_key.")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(["http/1.1"])  # a client that could speak HTTP/2 must not choose it
     _load_certificate(context, listen)
     return context
 
 
-def _load_certificate(context: ssl.SSLContext, listen: Listen) -> None:
+def _load_certificate(context: "ssl.SSLContext", listen: ListenConfig) -> None:
+    import ssl
+
     try:
-        context.load_cert_chain(listen.tls_cert, listen.tls_key, password=_no_password)
+        context.load_cert_chain(listen.tls_cert, listen.tls_key, password=_refuse_pass_phrase)
     except (OSError, ssl.SSLError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
-            f"listen.tls_cert = {listen.tls_cert} with tls_key = {listen.tls_key} cannot be used ({reason}); give a PEM certificate and its key."
+            f"listen.tls_cert = {listen.tls_cert} with tls_key = {listen.tls_key} cannot be used ({reason}); "
+            "give a PEM certificate and its key."
         ) from None
 
 
-def _no_password() -> str:
-    """In place of OpenSSL's question on the terminal, at which a daemon would hang."""
-    raise ConfigError("The key in listen.tls_key is encrypted; give one without a pass phrase, readable only to us.")
+def _refuse_pass_phrase() -> str:
+    """Raise ConfigError; without this OpenSSL would ask on the terminal, and a daemon would hang."""
+    raise ConfigError(
+        "The key in listen.tls_key is encrypted; give one without a pass phrase that only the daemon can read."
+    )

@@ -1,199 +1,310 @@
-"""NDJSON on the Unix socket: a line is an event or an array of events; for each line, in order, one line back.
+"""NDJSON on the Unix socket: a line is an event or an array of events; each line gets one line back, in order.
 
 Theory
 ------
-Two tasks share a connection. One reads lines, judges them and puts them before the outbox at once, so that a client
-which writes without reading gets the benefit of group commit. The other waits for each line's commit in order and
-writes what is owed, no later than that.
+Two tasks share a connection. One reads lines, parses them and submits their events to the outbox at once, so that a
+client that writes without reading benefits from group commit. The other waits for the commit of each line in order and
+sends its response right after it.
 
-What is owed is bounded: in events that are not committed yet, which only the disk can hold up, and in answers that are
-not taken yet. Those are kept as bare bytes, so that a client may write some 30,000 lines before it reads; beyond it
-nothing more is read from it. One that takes nothing for ``SEND_S`` and writes nothing either, or may not, is given up.
-A client that has gone is read to its end: what it had written before it went is stored, and nobody is answered.
+The memory of one connection is bounded: events that are not committed yet, which only the disk can delay, and responses
+that the client has not read. Responses are kept as bare bytes, so that a client may write some 30,000 lines before it
+reads; beyond that nothing more is read from it. A client that neither takes a response nor writes for ``SEND_S`` is
+disconnected. After a client has disconnected, the lines that it had written are still read and stored, without answers.
 
-A line that is too long is answered when its end comes, and not kept meanwhile.
+A line that is too long is answered at its end; its bytes are not kept.
 
-What all connections hold together is bounded too (``Crowd``): few of them at a time may be in the middle of a long line,
-each for a short while, and beyond so many bytes that wait for the disk each waits for its own before it is read on.
+The memory of all connections together is bounded too (``MemoryBudget``): a long line is reserved before it is read
+further, each for a short time if others wait; unfinished lines and responses that are not read count as held. While too many bytes wait
+for the disk, each connection waits for its own commits before more is read from it. Long lines are parsed one at a time,
+in slices.
 """
 
 import logging
+import math
 from collections import deque
+from collections.abc import Callable, Generator
 from typing import Final
 
 import trio
 
 from sidecar.errors import SidecarError
-from sidecar.http import Stopping
-from sidecar.outbox import Note, Outbox
-from sidecar.receive.held import Held
-from sidecar.receive.intake import Answer, Intake, Opened, nothing_to_store, refusal
+from sidecar.http import BUSY, LARGE_BYTES, BudgetExceeded, Holder, MemoryBudget, Shutdown, in_slices
+from sidecar.observe import Telemetry
+from sidecar.outbox import Outbox, WriteRequest
+from sidecar.receive.parse import EventParser, parsed_bytes
+from sidecar.receive.responses import (
+    NOTHING_TO_STORE,
+    IngestResponse,
+    ParsedRequest,
+    accepted_response,
+    error_response,
+    unavailable_response,
+)
 
-__all__ = ["Crowd", "Lines", "serve_ndjson"]
+__all__ = ["BYTE_ORDER_MARK", "LineParser", "serve_ndjson"]
 
 log = logging.getLogger(__name__)
 
-# Reading stops at so many lines that wait for their commit, so many bytes of events in them, or so many bytes of
-# answers that the client has not taken; one read may go beyond.
-WAITING_MAX: Final = 1_000
-WAITING_MAX_BYTES: Final = 4 * 2**20
-ANSWERS_MAX_BYTES: Final = 2**20
-# How long a client may take for a piece of its answers, counted from what it wrote last; and for all once we stop.
+# Reading from a client stops while more lines than this wait for their commit, more bytes of events are in them, or more
+# bytes of responses are unread; one read may exceed each.
+PENDING_LINES_MAX: Final = 1_000
+PENDING_BYTES_MAX: Final = 4 * 2**20
+UNREAD_BYTES_MAX: Final = 2**20
+# How long a client may take to read a piece of its responses, counted from its last write; and to read all of them
+# after a shutdown.
 SEND_S: Final = 30.0
 STOP_S: Final = 10.0
 _SEND_BYTES: Final = 64 * 1024
-# Thousands of tiny lines fit in; judging them must not keep the others waiting.
+# More bytes of responses than this count as held; fewer fit into the socket's buffer.
+COUNTED_BYTES: Final = 4 * 1024
+# Thousands of tiny lines fit into one read; judging them must not delay other connections.
 _READ_BYTES: Final = 16 * 1024
 
-# A line is long from here on; how long a client may take for the rest of one, once it has a place.
-LONG_LINE_BYTES: Final = 64 * 1024
+# How long a client may wait for memory for a long line, and how long it may then take for the rest of it; if others wait
+# for the memory, LONG_LINE_S.
+WAIT_S: Final = 30.0
 LONG_LINE_S: Final = 5.0
 
-_too_slow: Final = refusal("timeout", f"The line did not end within {LONG_LINE_S:.0f} s.", 408)
+_TOO_SLOW: Final = error_response("timeout", f"The line did not end within {WAIT_S:.0f} s.", 408)
+_BUSY: Final = error_response(BUSY.code, BUSY.message, BUSY.status)
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
-Owed = Answer | tuple[Opened, Note]
+# Some writers of text begin with it (.NET's StreamWriter); it is not part of the JSON (RFC 8259 8.1).
+BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
-
-class Crowd:
-    """What the connections that share it hold together: long lines that have not ended, and events not committed yet."""
-
-    def __init__(self, long_lines: int) -> None:
-        self.long_lines = trio.CapacityLimiter(long_lines)
-        self.held = Held()
+PendingResponse = IngestResponse | tuple[ParsedRequest, WriteRequest]
 
 
 async def serve_ndjson(
     stream: trio.abc.Stream,
-    intake: Intake,
+    parser: EventParser,
     outbox: Outbox,
+    telemetry: Telemetry,
     *,
     first: bytes,
     max_line_bytes: int,
-    crowd: Crowd,
-    stopping: Stopping,
+    budget: MemoryBudget,
+    shutdown: Shutdown,
 ) -> None:
-    """Serve one connection until its end; ``first`` are bytes that were read already. The caller closes the stream.
+    """Serve one connection until its end; ``first`` are bytes that were already read. The caller closes the stream.
 
-    Once ``stopping`` is set nothing more is read; what was read is stored and answered. An app may keep its connection
-    idle for its whole life. Nothing a client sends or fails to send raises here.
+    Once ``shutdown`` is set nothing more is read; the lines that were read are stored and answered. An idle connection
+    has no deadline. Raises nothing because of what a client sends or fails to send. Cancellation loses responses, not
+    events: submitted events are committed by the outbox.
     """
-    debts = _Debts(stream, intake, crowd)
-    lines = Lines(intake, outbox, max_line_bytes)
+    queue = ResponseQueue(stream, telemetry, budget)
+    lines = LineParser(parser, outbox, max_line_bytes)
     try:
         async with trio.open_nursery() as nursery:
 
-            async def pay() -> None:
-                if not await debts.pay():
-                    nursery.cancel_scope.cancel()
+            async def flush() -> None:
+                if not await queue.flush():
+                    nursery.cancel_scope.cancel()  # the client does not read: stop reading from it, too
 
-            nursery.start_soon(pay)
-            debts.add(lines.feed(first))
+            nursery.start_soon(flush)
             try:
-                await _read(stream, lines, debts, crowd, stopping)
+                await _Reading(stream, lines, queue, budget, shutdown).run(first)
             except _GONE:
-                pass  # the client has gone in the middle of a line
+                pass  # the client disconnected in the middle of a line: what was whole is stored
             except trio.TooSlowError:
-                intake.count("timeout")
-                debts.add([_too_slow])
-            debts.end()
-            if stopping.is_set():
+                queue.add([_TOO_SLOW])
+            except BudgetExceeded:
+                queue.add([_BUSY])
+                # An evicted client that reads gets its answers; one that does not read has none coming.
+                nursery.cancel_scope.deadline = trio.current_time() + STOP_S
+            # The nursery now waits for flush: each line that was read gets its response, unless the deadline passes.
+            queue.end()
+            if shutdown.is_set():
                 nursery.cancel_scope.deadline = trio.current_time() + STOP_S
     finally:
-        debts.let_go()
+        queue.release()
 
 
-async def _read(stream: trio.abc.Stream, lines: "Lines", debts: "_Debts", crowd: Crowd, stopping: Stopping) -> None:
-    """Read and submit until the end of the stream or the stop. Raises TooSlowError in the middle of a long line."""
-    with trio.CancelScope() as reading:
-        unsubscribe = stopping.subscribe(reading.cancel)
-        try:
-            if stopping.is_set():
-                reading.cancel()
-            while True:
-                await debts.bearable()
-                if lines.begun_bytes < LONG_LINE_BYTES:
-                    goes_on = await _read_some(stream, lines, debts)
-                else:
-                    goes_on = await _read_long_line(stream, lines, debts, crowd)
-                if not goes_on:
-                    return
-        finally:
-            unsubscribe()
+class _Reading:
+    """Read and submit the lines of one connection."""
 
-
-async def _read_some(stream: trio.abc.Stream, lines: "Lines", debts: "_Debts") -> bool:
-    """Read once; False at the end of the stream."""
-    data = await stream.receive_some(_READ_BYTES)
-    debts.add(lines.feed(bytes(data)) if data else lines.end())
-    return bool(data)
-
-
-async def _read_long_line(stream: trio.abc.Stream, lines: "Lines", debts: "_Debts", crowd: Crowd) -> bool:
-    """Read the rest of a line, once there is a place for a long one; False at the end of the stream."""
-    async with crowd.long_lines:
-        with trio.fail_after(LONG_LINE_S):
-            goes_on, begun_bytes = True, 0
-            while goes_on and lines.begun_bytes > begun_bytes:
-                begun_bytes = lines.begun_bytes
-                goes_on = await _read_some(stream, lines, debts)
-    return goes_on
-
-
-class _Debts:
-    """The answers that one client is owed, in order: first those that are ready, then those that wait for a commit."""
-
-    def __init__(self, stream: trio.abc.Stream, intake: Intake, crowd: Crowd) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        lines: "LineParser",
+        queue: "ResponseQueue",
+        budget: MemoryBudget,
+        shutdown: Shutdown,
+    ) -> None:
         self._stream = stream
-        self._intake = intake
-        self._crowd = crowd
+        self._lines = lines
+        self._queue = queue
+        self._budget = budget
+        self._shutdown = shutdown
+
+    async def run(self, first: bytes) -> None:
+        """Read until the end of the stream or the shutdown.
+
+        Raises TooSlowError if a long line takes too long, BudgetExceeded if there is no memory for it, others need that,
+        or this connection was evicted.
+        """
+        await self._submit(first)
+        with trio.CancelScope() as reading:
+            unsubscribe = self._shutdown.subscribe(reading.cancel)
+            self._queue.on_eviction(reading.cancel)
+            try:
+                if self._shutdown.is_set():
+                    reading.cancel()
+                more = True
+                while more:
+                    await self._queue.wait_for_capacity()
+                    self._queue.count_unfinished(self._lines.unfinished_bytes)
+                    more = await (
+                        self._read_some() if self._lines.unfinished_bytes < LARGE_BYTES else self._read_long_line()
+                    )
+            finally:
+                unsubscribe()
+        if self._queue.evicted:
+            raise BudgetExceeded
+
+    async def _read_some(self) -> bool:
+        """Read once; return False at the end of the stream."""
+        data = await self._stream.receive_some(_READ_BYTES)
+        if data:
+            await self._submit(bytes(data))
+        else:
+            # Shielded: what was read is stored, also if a shutdown begins while it is parsed.
+            with trio.CancelScope(shield=True):
+                self._queue.add(await in_slices(self._lines.end(), self._working(0)))
+        return bool(data)
+
+    async def _submit(self, data: bytes) -> None:
+        with trio.CancelScope(shield=True):
+            self._queue.add(await in_slices(self._lines.feed(data), self._working(len(data))))
+
+    def _working(self, more_bytes: int) -> trio.Lock | None:
+        """Return the lock for work on large bodies if a long line may end here."""
+        return self._budget.working if self._lines.unfinished_bytes + more_bytes >= LARGE_BYTES else None
+
+    async def _read_long_line(self) -> bool:
+        """Read the rest of a long line once there is memory for it; return False at the end of the stream."""
+        self._queue.count_unfinished(0)  # from here on it is bounded with the bodies that wait
+        size_bytes = self._lines.max_bytes
+        scope = trio.CancelScope()
+        may_take_s = math.inf
+
+        def hurry() -> None:  # others wait
+            scope.deadline = min(scope.deadline, may_take_s - WAIT_S + LONG_LINE_S)
+
+        with trio.move_on_after(WAIT_S) as waiting:
+            await self._budget.reserve(size_bytes, hurry)
+        if waiting.cancelled_caught:
+            raise BudgetExceeded
+        try:
+            may_take_s = scope.deadline = trio.current_time() + WAIT_S
+            if self._budget.is_contended():
+                hurry()
+            with scope:
+                more, seen_bytes = True, 0
+                while more and self._lines.unfinished_bytes > seen_bytes:  # fewer: it has ended, or became too long
+                    seen_bytes = self._lines.unfinished_bytes
+                    more = await self._read_some()
+        finally:
+            self._budget.release(size_bytes, hurry)
+        if scope.cancelled_caught:
+            raise trio.TooSlowError if trio.current_time() >= may_take_s else BudgetExceeded
+        return more
+
+
+class ResponseQueue:
+    """The responses to one client's lines, in order: bytes that are ready, then lines whose commit is pending."""
+
+    def __init__(self, stream: trio.abc.Stream, telemetry: Telemetry, budget: MemoryBudget) -> None:
+        self._stream = stream
+        self._telemetry = telemetry
+        self._budget = budget
+        self._holder = Holder(self._evict)
+        self._unfinished_bytes = 0
+        self._cancel_reading: Callable[[], None] = _nothing
+        self.evicted = False
         self._ready = bytearray()
-        self._waiting: deque[Owed] = deque()
-        self._waiting_bytes = 0
+        self._pending: deque[PendingResponse] = deque()
+        self._pending_bytes = 0
         self._ended = self._gone = False
         self._changed = trio.Event()
         self._sending = trio.CancelScope()
 
-    def add(self, owed: list[Owed]) -> None:
-        """The client wrote something, for which it is owed this."""
-        self._sending.deadline = trio.current_time() + SEND_S
-        if owed:
-            self._waiting.extend(owed)
-            self._weigh(sum(map(_weight, owed)))
-            self._change()
+    def add(self, responses: list[PendingResponse]) -> None:
+        """Queue the responses to what the client just wrote, and give it more time to read."""
+        self._sending.deadline = trio.current_time() + SEND_S  # of the send in progress, if any
+        if not responses:
+            return
+        for response in responses:
+            if isinstance(response, IngestResponse):
+                self._report(response)
+        self._pending.extend(responses)
+        for response in responses:
+            self._account(response)
+        self._change()
+
+    def on_eviction(self, cancel_reading: Callable[[], None]) -> None:
+        """Have ``cancel_reading`` called when others need the memory that this connection holds."""
+        self._cancel_reading = cancel_reading
+
+    def count_unfinished(self, size_bytes: int) -> None:
+        """Count the bytes of a line that has not ended, beside the responses that are not read."""
+        if size_bytes != self._unfinished_bytes:
+            self._unfinished_bytes = size_bytes
+            self._hold()
+
+    def _hold(self, *, progress: bool = False) -> None:
+        size_bytes = self._unfinished_bytes + len(self._ready)
+        if size_bytes != self._holder.bytes:
+            self._budget.hold(self._holder, size_bytes, progress=progress)
+
+    def _evict(self) -> None:
+        """Stop reading, and give up on a client that does not read: its lines are stored, its responses are lost."""
+        self.evicted = True
+        self._cancel_reading()
+        if self._ready:
+            self._gone = True
+            self._ready.clear()
+            self._sending.cancel()
 
     def end(self) -> None:
-        """No more will be owed."""
+        """Announce that nothing more will be added, so that ``flush`` ends once the queue is empty."""
         self._ended = True
         self._change()
 
-    def let_go(self) -> None:
-        """The connection has ended; what is still owed is nobody's any more."""
-        self._weigh(-self._waiting_bytes)
+    def release(self) -> None:
+        """Give back what the pending lines hold of the shared budget; call it when the connection has ended."""
+        while self._pending:
+            self._account(self._pending.popleft(), -1)
+        self._budget.hold(self._holder, 0)
+        self._holder.evict = self._cancel_reading = _nothing  # reference cycles
 
-    async def bearable(self) -> None:
-        """Wait until so little is owed that more may be read."""
+    async def wait_for_capacity(self) -> None:
+        """Wait until the pending and unread bytes allow more to be read from the client."""
         while True:
-            first = self._first_waiting()
+            first = self._first_pending()
             if first is not None and (
-                len(self._waiting) > WAITING_MAX
-                or self._waiting_bytes > WAITING_MAX_BYTES
-                or self._crowd.held.is_full()
+                len(self._pending) > PENDING_LINES_MAX
+                or self._pending_bytes > PENDING_BYTES_MAX
+                or self._budget.is_full()
             ):
+                # Wait for an own commit, not for the budget: other connections may hold it until their clients read.
                 await first.done.wait()
-            elif len(self._ready) > ANSWERS_MAX_BYTES:
+            elif len(self._ready) > UNREAD_BYTES_MAX:
                 await self._changed.wait()
             else:
+                if len(self._ready) > COUNTED_BYTES:
+                    self._hold()
                 return
 
-    async def pay(self) -> bool:
-        """Answer until the end, or until the client has gone; False if it takes nothing.
+    async def flush(self) -> bool:
+        """Send responses until all are sent or the client has disconnected; return False if the client does not read.
 
-        Several lines at once where several are done, but none waits for the commit of a later one.
+        Lines that are committed together are answered in one piece, but no response waits for the commit of a later
+        line.
         """
         try:
             while True:
-                first = self._first_waiting()
+                first = self._first_pending()
                 if self._ready:
                     if not await self._send():
                         return False
@@ -204,117 +315,140 @@ class _Debts:
                 else:
                     await self._changed.wait()
         except _GONE:
-            self._gone = True
+            self._gone = True  # responses are dropped from here on; reading continues to the end of the stream
             self._ready.clear()
             self._change()
             return True
 
     async def _send(self) -> bool:
-        """Send a piece of what is ready; False if the client does not take it in time."""
+        """Send a piece of the ready responses; return False if the client does not take it in time."""
+        if len(self._ready) > COUNTED_BYTES:
+            self._hold()
+        # A copy, because the reading task appends to the buffer during the send.
         piece = bytes(self._ready[:_SEND_BYTES])
         with trio.move_on_after(SEND_S) as self._sending:
             await self._stream.send_all(piece)
         if self._sending.cancelled_caught:
             return False
         del self._ready[: len(piece)]
+        self._hold(progress=True)
         self._change()
         return True
 
-    def _first_waiting(self) -> Note | None:
-        """Make ready what is done; then the note of the first line that is not."""
-        waiting = self._waiting
-        while waiting:
-            first = waiting[0]
-            if not isinstance(first, Answer) and not first[1].done.is_set():
-                return first[1]
-            answer = _answer(first, self._intake)
-            self._weigh(-_weight(waiting.popleft()))
+    def _first_pending(self) -> WriteRequest | None:
+        """Turn finished lines into ready bytes; return the write request of the first line that is not finished."""
+        pending = self._pending
+        while pending:
+            first = pending[0]
+            if not isinstance(first, IngestResponse) and not first[1].done.is_set():
+                return first[1]  # responses keep the order of the lines: nothing behind it is ready
+            response = self._finish(first)
+            self._account(pending.popleft(), -1)
             if not self._gone:
-                self._ready += answer.body
+                self._ready += response.body
                 self._ready += b"\n"
         return None
 
-    def _weigh(self, more_bytes: int) -> None:
-        self._waiting_bytes += more_bytes
-        self._crowd.held.more(more_bytes)
+    def _finish(self, pending: PendingResponse) -> IngestResponse:
+        """Return the response to a line whose commit has succeeded or failed."""
+        if isinstance(pending, IngestResponse):
+            return pending
+        parsed, write = pending
+        if write.error is None:
+            self._telemetry.events_accepted(parsed.events)
+            return accepted_response(parsed, write.result)
+        if isinstance(write.error, SidecarError):
+            response = unavailable_response(write.error)
+        else:  # not raised: the lines behind this one need their responses, too
+            log.error("A line could not be stored: %r. This is a bug; report it.", write.error)
+            response = error_response("internal", "The server failed to store this line; see its log.", 500)
+        self._report(response)
+        return response
+
+    def _report(self, response: IngestResponse) -> None:
+        if response.code:
+            self._telemetry.request_refused(response.code, response.message)
+
+    def _account(self, response: PendingResponse, sign: int = 1) -> None:
+        """Count what a line holds until its commit; with -1, count it no more."""
+        if isinstance(response, IngestResponse):
+            more_bytes, large = sign * len(response.body), False
+        else:
+            more_bytes, large = sign * parsed_bytes(*response), response[0].large
+        self._pending_bytes += more_bytes
+        self._budget.add(more_bytes, large=large)
 
     def _change(self) -> None:
+        """Wake both tasks; each checks the state again."""
         self._changed.set()
         self._changed = trio.Event()
 
 
-def _weight(one: Owed) -> int:
-    return len(one.body) if isinstance(one, Answer) else one[1].size_bytes
+def _nothing() -> None:
+    """Do nothing: reading has not begun."""
 
 
-def _answer(one: Owed, intake: Intake) -> Answer:
-    """The answer for a line that is done with."""
-    if isinstance(one, Answer):
-        return one
-    opened, note = one
-    if note.error is None:
-        return intake.accepted(opened, note.answer)
-    if isinstance(note.error, SidecarError):
-        return intake.not_stored(note.error)
-    # The lines behind it are owed their answers too.
-    log.error("A line could not be stored: %r", note.error)
-    return refusal("internal", "The server failed at this line; its log says why.", 500)
+class LineParser:
+    """Cut bytes into lines and submit them. Holds at most one unfinished line, and nothing of a line that is too long."""
 
-
-class Lines:
-    """Cuts bytes into lines and submits them. Holds at most one unfinished line, and of a too long one nothing."""
-
-    def __init__(self, intake: Intake, outbox: Outbox, max_bytes: int) -> None:
-        self._intake = intake
+    def __init__(self, parser: EventParser, outbox: Outbox, max_bytes: int) -> None:
+        self._parser = parser
         self._outbox = outbox
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._rest = bytearray()
         self._skipping = False
+        self._large: WriteRequest | None = None  # the last request, if it is stored in several transactions
 
     @property
-    def begun_bytes(self) -> int:
-        """How much is kept of a line that has not ended."""
+    def unfinished_bytes(self) -> int:
+        """Bytes held of a line that has not ended."""
         return len(self._rest)
 
-    def feed(self, data: bytes) -> list[Owed]:
-        """The answers owed for the lines that end in ``data``."""
+    def feed(self, data: bytes) -> Generator[None, None, list[PendingResponse]]:
+        """Submit the lines that end in ``data`` and return their responses; yield after each slice of a long line."""
         *whole, rest = data.split(b"\n")
-        owed = [one for part in whole if (one := self._end_line(part)) is not None]
+        responses = []
+        for part in whole:
+            if (response := (yield from self._end_line(part))) is not None:
+                responses.append(response)
         self._keep(rest)
-        return owed
+        return responses
 
-    def end(self) -> list[Owed]:
-        """The stream has ended: what is left counts as a line."""
-        one = self._end_line(b"")
-        return [] if one is None else [one]
+    def end(self) -> Generator[None, None, list[PendingResponse]]:
+        """Submit what is left at the end of the stream as a line, and return its response, if any."""
+        response = yield from self._end_line(b"")
+        return [] if response is None else [response]
 
     def _keep(self, part: bytes) -> None:
-        if self._skipping or len(self._rest) + len(part) > self._max_bytes:
-            self._skipping = True
+        if self._skipping or len(self._rest) + len(part) > self.max_bytes:
+            self._skipping = True  # until the line ends; its bytes are not kept
             self._rest.clear()
         else:
             self._rest += part
 
-    def _end_line(self, part: bytes) -> Owed | None:
+    def _end_line(self, part: bytes) -> Generator[None, None, PendingResponse | None]:
         self._keep(part)
         line, skipped = bytes(self._rest).strip(), self._skipping
+        if line.startswith(BYTE_ORDER_MARK):  # joined files have one in the middle
+            line = line.removeprefix(BYTE_ORDER_MARK).strip()
         self._rest.clear()
         self._skipping = False
         if skipped:
-            self._intake.count("too_large")
-            return refusal(
+            return error_response(
                 "too_large",
-                f"The line is longer than {self._max_bytes:,} bytes (outbox.max_request_bytes); send less per line.",
+                f"The line is longer than {self.max_bytes:,} bytes (outbox.max_request_bytes); send less per line.",
             )
-        return self._submit(line) if line else None
+        return (yield from self._submit(line)) if line else None
 
-    def _submit(self, line: bytes) -> Owed:
-        opened = self._intake.open(line, None, None, trusted=True)
-        if isinstance(opened, Answer):
-            return opened
-        if not opened.events:
-            return nothing_to_store
+    def _submit(self, line: bytes) -> Generator[None, None, PendingResponse]:
+        parsed = yield from self._parser.steps(line, None, None, trusted=True)
+        if isinstance(parsed, IngestResponse):
+            return parsed
+        if not parsed.events:
+            return NOTHING_TO_STORE
         try:
-            return opened, self._outbox.submit(opened.events)
+            write = self._outbox.submit(parsed.events, behind=self._large)
         except SidecarError as error:
-            return self._intake.not_stored(error)
+            return unavailable_response(error)
+        self._large = write if write.sliced else None
+        return parsed._replace(large=len(line) >= LARGE_BYTES), write

@@ -1,75 +1,107 @@
-"""The HTTP routes: what an SDK posts, what an operator or a monitor gets.
+"""The HTTP routes: POST for the events of SDKs, GET for the pages of operators and monitors.
 
-On TCP, a browser on this host could be made to post here by any web page. Browsers say where they come from (``Origin``)
-and what they were told to reach (``Host``), so a foreign Host and any Origin are refused with 403. The Unix socket
-cannot be reached by a browser and is exempt.
+Over TCP, any web page could make a browser on this host post events (sidecar/receive/README.md#browsers). A browser
+names the page that sends (``Origin``) and the host that it was asked to reach (``Host``), so any Origin and a foreign
+Host are refused with 403. A browser cannot reach the Unix socket, which is exempt.
 
-A small body may become much: the context of a batch goes into each of its events. So what the requests of one way in have
-become and what waits for its commit is bounded together (``Held``): beyond it nobody's body is opened. SDKs repeat a 503,
-and some of them drop what they get a 408 for (facts: ``px_and_sdks.md`` 3.4), so whoever waits in vain for us gets a 503.
+A small body can expand, because the context of a batch is copied into each of its events. Therefore the parsed events of
+all requests that wait for their commit are bounded together (``MemoryBudget``), for TCP and the Unix socket separately.
+While their share is exceeded no body is parsed, and a request that waits too long is answered 503: SDKs repeat a 503,
+while some drop the events of a 408 (sidecar/receive/README.md#retries). Large bodies are parsed one at a time, in slices.
 """
 
 import base64
 import binascii
 import re
-from collections.abc import Awaitable, Callable
-from functools import lru_cache
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import lru_cache, partial
 from typing import Final
 
 import trio
 
-from sidecar.config.schema import is_loopback_host
+from sidecar.config.schema import is_loopback_name
 from sidecar.errors import SidecarError
 from sidecar.events import TYPES
-from sidecar.http import BUSY, Request, Response
-from sidecar.outbox import Outbox
-from sidecar.receive.held import Held
-from sidecar.receive.intake import BATCH, Answer, Intake, nothing_to_store, refusal
+from sidecar.http import BUSY, BudgetExceeded, MemoryBudget, Request, Response
+from sidecar.observe import Telemetry
+from sidecar.outbox import Outbox, WriteRequest
+from sidecar.receive.parse import BATCH, EventParser, parsed_bytes
+from sidecar.receive.responses import (
+    NOTHING_TO_STORE,
+    IngestResponse,
+    ParsedRequest,
+    accepted_response,
+    error_response,
+    unavailable_response,
+)
 
-__all__ = ["Page", "Routes"]
+__all__ = ["ClientMemory", "PageHandler", "Routes"]
 
-Page = Callable[[], Awaitable[Response]]
+PageHandler = Callable[[], Awaitable[Response]]
 
 _KINDS: Final = {f"/v1/{kind}": kind for kind in TYPES} | {f"/v1/{path}": BATCH for path in ("batch", "import", "b")}
-# The server's codes for what no repetition makes good, and our own for the same.
-_REFUSED_FOR_GOOD: Final = {"too_large": "too_large", "headers_too_large": "too_large", "bad_encoding": "bad_json"}
+# Codes of sidecar.http for requests that would be refused again, and our codes for them (sent with 400).
+_PERMANENT_CODES: Final = {"too_large": "too_large", "headers_too_large": "too_large", "bad_encoding": "bad_json"}
+# A body with more commas than this, and fewer bytes for each, is made of tiny events.
+MANY_EVENTS: Final = 256
+TINY_BYTES: Final = 8
 _SLASHES: Final = re.compile(r"/{2,}")
-REFUSED_BYTES: Final = 1_000  # about what a bad event takes, with its entry in the answer
 BUSY_RETRY_AFTER_S: Final = 10
 _HOST: Final = re.compile(r"\[([^\]]*)\](?::\d*)?|([^:]*)(?::\d*)?")
 
 
-class Routes:
-    """Answers requests. ``pages`` are what GET finds, by path; ``foreign_hosts`` are allowed where others may come in.
+class ClientMemory:
+    """The memory for all clients (``listen.max_memory``), in two halves: clients on TCP, and clients of the Unix socket.
 
-    ``took`` is told how long each request for taking events waited for its answer, in seconds.
+    Many clients on TCP, which other hosts may be able to reach, cannot take the memory of the apps that this host lets open
+    the Unix socket. How a half is shared out is described in ``sidecar.http.budget``. Large bodies of both are worked on one
+    at a time.
+    """
+
+    def __init__(self, max_memory_bytes: int) -> None:
+        working = trio.Lock()
+        self.tcp = MemoryBudget(max_memory_bytes // 2, working)
+        self.unix = MemoryBudget(max_memory_bytes // 2, working)
+
+
+class Routes:
+    """Answer requests.
+
+    ``pages`` are the GET routes by path. ``own_hosts`` are names of this host that clients may use beside those of
+    loopback, in lower case; ``foreign_hosts`` accepts any Host (listen.allow_remote).
     """
 
     def __init__(
         self,
-        intake: Intake,
+        parser: EventParser,
         outbox: Outbox,
-        pages: dict[str, Page],
+        telemetry: Telemetry,
+        pages: Mapping[str, PageHandler],
+        memory: ClientMemory,
         *,
+        own_hosts: Collection[str] = (),
         foreign_hosts: bool = False,
-        took: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
-        self._took = took
-        self._intake = intake
+        self._parser = parser
         self._outbox = outbox
+        self._telemetry = telemetry
         self._pages = pages
+        self._own_hosts = frozenset(own_hosts)
         self._foreign_hosts = foreign_hosts
-        self._held = {True: Held(), False: Held()}  # by being trusted: who comes over the socket has his own
+        # By `trusted`: clients of the Unix socket are not held up by those on TCP.
+        self._budgets = {True: memory.unix, False: memory.tcp}
 
     async def over_tcp(self, request: Request) -> Response:
         """Answer a request that came over TCP."""
         if request.header(b"origin") is not None:
             return _respond(
-                refusal("foreign_origin", "Web pages may not send events here; send them from a server.", 403)
+                error_response("foreign_origin", "Web pages may not send events here; send them from a server.", 403)
             )
-        if not self._foreign_hosts and not _is_local(request.header(b"host")):
+        if not self._foreign_hosts and not _is_local(request.header(b"host"), self._own_hosts):
             return _respond(
-                refusal("foreign_host", "The Host header names another host; use the address in listen.http.", 403)
+                error_response(
+                    "foreign_host", "The Host header names another host; use the address in listen.http.", 403
+                )
             )
         return await self._answer(request, trusted=False)
 
@@ -78,90 +110,133 @@ class Routes:
         return await self._answer(request, trusted=True)
 
     def refuse(self, code: str, message: str, status: int) -> Response:
-        """Words for what never reached a route (``sidecar.http.Refuse``).
+        """Build the answer to a request that never reached a route (``sidecar.http.Refuse``).
 
-        What would be refused again is 400, since SDKs repeat 413, 415 and 431 (facts: ``px_and_sdks.md`` 3.4). A
-        request that was too slow (408), one that we were too slow for (503) and one at which we failed (500) should be
-        repeated, and so keep their status.
+        A request that would be refused again gets 400, because SDKs repeat 413, 415 and 431
+        (sidecar/receive/README.md#retries). One that was too slow (408), one that the server was too slow for (503) and
+        one that the server failed to handle (500) should be repeated, and keep their status.
         """
-        return _respond(self._refused(code, message, status))
+        return _respond(self._refusal(code, message, status))
 
-    def _refused(self, code: str, message: str, status: int) -> Answer:
+    def _refusal(self, code: str, message: str, status: int) -> IngestResponse:
         if code == "too_large":
             message = f"{message.removesuffix('.')}, or raise outbox.max_request_bytes."
-        ours = _REFUSED_FOR_GOOD.get(code)
+        our_code = _PERMANENT_CODES.get(code)
         after_s = BUSY_RETRY_AFTER_S if status == 503 else None
-        said = refusal(code, message, status, after_s) if ours is None else refusal(ours, message)
-        self._intake.count(said.code)
-        return said
+        response = (
+            error_response(code, message, status, after_s) if our_code is None else error_response(our_code, message)
+        )
+        self._telemetry.request_refused(response.code, response.message)
+        return response
 
     async def _answer(self, request: Request, *, trusted: bool) -> Response:
         path = request.path
         kind = _KINDS.get(path)
         if kind is None:
+            # Segment's Java SDK posts to /v1/import/, and to //v1/import/ if its endpoint ends with a slash.
             path = _SLASHES.sub("/", path).rstrip("/")
             kind = _KINDS.get(path)
         if kind is not None and request.method == "POST":
             began_s = trio.current_time()
-            answer = await self._take(request, kind, trusted=trusted)
-            self._took(trio.current_time() - began_s)
-            return _respond(answer)
+            response = await self._ingest(request, kind, trusted=trusted)
+            self._telemetry.request_answered(trio.current_time() - began_s)
+            return _respond(response)
         page = self._pages.get(path)
         if page is not None and request.method in ("GET", "HEAD"):
             return await page()
         if kind is not None or page is not None:
             allowed = "GET" if page is not None else "POST"
-            said = refusal("method_not_allowed", f"{path} answers {allowed} only; use that.", 405)
-            return Response(said.status, said.body, headers=(("Allow", allowed),))
+            refusal = error_response("method_not_allowed", f"{path} supports only {allowed}; use that.", 405)
+            return Response(refusal.status, refusal.body, headers=(("Allow", allowed),))
         return _respond(
-            refusal("not_found", "There is nothing at this path; events go to POST /v1/batch or /v1/track.", 404)
+            error_response("not_found", "There is nothing at this path; events go to POST /v1/batch or /v1/track.", 404)
         )
 
-    async def _take(self, request: Request, kind: str, *, trusted: bool) -> Answer:
-        held = self._held[trusted]
-        if held.is_full() and not await held.room():
-            return self._refused(BUSY.code, BUSY.message, BUSY.status)
-        key = _key_of(request.header(b"authorization")) if self._intake.sources else None
-        opened = self._intake.open(request.body, kind, key, trusted=trusted)
-        if isinstance(opened, Answer):
-            return opened
-        if not opened.events:
-            return nothing_to_store
+    async def _ingest(self, request: Request, kind: str, *, trusted: bool) -> IngestResponse:
+        """Parse and store the events of one request; answer after their commit."""
+        budget = self._budgets[trusted]
         try:
-            note = self._outbox.submit(opened.events)
-            size_bytes = note.size_bytes + REFUSED_BYTES * len(opened.refused)
-            held.more(size_bytes)
-            try:
-                outcome = await note.wait()
-            finally:
-                held.more(-size_bytes)
+            submitted = await self._parse_and_submit(request, kind, budget, trusted=trusted)
         except SidecarError as error:
-            return self._intake.not_stored(error)
-        return self._intake.accepted(opened, outcome)
+            return self._unavailable(error)
+        finally:
+            budget.next_turn()
+        if isinstance(submitted, IngestResponse):
+            return submitted
+        parsed, write = submitted
+        try:
+            accepted = await write.wait()
+        except SidecarError as error:
+            return self._unavailable(error)
+        finally:
+            budget.add(-parsed_bytes(parsed, write), large=parsed.large)
+        self._telemetry.events_accepted(parsed.events)
+        return accepted_response(parsed, accepted)
+
+    async def _parse_and_submit(
+        self, request: Request, kind: str, budget: MemoryBudget, *, trusted: bool
+    ) -> IngestResponse | tuple[ParsedRequest, WriteRequest]:
+        """Return the events and their write, counted in the budget until its end, or the answer to a body without any.
+
+        Raises OutboxFull or DiskFull.
+        """
+        key = _write_key(request.header(b"authorization")) if self._parser.has_sources else None
+        steps = partial(self._parser.steps, request.body, kind, key, trusted=trusted)
+        try:
+            tiny = has_tiny_events(request.body)
+            parsed, large = await budget.work(steps, len(request.body), has_tiny_parts=tiny)
+        except BudgetExceeded:
+            return self._refusal(BUSY.code, BUSY.message, BUSY.status)
+        request.body = b""  # parsed: only the events are needed until their commit
+        if isinstance(parsed, IngestResponse):
+            self._telemetry.request_refused(parsed.code, parsed.message)
+            return parsed
+        if not parsed.events:
+            return NOTHING_TO_STORE
+        for entry in parsed.refused:
+            self._telemetry.request_refused(entry["code"])
+        # Counted from submit to commit: an answer that the client is slow to read is counted as held.
+        write = self._outbox.submit(parsed.events)
+        budget.add(parsed_bytes(parsed, write), large=large)
+        return parsed._replace(large=large), write
+
+    def _unavailable(self, error: SidecarError) -> IngestResponse:
+        response = unavailable_response(error)
+        self._telemetry.request_refused(response.code, response.message)
+        return response
 
 
-def _respond(answer: Answer) -> Response:
-    if answer.retry_after_s is None:
-        return Response(answer.status, answer.body)
-    return Response(answer.status, answer.body, headers=(("Retry-After", str(answer.retry_after_s)),))
+def has_tiny_events(body: bytes) -> bool:
+    """Return whether a body seems to hold hundreds of events of a few bytes, each of which costs as much as any other."""
+    commas = body.count(b",")
+    return commas >= MANY_EVENTS and len(body) < TINY_BYTES * commas
 
 
-def _key_of(authorization: bytes | None) -> str | None:
-    """The write key in a Basic header, with or without the colon; a Bearer token is no write key."""
+def _respond(response: IngestResponse) -> Response:
+    if response.retry_after_s is None:
+        return Response(response.status, response.body)
+    return Response(response.status, response.body, headers=(("Retry-After", str(response.retry_after_s)),))
+
+
+def _write_key(authorization: bytes | None) -> str | None:
+    """Return the write key in a Basic header, with or without its colon; a Bearer token is not a write key."""
     if not authorization or authorization[:6].lower() != b"basic ":
         return None
     try:
-        # Too much padding is skipped, so what was sent without any is read too.
+        # Surplus padding is ignored, so a key that was sent without padding is decoded too.
         text = base64.b64decode(authorization[6:] + b"==", validate=False).decode("utf-8", "replace")
     except binascii.Error:
         return None
     return text.partition(":")[0] or None
 
 
-@lru_cache(maxsize=64)  # an app says the same with every request
-def _is_local(host: bytes | None) -> bool:
-    """Whether a Host header names this machine by loopback. Without one (HTTP/1.0, nc) it cannot be a browser."""
+@lru_cache(maxsize=64)  # an app sends the same Host with each request
+def _is_local(host: bytes | None, own_hosts: frozenset[str]) -> bool:
+    """Return whether Host is a loopback name or address. Without Host (HTTP/1.0, nc) the client is not a browser."""
     if host is None:
         return True
     match = _HOST.fullmatch(host.decode("latin-1").strip().lower())
-    return match is not None and is_loopback_host((match[1] or match[2] or "").rstrip("."))
+    if match is None:
+        return False
+    name = (match[1] or match[2] or "").rstrip(".")
+    return is_loopback_name(name) or name in own_hosts

@@ -1,59 +1,57 @@
-"""Which app an event comes from: write keys and the numbers of their sources.
+"""Sources: the apps that events come from, known by their write keys.
 
-Once the configuration has a ``[[source]]``, a request over TCP must carry a known write key; whoever can open the Unix
-socket is trusted already, and there a key only chooses the source. Source 0 is the one without a key of its own.
+Once the configuration has a ``[[source]]``, a request over TCP must carry a known write key. Clients that can open the
+Unix socket are trusted already; there a key only selects the source. Source 0 has no key of its own.
 
-A write key is never stored: the outbox knows a source by the digest of its key. Keys are compared by digest, all of
-them and in constant time, so that answers tell nothing about how much of a key was right.
+A write key is never stored: the outbox identifies a source by the digest of its key. Keys are compared by digest, with
+all known ones and in constant time, so that the time of an answer does not reveal how much of a key was right.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from hmac import compare_digest
 from typing import Final
 
-from sidecar.config import Source
+from sidecar.config import SourceConfig
 
-__all__ = ["DEFAULT_SOURCE", "Sources", "UnknownWriteKey", "fingerprint"]
+__all__ = ["DEFAULT_SOURCE", "UnknownWriteKey", "fingerprint", "number_sources", "source_number"]
 
 DEFAULT_SOURCE: Final = 0
 
 
 class UnknownWriteKey(Exception):
-    """The request carries no write key that the configuration knows."""
+    """The request has no write key, or one that the configuration does not know."""
 
 
 def fingerprint(write_key: str) -> bytes:
-    """What the outbox keeps in place of a write key."""
+    """Return the digest that the outbox keeps in place of a write key."""
     return sha256(b"px-sidecar source\0" + write_key.encode("utf-8", "surrogatepass")).digest()
 
 
-class Sources:
-    """The configured sources. ``number_of`` gives the outbox's number for a fingerprint and property key."""
+def number_sources(sources: Sequence[SourceConfig], number_of: Callable[[bytes, str], int]) -> dict[bytes, int]:
+    """Map the fingerprint of each configured write key to the number of its source.
 
-    def __init__(self, sources: Sequence[Source], number_of: Callable[[bytes, str], int]) -> None:
-        self._numbers = {
-            digest: number_of(digest, source.property_key)
-            for source in sources
-            for digest in [fingerprint(source.write_key.reveal())]
-        }
+    ``number_of`` returns the outbox's number for a fingerprint and property key (``Store.source``).
+    """
+    return {
+        digest: number_of(digest, source.property_key)
+        for source in sources
+        for digest in [fingerprint(source.write_key.reveal())]
+    }
 
-    def __bool__(self) -> bool:
-        """Whether any source is configured, so that keys mean something."""
-        return bool(self._numbers)
 
-    def number(self, write_key: str | None, *, trusted: bool) -> int:
-        """The source of a request. Raises UnknownWriteKey, unless ``trusted`` or no source is configured."""
-        if not self._numbers:
+def source_number(numbers: Mapping[bytes, int], write_key: str | None, *, trusted: bool) -> int:
+    """Return the source of a request. Raises UnknownWriteKey, unless ``trusted`` or no source is configured."""
+    if not numbers:
+        return DEFAULT_SOURCE
+    source: int | None = None
+    if write_key:
+        digest = fingerprint(write_key)
+        for known_digest, number in numbers.items():  # no early exit: see the module's docstring
+            if compare_digest(known_digest, digest):
+                source = number
+    if source is None:
+        if trusted:
             return DEFAULT_SOURCE
-        found: int | None = None
-        if write_key:
-            asked = fingerprint(write_key)
-            for known, number in self._numbers.items():
-                if compare_digest(known, asked):
-                    found = number
-        if found is None:
-            if trusted:
-                return DEFAULT_SOURCE
-            raise UnknownWriteKey
-        return found
+        raise UnknownWriteKey
+    return source

@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: the settings, and which fault a request meets. Pure but for the dice it is handed."""
+"""Injected faults: their settings, and the choice of a fault for a request. Pure; randomness is an argument."""
 
 import fnmatch
 from email.utils import formatdate
@@ -7,10 +7,11 @@ from typing import Literal
 
 import msgspec
 
-from sidecar.sandbox.judge import Answer, error
+from sidecar.sandbox.judge import JudgeAnswer, px_error
 
-__all__ = ["Fault", "Faults", "Outage", "choose", "retry_after_header"]
+__all__ = ["Fault", "Faults", "Outage", "choose_fault", "retry_after_header"]
 
+# The block page of a real cloud edge, as captured in RudderStack's tests (sidecar/px/README.md#answers).
 FIREWALL_PAGE = (
     b"<!doctype html><html><head><meta http-equiv=\"content-type\" content=\"text/html;charset=utf-8\">"
     b"<title>403</title></head><body>403 Forbidden</body></html>"
@@ -18,44 +19,44 @@ FIREWALL_PAGE = (
 
 
 class Outage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """PX is away for a while. Times are seconds since these faults were set; no ``to_s``: until they are changed."""
+    """A time in which PX is away. Times are seconds since the faults were set; without ``to_s`` it has no end."""
 
     from_s: float = 0.0
     to_s: float | None = None
     how: Literal["refuse", "503", "hang"] = "refuse"
-    """``refuse``: every request is answered with a reset. (A connection cannot be refused outright without losing the
-    control path too; to have that, kill the sandbox and start it again with its state file.)"""
+    """``refuse`` resets the connection of every request. (Refusing connections would also cut off the control paths; to
+    get that, kill the sandbox and start it again with its state file.)"""
 
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All faults; the defaults are a good day. Rates are shares of the requests, from 0 to 1."""
+    """All fault settings; the defaults inject nothing. Rates are shares of the requests, from 0 to 1."""
 
     latency_s: float = 0.0
     jitter_s: float = 0.0
-    """Each answer takes ``latency_s`` and a random part of ``jitter_s``; what it answers is decided on arrival."""
+    """Each answer takes ``latency_s`` plus a random part of ``jitter_s``; its content is decided on arrival."""
     outages: tuple[Outage, ...] = ()
     error_rate: float = 0.0
     error_status: int = 503
     error_body: str = ""
-    """Empty: PX's envelope. Otherwise this text, as ``error_type``."""
+    """If empty, PX's error envelope; otherwise this text, with the content type ``error_type``."""
     error_type: str = "application/json"
     error_bytes: int = 0
-    """Blanks are added until the body of an error is that long."""
+    """Blanks are appended until the body of an error has this length."""
     dropped_answers: float = 0.0
-    """Processed and stored, then the connection is reset instead of an answer."""
+    """The request is processed and stored, then the connection is reset instead of an answer."""
     hang: float = 0.0
-    """Not processed, never answered; the connection stays open."""
+    """The request is not processed and never answered; the connection stays open."""
     garbage: float = 0.0
-    """Processed; the answer is not HTTP."""
+    """The request is processed; the answer is not HTTP."""
     drip_s: float = 0.0
-    """Every answer's body comes byte by byte, with this much time between."""
+    """The body of every answer is sent byte by byte, with this pause before each byte."""
     firewall_names: tuple[str, ...] = ()
-    """Event names or globs that a web firewall refuses with a 403 page of HTML."""
+    """Event names or globs that a web firewall refuses with status 403 and an HTML page."""
     fail_users: tuple[str, ...] = ()
-    """``identifyId``s or globs whose events are answered with ``fail_status``."""
+    """Values or globs of ``identifyId`` whose events are answered with ``fail_status``."""
     fail_status: int = 503
     retry_after: str = ""
-    """With each 429 and 503: ``seconds:N``, ``date:N`` (N seconds from now), or any other text as it is."""
+    """Sent with each 429 and 503: ``seconds:N``, ``date:N`` (N seconds from now), or any other text unchanged."""
 
     def __post_init__(self) -> None:
         for name in ("error_rate", "dropped_answers", "hang", "garbage"):
@@ -66,51 +67,51 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 raise ValueError(f"{name} is an HTTP status, from 200 to 599")
 
     def outage(self, since_set_s: float) -> Outage | None:
-        """The outage that is on, ``since_set_s`` seconds after the faults were set."""
+        """Return the outage in force ``since_set_s`` seconds after the faults were set, or None."""
         for outage in self.outages:
             if outage.from_s <= since_set_s and (outage.to_s is None or since_set_s < outage.to_s):
                 return outage
         return None
 
-    def error_answer(self, status: int) -> Answer:
-        """The answer of an error that was asked for."""
+    def error_answer(self, status: int) -> JudgeAnswer:
+        """Return the answer of an injected error."""
         if self.error_body:
-            answer = Answer(status, self.error_body.encode(), self.error_type)
+            answer = JudgeAnswer(status, self.error_body.encode(), self.error_type)
         else:
-            answer = error(status, "This error was asked for (sandbox)")
-        return Answer(status, answer.body.ljust(self.error_bytes), answer.content_type)
+            answer = px_error(status, "Injected error (sandbox)")
+        return JudgeAnswer(status, answer.body.ljust(self.error_bytes), answer.content_type)
 
-    def delay_s(self, dice: Random) -> float:
-        """How long this answer takes."""
-        return self.latency_s + (dice.uniform(0, self.jitter_s) if self.jitter_s else 0.0)
+    def delay_s(self, rng: Random) -> float:
+        """Draw the seconds before this answer is sent."""
+        return self.latency_s + (rng.uniform(0, self.jitter_s) if self.jitter_s else 0.0)
 
 
 Fault = Literal["", "refuse", "hang", "error", "503"]
 
 
-def choose(faults: Faults, since_set_s: float, dice: Random) -> Fault:
-    """The fault that keeps a request from being processed; empty for none."""
+def choose_fault(faults: Faults, since_set_s: float, rng: Random) -> Fault:
+    """Choose the fault that keeps a request from being processed; empty for none."""
     outage = faults.outage(since_set_s) if faults.outages else None
     if outage is not None:
         return outage.how
-    if faults.hang and dice.random() < faults.hang:
+    if faults.hang and rng.random() < faults.hang:
         return "hang"
-    if faults.error_rate and dice.random() < faults.error_rate:
+    if faults.error_rate and rng.random() < faults.error_rate:
         return "error"
     return ""
 
 
-def fault_of_event(faults: Faults, name: object, user: object) -> Answer | None:
-    """The answer to an event that a rule of the faults names, or None."""
+def fault_of_event(faults: Faults, name: object, user: object) -> JudgeAnswer | None:
+    """Return the answer to an event that ``firewall_names`` or ``fail_users`` match, or None."""
     if any(fnmatch.fnmatchcase(str(name), glob) for glob in faults.firewall_names):
-        return Answer(403, FIREWALL_PAGE, "text/html; charset=utf-8")
+        return JudgeAnswer(403, FIREWALL_PAGE, "text/html; charset=utf-8")
     if any(fnmatch.fnmatchcase(str(user), glob) for glob in faults.fail_users):
         return faults.error_answer(faults.fail_status)
     return None
 
 
 def retry_after_header(faults: Faults, status: int, now_ms: int) -> tuple[tuple[str, str], ...]:
-    """The Retry-After header of an answer, if the faults ask for one."""
+    """Return the Retry-After header of an answer, if the faults demand one for its status."""
     if not faults.retry_after or status not in (429, 503):
         return ()
     form, _, number = faults.retry_after.partition(":")

@@ -1,17 +1,17 @@
-"""The exact log: what arrived when, what was answered, and what was stored.
+"""The exact log of requests: arrival, answer, and the stored event.
 
 Theory
 ------
-Every request is one record in an append-only file, written before it is answered; memory holds only columns of numbers
-(about 50 bytes a request) and each name once. Bodies are read back from the file when somebody asks. The file is the
-one given as ``state``, which a killed sandbox takes up again when it is restarted, or an unnamed temporary one.
+Every request is one record in an append-only file, written before it is answered. Memory holds only columns of numbers
+(about 50 bytes per request) and each name once; bodies are read back from the file on demand. The file is the one given
+as ``state``, which a restarted sandbox continues after a kill, or an unnamed temporary file.
 
 A record is a line of text, the body, and a line end::
 
     <arrival_s> <status> <flags> <method> <path> <date of the stored event> <length of the body>\\n<body>\\n
 
-``arrival_s`` is by CLOCK_BOOTTIME, so arrivals of several runs of the sandbox on one host are on one scale. A last
-record that was cut by a kill is cut off when the file is taken up again.
+``arrival_s`` is a time of CLOCK_BOOTTIME, so arrivals of several runs of the sandbox on one host share one scale. A
+last record that a kill left incomplete is truncated when the file is opened again.
 """
 
 import os
@@ -29,11 +29,11 @@ __all__ = ["ANSWER_DROPPED", "STORED", "Journal", "LogEntry"]
 STORED = 1
 """Flag: the request stored a custom event."""
 ANSWER_DROPPED = 2
-"""Flag: the request was processed and its answer deliberately lost."""
+"""Flag: the request was processed and its answer deliberately dropped."""
 
 
 class LogEntry(msgspec.Struct, frozen=True):
-    """One request as the log shows it. ``status`` 0: no answer was sent (hang, refused in an outage)."""
+    """One request in the log. ``status`` 0 means that no answer was sent (a hang, or a refusal in an outage)."""
 
     index: int
     arrival_s: float
@@ -48,10 +48,12 @@ class LogEntry(msgspec.Struct, frozen=True):
 
 
 class _Columns(NamedTuple):
+    """One array per attribute; the position in each is the index of the request."""
+
     arrival_s: "array[float]"
     status: "array[int]"
     flags: "array[int]"
-    target: "array[int]"  # method and path, as an index into the names
+    target: "array[int]"  # method and path; this and the next two are positions in ``names``
     user: "array[int]"
     name: "array[int]"
     date_ms: "array[int]"
@@ -61,13 +63,13 @@ class _Columns(NamedTuple):
 
 
 class Journal:
-    """Columns, names and the file. Not safe for more than one thread or process."""
+    """The columns, the names and the file. Not safe for more than one thread or process."""
 
     def __init__(self, state: Path | None = None) -> None:
-        self._file = tempfile.TemporaryFile() if state is None else _open(state)  # noqa: SIM115 - held for its lifetime
+        self._file = tempfile.TemporaryFile() if state is None else _open(state)  # noqa: SIM115 - stays open
         self._end = 0
         self._clear_columns()
-        self._end = self._take_up()
+        self._end = self._recover()
         os.ftruncate(self._file.fileno(), self._end)
 
     def _clear_columns(self) -> None:
@@ -91,11 +93,11 @@ class Journal:
         return len(self.columns.arrival_s)
 
     def close(self) -> None:
-        """Close the file. A state file stays."""
+        """Close the file. A state file is kept."""
         self._file.close()
 
     def clear(self) -> None:
-        """Forget everything, in the file too."""
+        """Forget all requests, in memory and in the file."""
         os.ftruncate(self._file.fileno(), 0)
         self._end = 0
         self._clear_columns()
@@ -103,9 +105,10 @@ class Journal:
     def append(
         self, arrival_s: float, method: str, path: str, body: bytes, status: int, flags: int, date_ms: int
     ) -> int:
-        """Add a request and return its index. It survives a kill of this process (not of the host) when this returns.
+        """Append a request and return its index. ``date_ms`` is the date of the stored event.
 
-        ``date_ms``: of the stored event. Raises OSError when the file cannot be written.
+        After the return the request survives a kill of this process, but not a crash of the host. Raises OSError if the
+        file cannot be written.
         """
         head = f"{arrival_s:.6f} {status} {flags} {method} {path} {date_ms} {len(body)}\n".encode()
         os.pwrite(self._file.fileno(), b"%b%b\n" % (head, body), self._end)
@@ -117,14 +120,15 @@ class Journal:
         self, arrival_s: float, method: str, path: str, body: bytes, status: int, flags: int, date_ms: int, at: int
     ) -> None:
         columns = self.columns
-        shown = _decoder.decode(body) if flags & STORED else _Shown()
+        # Only judged events are decoded, so this cannot fail.
+        fields = _decoder.decode(body) if flags & STORED else _StoredFields()
         columns.arrival_s.append(arrival_s)
         columns.status.append(status)
         columns.flags.append(flags)
         self.stored_count += flags & STORED
         columns.target.append(self._intern(f"{method} {path}"))
-        columns.user.append(self._intern(shown.identifyId))
-        columns.name.append(self._intern(shown.eventName))
+        columns.user.append(self._intern(fields.identifyId))
+        columns.name.append(self._intern(fields.eventName))
         columns.date_ms.append(date_ms)
         columns.digest.append(int.from_bytes(blake2b(body, digest_size=8).digest(), "big"))
         columns.body_at.append(at)
@@ -138,24 +142,24 @@ class Journal:
         return index
 
     def index_of_name(self, name: str) -> int | None:
-        """The number that stands for ``name`` in the columns, or None if it never came."""
+        """Return the number of ``name`` in the columns, or None if it has not occurred."""
         return self._index_of.get(name)
 
     def body(self, index: int) -> bytes:
-        """The body of the request ``index``."""
+        """Return the body of request ``index``."""
         return os.pread(self._file.fileno(), self.columns.body_bytes[index], self.columns.body_at[index])
 
     def event(self, index: int) -> dict[str, Any]:
-        """The stored event of the request ``index``."""
+        """Return the stored event of request ``index``."""
         event: dict[str, Any] = msgspec.json.decode(self.body(index))
         return event
 
     def stored(self) -> Iterator[int]:
-        """The indexes of the requests that stored an event, in order of arrival."""
+        """Return the indexes of the requests that stored an event, in order of arrival."""
         return (index for index, flags in enumerate(self.columns.flags) if flags & STORED)
 
     def entry(self, index: int) -> LogEntry:
-        """The request ``index`` as the log shows it."""
+        """Return the log entry of request ``index``."""
         columns = self.columns
         method, _, path = self.names[columns.target[index]].partition(" ")
         flags = columns.flags[index]
@@ -173,13 +177,13 @@ class Journal:
         )
 
     def requests(self) -> Iterator[tuple[str, str, int, bytes]]:
-        """Method, path, status and body of every request, in order of arrival."""
+        """Yield method, path, status and body of every request, in order of arrival."""
         for index, target in enumerate(self.columns.target):
             method, _, path = self.names[target].partition(" ")
             yield method, path, self.columns.status[index], self.body(index)
 
-    def _take_up(self) -> int:
-        """Read the records of an earlier run; returns where the last whole one ends."""
+    def _recover(self) -> int:
+        """Read the records of an earlier run and return the offset behind the last complete one."""
         end = 0
         self._file.seek(0)
         while line := self._file.readline():
@@ -196,19 +200,19 @@ class Journal:
         return end
 
 
-class _Shown(msgspec.Struct):
-    """The part of a stored event that the columns keep; judged before, so the types are certain."""
+class _StoredFields(msgspec.Struct):
+    """The fields of a stored event that the columns keep. The event was judged before, so the types are certain."""
 
     identifyId: str = ""
     eventName: str = ""
 
 
-_decoder = msgspec.json.Decoder(_Shown)
+_decoder = msgspec.json.Decoder(_StoredFields)
 
 
 def _message_id(event: dict[str, Any]) -> str | None:
-    found = event.get("eventId", event.get("attributes", {}).get("messageId"))
-    return found if isinstance(found, str) else None
+    message_id = event.get("eventId", event.get("attributes", {}).get("messageId"))
+    return message_id if isinstance(message_id, str) else None
 
 
 def _open(path: Path) -> Any:

@@ -1,8 +1,11 @@
-"""What PX says to a key and to an event: pure, and written from PX's contract alone.
+"""PX's judgment of a key and of an event. Pure, and written from PX's contract alone.
 
-The contract is ``facts/px_and_sdks.md`` 1.1 to 1.3 (PX's Swagger file and support articles). Where it leaves a question
-open, the answer here is the stricter one, so that what this judge accepts PX can be expected to accept: a field that
-the contract does not name, a null, and a nested attribute that is not text are refused.
+The contract is PX's Swagger file and support articles (sidecar/px/README.md#the-custom-event). Where it leaves a
+question open, the stricter answer is chosen, so that PX can be expected to accept what this judge accepts: a field that
+the contract does not name, a null, and a nested attribute that is not text are refused
+(sidecar/sandbox/README.md#contract).
+
+The functions named ``check_…`` are the rules of single fields: each returns the problem with a value, or None.
 """
 
 from collections.abc import Callable
@@ -10,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Answer", "Rules", "decode", "error", "judge_event", "judge_key", "judge_property_keys"]
+__all__ = ["JudgeAnswer", "JudgeRules", "decode", "judge_event", "judge_key", "judge_property_keys", "px_error"]
 
 MAX_ATTRIBUTES = 50
 MAX_NAME_CHARS = 2_000
@@ -24,71 +27,71 @@ _STATUS_NAMES = {
 }  # fmt: skip
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """An answer of PX."""
+class JudgeAnswer(msgspec.Struct, frozen=True):
+    """An answer as PX would give it."""
 
     status: int
     body: bytes = b""
     content_type: str = "application/json"
 
 
-class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """What this PX subscription knows."""
+class JudgeRules(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys and products of this PX subscription."""
 
     keys: frozenset[str]
     """REST API keys with read and write permission."""
     read_only_keys: frozenset[str] = frozenset()
     property_keys: frozenset[str] = frozenset()
-    """Product keys; when empty, any that begins with ``AP-``."""
+    """Product keys; if empty, every key that begins with ``AP-`` is accepted."""
 
 
-def error(status: int, message: str, fields: list[str] | None = None) -> Answer:
-    """PX's error envelope; ``fields`` become the messages of ``subErrors``."""
+def px_error(status: int, message: str, problems: list[str] | None = None) -> JudgeAnswer:
+    """Return PX's error envelope; ``problems`` become the messages of ``subErrors``."""
     envelope = {
         "status": _STATUS_NAMES.get(status, str(status)),
         "message": message,
         "debugMessage": None,
-        "subErrors": [{"message": text} for text in fields] if fields else None,
+        "subErrors": [{"message": problem} for problem in problems] if problems else None,
     }
-    return Answer(status, msgspec.json.encode({"externalapierror": envelope}))
+    return JudgeAnswer(status, msgspec.json.encode({"externalapierror": envelope}))
 
 
-def judge_key(key: str | None, rules: Rules) -> Answer | None:
-    """None for a key that is known, else the 401."""
+def judge_key(key: str | None, rules: JudgeRules) -> JudgeAnswer | None:
+    """Return None for a known key, else the 401."""
     if key is not None and (key in rules.keys or key in rules.read_only_keys):
         return None
-    return error(401, "Authentication failed in loginAwareAuthentication")
+    return px_error(401, "Authentication failed in loginAwareAuthentication")
 
 
-def judge_permission(key: str | None, rules: Rules) -> Answer | None:
-    """None for a key that may write, else the 403 that a read-only key gets."""
-    return None if key in rules.keys else error(403, "Access is denied: the API key has no Write permission")
+def judge_permission(key: str | None, rules: JudgeRules) -> JudgeAnswer | None:
+    """Return None for a key that may write, else the 403 for a read-only key."""
+    return None if key in rules.keys else px_error(403, "Access is denied: the API key has no Write permission")
 
 
-def decode(body: bytes) -> dict[str, Any] | Answer:
-    """The JSON object in ``body``, strictly read (NaN, lone surrogates and trailing bytes are refused), or the 400."""
+def decode(body: bytes) -> dict[str, Any] | JudgeAnswer:
+    """Return the JSON object in ``body``, or the 400. NaN, lone surrogates and trailing bytes are refused."""
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as refused:
-        return error(400, "Malformed JSON request", [f"body: {refused}"])
-    return value if isinstance(value, dict) else error(400, "Malformed JSON request", ["body: must be an object"])
+        return px_error(400, "Malformed JSON request", [f"body: {refused}"])
+    return value if isinstance(value, dict) else px_error(400, "Malformed JSON request", ["body: must be an object"])
 
 
-def judge_event(event: dict[str, Any], rules: Rules) -> Answer | None:
-    """None for an event that is accepted, else the 400 that names every wrong field."""
-    wrong = [f"{name}: must not be empty" for name in _REQUIRED if name not in event]
+def judge_event(event: dict[str, Any], rules: JudgeRules) -> JudgeAnswer | None:
+    """Return None for an acceptable event, else the 400 that names every wrong field."""
+    problems = [f"{name}: must not be empty" for name in _REQUIRED if name not in event]
     for name, value in event.items():
         rule = _FIELDS.get(name)
         problem = rule(value) if rule is not None else "is not a field of a custom event"
         if problem is not None:
-            wrong.append(f"{name}: {problem}")
-    if not wrong:
-        wrong = judge_property_keys([event["propertyKey"]], rules, "propertyKey")
-    return error(400, "Validation error", wrong) if wrong else None
+            problems.append(f"{name}: {problem}")
+    if not problems:
+        problems = judge_property_keys([event["propertyKey"]], rules, "propertyKey")
+    return px_error(400, "Validation error", problems) if problems else None
 
 
-def judge_property_keys(keys: list[str], rules: Rules, field: str) -> list[str]:
-    """What is wrong with these product keys."""
+def judge_property_keys(keys: list[str], rules: JudgeRules, field: str) -> list[str]:
+    """Return one problem per product key that this subscription does not have."""
     known = rules.property_keys
     return [
         f"{field}: {key} is not a product of this subscription"
@@ -97,67 +100,67 @@ def judge_property_keys(keys: list[str], rules: Rules, field: str) -> list[str]:
     ]
 
 
-def text(value: Any) -> str | None:
-    """What is wrong with ``value`` as a text, or None; so for all rules of fields here."""
+def check_text(value: Any) -> str | None:
+    """Accept any text."""
     return None if isinstance(value, str) else "must be a string"
 
 
-def filled_text(value: Any) -> str | None:
-    """A text that is not empty."""
-    return text(value) or (None if value else "must not be empty")
+def check_filled_text(value: Any) -> str | None:
+    """Accept a text that is not empty."""
+    return check_text(value) or (None if value else "must not be empty")
 
 
-def int64(value: Any) -> str | None:
-    """An integer of 64 bits, such as a date in epoch milliseconds."""
+def check_int64(value: Any) -> str | None:
+    """Accept an integer of 64 bits, such as a date in epoch milliseconds. A boolean is refused."""
     is_int = isinstance(value, int) and not isinstance(value, bool)
     return None if is_int and value in _INT64 else "must be an integer of 64 bits"
 
 
-def one_of(*allowed: str) -> Callable[[Any], str | None]:
-    """One of an enum's texts."""
+def check_one_of(*allowed: str) -> Callable[[Any], str | None]:
+    """Return the rule that accepts one of an enum's texts."""
     return lambda value: None if value in allowed and isinstance(value, str) else f"must be one of {', '.join(allowed)}"
 
 
-def properties(value: Any) -> str | None:
-    """Custom properties: names and number within PX's limits, each value a text, a number or a boolean."""
+def check_properties(value: Any) -> str | None:
+    """Accept custom properties within PX's limits, each value a text, a number or a boolean."""
     if not isinstance(value, dict):
         return "must be an object"
     if len(value) > MAX_ATTRIBUTES:
         return f"has {len(value)} properties, the limit is {MAX_ATTRIBUTES}"
-    for name, held in value.items():
+    for name, property_value in value.items():
         if len(name) > MAX_KEY_CHARS:
             return f"has a name of {len(name)} characters, the limit is {MAX_KEY_CHARS}"
-        if not isinstance(held, str | int | float | bool):
+        if not isinstance(property_value, str | int | float | bool):
             return f"{name} must be a string, a number or a boolean"
     return None
 
 
-def _event_name(value: Any) -> str | None:
-    wrong = filled_text(value)
-    if wrong is None and len(value) > MAX_NAME_CHARS:
+def _check_event_name(value: Any) -> str | None:
+    problem = check_filled_text(value)
+    if problem is None and len(value) > MAX_NAME_CHARS:
         return f"has {len(value)} characters, the limit is {MAX_NAME_CHARS}"
-    return wrong
+    return problem
 
 
-def _text_or_number(value: Any) -> str | None:
-    # RudderStack's own transformer sends sessionId as a number, so PX takes one (facts 1.2).
+def _check_text_or_number(value: Any) -> str | None:
+    # RudderStack's transformer sends sessionId as a number, so PX is assumed to accept one.
     return None if isinstance(value, str | int | float) and not isinstance(value, bool) else "must be a string"
 
 
 _REQUIRED = ("eventName", "identifyId", "propertyKey", "userType")
 _FIELDS: dict[str, Callable[[Any], str | None]] = {
-    "eventName": _event_name,
-    "identifyId": filled_text,
-    "propertyKey": filled_text,
-    "userType": one_of(*USER_TYPES),
-    "date": int64,
-    "sessionId": _text_or_number,
-    "accountId": text,
-    "attributes": properties,
-    "globalContext": properties,
-    "url": text,
-    "referrer": text,
-    "remoteHost": text,
-    "eventId": text,
-    "eventType": text,
+    "eventName": _check_event_name,
+    "identifyId": check_filled_text,
+    "propertyKey": check_filled_text,
+    "userType": check_one_of(*USER_TYPES),
+    "date": check_int64,
+    "sessionId": _check_text_or_number,
+    "accountId": check_text,
+    "attributes": check_properties,
+    "globalContext": check_properties,
+    "url": check_text,
+    "referrer": check_text,
+    "remoteHost": check_text,
+    "eventId": check_text,
+    "eventType": check_text,
 }

@@ -1,4 +1,4 @@
-"""What the log amounts to."""
+"""Compute figures from the log."""
 
 from bisect import bisect_right
 from collections import Counter
@@ -12,28 +12,28 @@ __all__ = ["Report", "largest_window", "make_report"]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures over everything that arrived since the start, the reset, or the beginning of the state file."""
+    """Figures of all requests since the start, the last reset, or the beginning of the state file."""
 
     requests: int
     by_status: dict[str, int]
-    """Status 0: no answer was sent."""
+    """Requests by status; 0 means that no answer was sent."""
     stored: int
-    """Events accepted, each time they came."""
+    """Accepted events, repetitions included."""
     distinct: int
     duplicates: int
-    """``stored - distinct``. Two events are one if their bodies are equal, or by the key that was asked for."""
+    """``stored - distinct``. Events are equal if their bodies are, or if the requested key has the same value."""
     largest_second: int
-    """The largest number of requests in any half-open window of one second."""
+    """The maximum number of requests in any half-open window of one second."""
     first_arrival_s: float | None
     last_arrival_s: float | None
     rate_per_s: float | None
-    """Requests after the first, by the time between the first and the last."""
+    """Requests after the first, divided by the seconds between the first and the last."""
     users: int
     accounts: int
 
 
 def make_report(journal: Journal, *, key: str | None = None, users: int = 0, accounts: int = 0) -> Report:
-    """The report on ``journal``; ``key`` such as ``attributes.seq`` names the field that tells events apart."""
+    """Build the report on ``journal``. ``key``, such as ``attributes.seq``, names the field that identifies events."""
     columns = journal.columns
     arrivals = columns.arrival_s
     stored = journal.stored_count
@@ -55,8 +55,9 @@ def make_report(journal: Journal, *, key: str | None = None, users: int = 0, acc
 
 
 def largest_window(arrivals: Sequence[float], width_s: float) -> int:
-    """The most arrivals in any window ``[t, t + width_s)``. ``arrivals`` ascend; one pass with two pointers."""
+    """Return the maximum number of arrivals in any window ``[t, t + width_s)``. ``arrivals`` must ascend."""
     most = first = 0
+    # One pass with two pointers: the window ends at ``arrival`` and starts behind all that are ``width_s`` older.
     for last, arrival in enumerate(arrivals):
         while arrivals[first] <= arrival - width_s:
             first += 1
@@ -65,7 +66,7 @@ def largest_window(arrivals: Sequence[float], width_s: float) -> int:
 
 
 def arrivals_since(arrivals: Sequence[float], after_s: float) -> int:
-    """How many arrivals are later than ``after_s``."""
+    """Return the number of arrivals later than ``after_s``."""
     return len(arrivals) - bisect_right(arrivals, after_s)
 
 
@@ -80,5 +81,5 @@ def _identity(journal: Journal, index: int, path: list[str]) -> object:
     value: object = journal.event(index)
     for step in path:
         value = value.get(step) if isinstance(value, dict) else None
-    # A field that is absent tells nothing apart, so such events are told apart by their bodies.
+    # Events without the field would all look equal, so they are identified by their bodies instead.
     return ("body", journal.columns.digest[index]) if value is None else (type(value).__name__, str(value))

@@ -1,4 +1,4 @@
-"""The command line as tests call it: in this process, with what it printed and its exit code."""
+"""Run a verb in this process and return its output and exit code; a sandbox as PX."""
 
 import json
 import threading
@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 import trio
 from click.testing import CliRunner
-from living import Place
+from running_daemon import DaemonDir
 
 from sidecar.cli import main
 from sidecar.config import Secret
-from sidecar.http import Stopping
+from sidecar.http import Shutdown
 from sidecar.px.transport import HttpxNetwork
 from sidecar.sandbox import Sandbox, serve_sandbox
 
@@ -41,18 +41,18 @@ def run(*arguments: str, stdin: str | bytes | None = None, **environ: str) -> Ra
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def daemon_dir(tmp_path: Path) -> DaemonDir:
+    return DaemonDir(tmp_path)
 
 
 class Px:
-    """The sandbox, on an address of its own: the key is ``sandbox-key``."""
+    """A sandbox in a thread, on its own port; the API key is ``sandbox-key``."""
 
     def __init__(self) -> None:
         self.box = Sandbox(per_second=0)
         self.url = ""
         self._ready = threading.Event()
-        self._stopping = Stopping()
+        self._stopping = Shutdown()
         self._thread = threading.Thread(target=lambda: trio.run(self._serve), daemon=True)
 
     def start(self) -> "Px":
@@ -69,17 +69,17 @@ class Px:
     async def _serve(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         async with trio.open_nursery() as nursery:
-            serve = partial(serve_sandbox, self.box, stopping=self._stopping)
+            serve = partial(serve_sandbox, self.box, shutdown=self._stopping)
             self.url = await nursery.start(serve)
             self._ready.set()
 
-    def place(self, folder: Path, more: str = "") -> Place:
-        """A place whose daemon delivers here."""
-        return Place(folder, more, px=f'base_url = "{self.url}"')
+    def daemon_dir(self, folder: Path, more: str = "") -> DaemonDir:
+        """The directory of a daemon that delivers to this sandbox."""
+        return DaemonDir(folder, more, px=f'base_url = "{self.url}"')
 
-    def network(self, place: Place) -> HttpxNetwork:
-        """The way here, for ``place.living``."""
-        return HttpxNetwork(place.config.px, Secret("sandbox-key"), 5.0)
+    def network(self, daemon_dir: DaemonDir) -> HttpxNetwork:
+        """A network to this sandbox, for ``daemon_dir.running``."""
+        return HttpxNetwork(daemon_dir.config.px, Secret("sandbox-key"), 5.0)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def px() -> Iterator[Px]:
 
 @pytest.fixture
 def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    """Run a verb without what this machine may have configured."""
+    """Run a verb without the configuration that this machine may have."""
     for name in ("PX_SIDECAR_CONFIG", "PX_SIDECAR_LISTEN_CONTROL", "STATE_DIRECTORY", "CREDENTIALS_DIRECTORY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PX_SIDECAR_PX_API_KEY", "sandbox-key")

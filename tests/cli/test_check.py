@@ -1,4 +1,4 @@
-"""`px-sidecar check`: what it finds, and that each finding says what to do."""
+"""`px-sidecar check`: the level of each check, and that each problem says what to do."""
 
 import fcntl
 import socket
@@ -6,132 +6,184 @@ import time
 from pathlib import Path
 
 import pytest
-from living import Place, always, wait_until
+from running_daemon import DaemonDir, always, wait_until
 
-from sidecar.cli import findings
-from sidecar.cli.check import judged
-from sidecar.px import Answer, NotSent, classify
+from sidecar.cli import host_checks
+from sidecar.cli.check import classify_key_check
+from sidecar.px import NotSent, PxAnswer, classify
 
 
-def found(ran, what: str) -> tuple[str, str]:
-    """Level and message of the worst finding of this name."""
+def worst(ran, what: str) -> tuple[str, str]:
+    """Return level and message of the worst result of this name."""
     order = {"error": 0, "warning": 1, "ok": 2}
-    ones = [(one["level"], one["message"]) for one in ran.json["findings"] if one["what"] == what]
-    assert ones, f"nothing about {what}: {ran.out}"
-    return min(ones, key=lambda one: order[one[0]])
+    results = [(result["level"], result["message"]) for result in ran.json["findings"] if result["what"] == what]
+    assert results, f"no result named {what}: {ran.out}"
+    return min(results, key=lambda result: order[result[0]])
 
 
-def test_a_good_place_is_good(place: Place, verb):
-    ran = verb("check", "--json", *place.flags)
+def test_a_valid_installation_passes(disk_path: Path, verb):
+    daemon_dir = DaemonDir(disk_path)
+    ran = verb("check", "--json", *daemon_dir.flags)
     assert ran.code == 0
     assert set(ran.json) == {"ok", "findings"}
-    assert all(set(one) == {"level", "what", "message"} for one in ran.json["findings"])
+    assert all(set(result) == {"level", "what", "message"} for result in ran.json["findings"])
     assert ran.json["ok"] is True
-    assert "SQLite" in [one["what"] for one in ran.json["findings"]]
-    shown = verb("check", *place.flags)
-    assert "0 wrong" in shown.out
+    assert "SQLite" in [result["what"] for result in ran.json["findings"]]
+    shown = verb("check", *daemon_dir.flags)
+    assert "0 failed" in shown.out
+    assert "FAIL" not in shown.out
     assert max(map(len, shown.out.splitlines())) <= 80
 
 
-def test_a_configuration_that_cannot_be_loaded_is_the_only_finding(verb, tmp_path):
+def test_everything_that_is_wrong_with_a_file_is_shown_at_once(verb, tmp_path):
     path = tmp_path / "config.toml"
-    path.write_text("[deliver]\nper_secnd = 5\n")
+    path.write_text(
+        "[deliver]\nper_secnd = 5\nhosts = 0\n[px]\nproperty_key = 'AP-ABCDEFGHIJ-2'\n"
+        '[mapping.attributes]\ndrop = ["email"]\nrename = { mail = "email" }\n[mapping.event."B C".attributes]\nhash = ["userId"]\n'
+    )
     ran = verb("check", "--json", "--config", str(path))
     assert ran.code == 1
-    (one,) = ran.json["findings"]
-    assert "per_second" in one["message"]
+    assert [(result["what"], result["message"].partition(" is ")[0]) for result in ran.json["findings"]] == [
+        (
+            "configuration",
+            f"{path} line 2: [deliver] has an unknown key 'per_secnd'; the nearest known key",
+        ),
+        ("configuration", f"{path} line 3: deliver.hosts"),
+        (
+            "mapping",
+            f"{path} line 8: mapping.attributes.rename creates 'email', but `drop` denies that name; remove it from one of the two.",
+        ),
+        ("mapping", ran.json["findings"][3]["message"].partition(" is ")[0]),
+    ]
+    assert f'{path} line 10: mapping.event."B C".attributes.hash names' in ran.json["findings"][3]["message"]
+
+
+def test_what_was_taken_out_as_wrong_is_not_missed(verb, tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("[px]\nproperty_key = 5\napi_key_file = 6\n")
+    findings = verb("check", "--json", "--config", str(path), PX_SIDECAR_PX_API_KEY="").json["findings"]
+    assert len(findings) == 2
+    assert all("must be a quoted string" in result["message"] for result in findings)
+
+
+def test_a_problem_of_a_valid_file_names_its_line_or_variable(verb, tmp_path, monkeypatch):
+    monkeypatch.delenv("PX_SIDECAR_PX_API_KEY")
+    daemon_dir = DaemonDir(tmp_path, px='api_key_file = "/nowhere/key"')
+    level, message = worst(verb("check", "--json", *daemon_dir.flags), "API key")
+    assert (level, message.startswith(f"{daemon_dir.file} line 3: px.api_key_file /nowhere/key does not exist")) == (
+        "error",
+        True,
+    ), message
+    monkeypatch.setenv("PX_SIDECAR_PX_API_KEY_FILE", "/nowhere/else")
+    message = worst(verb("check", "--json", *daemon_dir.flags), "API key")[1]
+    assert message.startswith("The variable PX_SIDECAR_PX_API_KEY_FILE: px.api_key_file /nowhere/else")
+
+
+def test_a_write_key_with_a_colon_is_a_warning_with_its_line(daemon_dir: DaemonDir, verb):
+    with daemon_dir.file.open("a") as file:
+        file.write("[[source]]\nwrite_key = 'a:b'\n")
+    level, message = worst(verb("check", "--json", *daemon_dir.flags), "write keys")
+    assert level == "warning"
+    assert "line 12: write_key of [[source]] number 1" in message
+
+
+def test_windows_line_ends_are_named_and_do_no_harm(daemon_dir: DaemonDir, verb):
+    daemon_dir.file.write_bytes(daemon_dir.file.read_bytes().replace(b"\n", b"\r\n"))
+    level, message = worst(verb("check", "--json", *daemon_dir.flags), "configuration")
+    assert (level, "Windows line ends" in message) == ("ok", True)
 
 
 @pytest.mark.parametrize(
-    ("key", "said"), [("", "There is no PX API key"), ("AP-XXXXXXXXXX-2", "holds a property key"), ("a b", "alone")]
+    ("key", "expected"),
+    [("", "No PX API key is configured"), ("AP-XXXXXXXXXX-2", "holds a property key"), ("a b", "only the key")],
 )
-def test_a_key_of_the_wrong_shape_is_found(place: Place, verb, key: str, said: str):
-    ran = verb("check", "--json", *place.flags, PX_SIDECAR_PX_API_KEY=key)
+def test_a_malformed_api_key_fails(daemon_dir: DaemonDir, verb, key: str, expected: str):
+    ran = verb("check", "--json", *daemon_dir.flags, PX_SIDECAR_PX_API_KEY=key)
     assert ran.code == 1
-    level, message = found(ran, "API key")
-    assert (level, said in message) == ("error", True), message
+    level, message = worst(ran, "API key")
+    assert (level, expected in message) == ("error", True), message
 
 
-def test_the_same_key_in_both_places_is_found(verb, tmp_path):
+def test_an_api_key_as_property_key_fails_without_printing_it(verb, tmp_path):
     path = tmp_path / "config.toml"
     path.write_text(f'[px]\nproperty_key = "the-rest-key"\n[outbox]\npath = "{tmp_path}/o.db"\n')
     ran = verb("check", "--json", "--config", str(path), PX_SIDECAR_PX_API_KEY="the-rest-key")
-    assert found(ran, "property key")[0] == "error"
+    assert worst(ran, "property key")[0] == "error"
     assert "the-rest-key" not in ran.out
 
 
-def test_a_key_file_that_others_can_read_is_found(tmp_path, verb, monkeypatch):
+def test_a_key_file_readable_by_others_is_a_warning(tmp_path, verb, monkeypatch):
     monkeypatch.delenv("PX_SIDECAR_PX_API_KEY")
     key = tmp_path / "key"
     key.write_text("the-key")
     key.chmod(0o644)
-    place = Place(tmp_path, px=f'api_key_file = "{key}"')
-    ran = verb("check", "--json", *place.flags)
-    level, message = found(ran, "API key")
+    daemon_dir = DaemonDir(tmp_path, px=f'api_key_file = "{key}"')
+    ran = verb("check", "--json", *daemon_dir.flags)
+    level, message = worst(ran, "API key")
     assert (level, "chmod 0600" in message) == ("warning", True)
 
 
-def test_a_running_daemon_is_found_and_its_troubles_are_passed_on(place: Place, verb):
-    with place.living(always(401)) as daemon:
-        assert found(verb("check", "--json", *place.flags), "daemon") == ("ok", "It runs, with 0 events pending.")
+def test_the_reasons_of_a_running_daemon_are_warnings(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running(always(401)) as daemon:
+        assert worst(verb("check", "--json", *daemon_dir.flags), "daemon") == ("ok", "Running, with 0 events pending.")
         daemon.track("u1", "Feature Used")
         wait_until(lambda: daemon.status()["state"] == "paused", "the pause")
-        level, message = found(verb("check", "--json", *place.flags), "daemon")
+        level, message = worst(verb("check", "--json", *daemon_dir.flags), "daemon")
     assert (level, "API key is invalid" in message) == ("warning", True)
 
 
-def test_two_daemons_with_one_control_socket_are_found(place: Place, verb):
-    with place.living():
-        other = place.folder / "other.toml"
-        other.write_text(place.file.read_text().replace("outbox.db", "other.db"))
-        level, message = found(verb("check", "--json", "--config", str(other)), "daemon")
+def test_a_daemon_with_another_outbox_fails(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running():
+        other = daemon_dir.folder / "other.toml"
+        other.write_text(daemon_dir.file.read_text().replace("outbox.db", "other.db"))
+        level, message = worst(verb("check", "--json", "--config", str(other)), "daemon")
     assert (level, "another outbox" in message) == ("error", True)
 
 
-def test_an_outbox_that_somebody_holds_is_found(place: Place, verb):
-    with place.living() as daemon:
+def test_an_outbox_locked_by_another_process_fails(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running() as daemon:
         daemon.track("u1", "Feature Used")
         daemon.settle()
-    with (place.folder / "outbox.db.lock").open("a+") as lock:
+    with (daemon_dir.folder / "outbox.db.lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        level, message = found(verb("check", "--json", *place.flags), "daemon")
+        level, message = worst(verb("check", "--json", *daemon_dir.flags), "daemon")
     assert (level, "held by another process" in message) == ("error", True)
 
 
-def test_a_damaged_outbox_is_found(place: Place, verb):
-    with place.living() as daemon:
+def test_a_damaged_outbox_fails(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running() as daemon:
         daemon.track("u1", "Feature Used")
         daemon.settle()
-    with place.outbox.open("r+b") as file:
+    with daemon_dir.outbox.open("r+b") as file:
         file.write(b"\0" * 100)
-    level, message = found(verb("check", "--json", *place.flags), "daemon")
+    level, message = worst(verb("check", "--json", *daemon_dir.flags), "daemon")
     assert (level, "start the daemon" in message) == ("error", True), message
 
 
-def test_something_else_in_the_place_of_a_socket_is_found(place: Place, verb):
-    Path(place.unix).write_text("")
-    level, message = found(verb("check", "--json", *place.flags), "unix socket")
-    assert (level, "no socket" in message) == ("error", True)
+def test_a_file_at_the_path_of_a_socket_fails(daemon_dir: DaemonDir, verb):
+    Path(daemon_dir.unix).write_text("")
+    level, message = worst(verb("check", "--json", *daemon_dir.flags), "unix socket")
+    assert (level, "is not a socket" in message) == ("error", True)
 
 
-def test_an_address_in_use_is_found(place: Place, verb):
+def test_an_address_in_use_is_a_warning(daemon_dir: DaemonDir, verb):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        text = place.file.read_text().replace('http = ""', f'http = "127.0.0.1:{other.getsockname()[1]}"')
-        place.file.write_text(text)
-        level, message = found(verb("check", "--json", *place.flags), "http")
+        text = daemon_dir.file.read_text().replace('http = ""', f'http = "127.0.0.1:{other.getsockname()[1]}"')
+        daemon_dir.file.write_text(text)
+        level, message = worst(verb("check", "--json", *daemon_dir.flags), "http")
     assert (level, "in use" in message) == ("warning", True)
 
 
-def test_limits_above_those_of_px_are_found(tmp_path, verb):
-    place = Place(tmp_path, "[deliver]\nper_second = 500\n")
-    assert found(verb("check", "--json", *place.flags), "limits")[0] == "warning"
+def test_limits_above_those_of_px_are_a_warning(tmp_path, verb):
+    daemon_dir = DaemonDir(tmp_path, "[deliver]\nper_second = 500\n")
+    assert worst(verb("check", "--json", *daemon_dir.flags), "limits")[0] == "warning"
 
 
-def test_too_little_room_is_found(verb, tmp_path):
-    place = Place(tmp_path, 'max_bytes = "900TiB"\n')  # still within [outbox]
-    level, message = found(verb("check", "--json", *place.flags), "room")
+def test_too_little_free_space_is_a_warning(verb, tmp_path):
+    daemon_dir = DaemonDir(tmp_path, 'max_bytes = "900TiB"\n')  # still within [outbox]
+    level, message = worst(verb("check", "--json", *daemon_dir.flags), "room")
     assert (level, "900 TiB" in message) == ("warning", True)
 
 
@@ -141,9 +193,11 @@ def test_too_little_room_is_found(verb, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "level"), [("tmpfs", "error"), ("nfs4", "error"), ("fuse.sshfs", "error"), ("ext4", "ok"), (None, "ok")]
 )
-def test_an_outbox_in_memory_or_on_a_network_is_found(tmp_path, monkeypatch, kind, level):
-    monkeypatch.setattr(findings, "file_system", lambda _path: kind)
-    disk = next(one for one in findings.outbox_place(tmp_path / "outbox.db", 1) if one.what == "disk")
+def test_an_outbox_in_memory_or_on_a_network_fails(tmp_path, monkeypatch, kind, level):
+    monkeypatch.setattr(host_checks, "file_system", lambda _path: kind)
+    disk = next(
+        result for result in host_checks.check_outbox_folder(tmp_path / "outbox.db", 1) if result.what == "disk"
+    )
     assert disk.level == level
 
 
@@ -155,150 +209,237 @@ def test_the_file_system_is_that_of_the_deepest_mount(tmp_path):
         f"3 2 0:9 / {tmp_path} rw shared:2 master:1 - tmpfs none rw\n"
         f"4 2 0:9 / {tmp_path}x rw - nfs none rw\n"
     )
-    assert findings.file_system(tmp_path, mounts) == "tmpfs"
-    assert findings.file_system(tmp_path.parent, mounts) == "xfs"
-    assert findings.file_system(Path("/"), mounts) == "ext4"
-    assert findings.file_system(Path("/"), tmp_path / "absent") is None
+    assert host_checks.file_system(tmp_path, mounts) == "tmpfs"
+    assert host_checks.file_system(tmp_path.parent, mounts) == "xfs"
+    assert host_checks.file_system(Path("/"), mounts) == "ext4"
+    assert host_checks.file_system(Path("/"), tmp_path / "absent") is None
 
 
-def test_a_clock_far_off_is_found():
-    assert findings.clock(lambda: 86_400.0, lambda: True).level == "error"
-    assert findings.clock(time.time, lambda: False).level == "warning"
-    assert findings.clock(time.time, lambda: None).level == "ok"
+def test_an_implausible_or_unsynchronized_clock_is_reported():
+    assert host_checks.check_clock(lambda: 86_400.0, lambda: True).level == "error"
+    assert host_checks.check_clock(time.time, lambda: False).level == "warning"
+    assert host_checks.check_clock(time.time, lambda: None).level == "ok"
 
 
-def test_the_kernel_is_asked_about_the_clock():
-    assert findings.is_synchronised() in (True, False, None)
+def test_the_kernel_reports_clock_synchronization():
+    assert host_checks.is_clock_synchronized() in (True, False, None)
 
 
 # PX --------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_good_key_is_good_and_creates_no_event(px, tmp_path, verb):
-    place = px.place(tmp_path)
-    ran = verb("check", "--live", "--json", *place.flags)
+def test_a_valid_key_passes_and_creates_no_event(px, disk_path, verb):
+    daemon_dir = px.daemon_dir(disk_path)
+    ran = verb("check", "--live", "--json", *daemon_dir.flags)
     assert ran.code == 0
-    assert found(ran, "PX")[0] == "ok"
+    assert worst(ran, "PX")[0] == "ok"
     assert px.box.report().stored == 0
 
 
 @pytest.mark.parametrize("key", ["another-key", "sandbox-read-only"])
-def test_a_wrong_or_read_only_key_is_found(px, tmp_path, verb, key: str):
-    place = px.place(tmp_path)
-    ran = verb("check", "--live", "--json", *place.flags, PX_SIDECAR_PX_API_KEY=key)
+def test_an_invalid_or_read_only_key_fails(px, tmp_path, verb, key: str):
+    daemon_dir = px.daemon_dir(tmp_path)
+    ran = verb("check", "--live", "--json", *daemon_dir.flags, PX_SIDECAR_PX_API_KEY=key)
     assert ran.code == 1
-    level, message = found(ran, "PX")
+    level, message = worst(ran, "PX")
     assert (level, "Write access" in message) == ("error", True)
     assert key not in ran.out
 
 
 @pytest.mark.parametrize(
-    ("reply", "level", "said"),
+    ("answers", "expected"),
     [
-        (Answer(404), "error", "region"),
-        (Answer(400), "ok", "may write"),
-        (Answer(201), "warning", "is that PX"),
-        (Answer(429), "warning", "no verdict"),
-        (Answer(503), "warning", "no verdict"),
+        ({"us": 401, "eu": 400, "us2": 401}, 'https://eu accepts it, https://us does not; set px.region = "eu"'),
+        ({"us": 404, "eu": 401, "us2": 400}, 'set px.region = "us2"'),
+        ({"us": 401, "eu": 401, "us2": 404}, "No other region accepts the key either."),
+        ({"us": 401, "eu": 503, "us2": 401}, "No other region accepts the key either (eu could not be asked)."),
+    ],
+)
+def test_the_region_that_knows_the_key_is_named(monkeypatch, tmp_path, verb, answers, expected):
+    monkeypatch.setattr("sidecar.config.schema.REGIONS", {region: f"https://{region}" for region in answers})
+    monkeypatch.setattr("sidecar.cli.check.REGIONS", {region: f"https://{region}" for region in answers})
+    monkeypatch.setattr(
+        "sidecar.cli.check.ask_px",
+        lambda config, _requests: [PxAnswer(answers[config.px.url().removeprefix("https://")])],
+    )
+    daemon_dir = DaemonDir(tmp_path, px='region = "us"')
+    ran = verb("check", "--live", "--json", *daemon_dir.flags)
+    assert ran.code == 1
+    level, message = worst(ran, "PX")
+    assert (level, expected in message) == ("error", True), message
+
+
+def test_other_regions_are_not_asked_about_a_good_key(monkeypatch, tmp_path, verb):
+    asked = []
+    monkeypatch.setattr(
+        "sidecar.cli.check.ask_px", lambda config, _requests: asked.append(config.px.region) or [PxAnswer(400)]
+    )
+    ran = verb("check", "--live", "--json", *DaemonDir(tmp_path, px='region = "eu"').flags)
+    assert worst(ran, "PX")[0] == "ok"
+    assert asked == ["eu"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "level", "expected"),
+    [
+        (PxAnswer(404), "error", "region"),
+        (PxAnswer(400), "ok", "accepts the key for writing"),
+        (PxAnswer(201), "warning", "check px.base_url"),
+        (PxAnswer(429), "warning", "did not answer about the key"),
+        (PxAnswer(503), "warning", "did not answer about the key"),
         (NotSent("connection refused"), "error", "connection refused"),
     ],
 )
-def test_what_an_answer_says_about_key_and_region(reply, level: str, said: str):
-    one = judged(classify(reply, wall_ms=0), "https://px.example")
-    assert (one.level, said in one.message) == (level, True), one.message
+def test_an_answer_of_px_is_classified_for_key_and_region(reply, level: str, expected: str):
+    result = classify_key_check(classify(reply, wall_ms=0), "https://px.example")
+    assert (result.level, expected in result.message) == (level, True), result.message
 
 
-# Places ----------------------------------------------------------------------------------------------------------------
+# Folders and sockets ----------------------------------------------------------------------------------------------------------------
 
 
-def judged_place(path: Path, what: str = "outbox") -> tuple[str, str]:
-    """Level and message about the folder of an outbox at ``path``."""
-    one = next(one for one in findings.outbox_place(path, 1) if one.what == what)
-    return one.level, one.message
+def folder_result(path: Path, what: str = "outbox") -> tuple[str, str]:
+    """Return level and message about the folder of an outbox at ``path``."""
+    result = next(result for result in host_checks.check_outbox_folder(path, 1) if result.what == what)
+    return result.level, result.message
 
 
-def test_a_folder_that_is_not_there_yet_is_the_daemons_to_make_and_check_makes_nothing(tmp_path):
+def test_a_missing_folder_passes_and_is_not_created(tmp_path):
     folder = tmp_path / "var" / "px-sidecar"
-    assert judged_place(folder / "outbox.db") == ("ok", f"{folder} is not there yet; the daemon makes it.")
+    assert folder_result(folder / "outbox.db") == ("ok", f"{folder} does not exist yet; the daemon creates it.")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_this_user_cannot_make_or_write_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(findings.os, "access", lambda *_asked: False)  # root may do everything
-    level, message = judged_place(tmp_path / "absent" / "outbox.db")
-    assert (level, "make it for the daemon" in message) == ("error", True)
-    level, message = judged_place(tmp_path / "outbox.db")
-    assert (level, "chown it" in message) == ("error", True)
+def test_a_folder_that_cannot_be_created_or_written_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(host_checks.os, "access", lambda *_asked: False)  # root may write everywhere
+    level, message = folder_result(tmp_path / "absent" / "outbox.db")
+    assert (level, "create it for the daemon's user" in message) == ("error", True)
+    level, message = folder_result(tmp_path / "outbox.db")
+    assert (level, "chown the folder" in message) == ("error", True)
 
 
 @pytest.mark.parametrize(("mode", "level"), [(0o777, "warning"), (0o1777, "ok"), (0o750, "ok")])
-def test_a_folder_that_everybody_can_write_is_found_unless_it_is_sticky(tmp_path, mode: int, level: str):
+def test_a_world_writable_folder_is_a_warning_unless_sticky(tmp_path, mode: int, level: str):
     folder = tmp_path / "open"
     folder.mkdir()
     folder.chmod(mode)
-    found_level, message = judged_place(folder / "outbox.db")
-    assert (found_level, "chmod o-w" in message) == (level, level == "warning")
+    actual_level, message = folder_result(folder / "outbox.db")
+    assert (actual_level, "chmod o-w" in message) == (level, level == "warning")
 
 
-def test_sockets_in_a_folder_of_somebody_else_are_an_error(place: Place, monkeypatch):
-    monkeypatch.setattr(findings.os, "access", lambda *_asked: False)
-    ones = {one.what: one for one in findings.sockets(place.config, running=False)}
-    assert {ones["unix socket"].level, ones["control socket"].level} == {"error"}
-    assert "run this as the daemon's user" in ones["unix socket"].message
+def test_sockets_in_an_unwritable_folder_fail(daemon_dir: DaemonDir, monkeypatch):
+    monkeypatch.setattr(host_checks.os, "access", lambda *_asked: False)
+    results = {result.what: result for result in host_checks.check_sockets(daemon_dir.config, running=False)}
+    assert {results["unix socket"].level, results["control socket"].level} == {"error"}
+    assert "run the check as the daemon's user" in results["unix socket"].message
 
 
-def test_a_unix_socket_that_systemd_holds_is_good_and_a_control_socket_that_a_stranger_holds_is_wrong(place: Place):
+def test_only_the_event_socket_may_be_held_by_a_process(
+    daemon_dir: DaemonDir,
+):
     with socket.socket(socket.AF_UNIX) as events, socket.socket(socket.AF_UNIX) as stranger:
-        for one, path in ((events, place.unix), (stranger, place.control)):
-            one.bind(path)
-            one.listen()
-        ones = {one.what: one for one in findings.sockets(place.config, running=False)}
-    assert (ones["unix socket"].level, "held open, by systemd" in ones["unix socket"].message) == ("ok", True)
-    assert ones["control socket"].level == "error"
-    assert "no px-sidecar; stop it" in ones["control socket"].message
+        for result, path in ((events, daemon_dir.unix), (stranger, daemon_dir.control)):
+            result.bind(path)
+            result.listen()
+        results = {result.what: result for result in host_checks.check_sockets(daemon_dir.config, running=False)}
+    assert (results["unix socket"].level, "held by systemd" in results["unix socket"].message) == ("ok", True)
+    assert results["control socket"].level == "error"
+    assert "Another program listens" in results["control socket"].message
 
 
-def test_a_socket_that_a_killed_daemon_left_is_no_trouble(place: Place):
+def test_a_stale_socket_passes(daemon_dir: DaemonDir):
     with socket.socket(socket.AF_UNIX) as left:
-        left.bind(place.unix)
-    ones = {one.what: one for one in findings.sockets(place.config, running=False)}
-    assert ones["unix socket"] == findings.Finding("ok", "unix socket", f"{place.unix} is there.")
+        left.bind(daemon_dir.unix)
+    results = {result.what: result for result in host_checks.check_sockets(daemon_dir.config, running=False)}
+    assert results["unix socket"] == host_checks.CheckResult("ok", "unix socket", f"{daemon_dir.unix} exists.")
 
 
-def test_few_open_files_are_found_with_the_number_to_allow(place: Place, monkeypatch):
-    monkeypatch.setattr(findings.resource, "getrlimit", lambda _which: (256, 1024))
-    files = next(one for one in findings.limits(place.config) if one.what == "open files")
-    assert (files.level, "At most 1024" in files.message, "allow 4096" in files.message) == ("warning", True, True)
+def test_a_low_limit_of_open_files_names_the_needed_one(daemon_dir: DaemonDir, monkeypatch):
+    monkeypatch.setattr(host_checks.resource, "getrlimit", lambda _which: (256, 1024))
+    files = next(result for result in host_checks.check_limits(daemon_dir.config) if result.what == "open files")
+    assert (files.level, "limit is 1024" in files.message, "raise it to 4096" in files.message) == (
+        "warning",
+        True,
+        True,
+    )
 
 
 @pytest.mark.parametrize(("version", "warned"), [((3, 40, 1), True), ((3, 51, 3), False)])
-def test_an_sqlite_that_bears_no_second_program_warns_of_one(version, warned: bool):
-    one = findings.sqlite(version)
-    assert one.message.startswith(".".join(map(str, version)))
-    assert ("Litestream" in one.message) is warned
+def test_sqlite_with_the_wal_reset_bug_names_litestream(version, warned: bool):
+    result = host_checks.check_sqlite(version)
+    assert result.message.startswith(".".join(map(str, version)))
+    assert ("Litestream" in result.message) is warned
 
 
-def test_a_person_without_a_key_of_ones_own_is_judged_by_the_one_that_the_units_hand_over(place, verb, monkeypatch):
+def test_without_a_key_the_key_file_of_the_units_is_checked(daemon_dir, verb, monkeypatch):
     monkeypatch.delenv("PX_SIDECAR_PX_API_KEY")
-    monkeypatch.setattr("sidecar.cli.px_asking.KEY_FOLDER", place.folder)
-    assert found(verb("check", "--json", *place.flags), "API key")[0] == "error"
-    (place.folder / "api_key").write_text("the-key\n")
-    assert found(verb("check", "--json", *place.flags), "API key")[0] == "ok"
+    monkeypatch.setattr("sidecar.cli.px_queries.KEY_FOLDER", daemon_dir.folder)
+    assert worst(verb("check", "--json", *daemon_dir.flags), "API key")[0] == "error"
+    (daemon_dir.folder / "api_key").write_text("the-key\n")
+    assert worst(verb("check", "--json", *daemon_dir.flags), "API key")[0] == "ok"
 
 
-def test_a_configuration_that_everybody_can_write_is_wrong(place: Place, verb):
-    place.file.chmod(0o666)
-    ran = verb("check", "--json", *place.flags)
+def test_a_world_writable_configuration_fails(daemon_dir: DaemonDir, verb):
+    daemon_dir.file.chmod(0o666)
+    ran = verb("check", "--json", *daemon_dir.flags)
     assert ran.code == 1
     level, message = next(
-        (one["level"], one["message"]) for one in ran.json["findings"] if "chmod o-w" in one["message"]
+        (result["level"], result["message"]) for result in ran.json["findings"] if "chmod o-w" in result["message"]
     )
-    assert (level, str(place.file) in message) == ("error", True)
+    assert (level, str(daemon_dir.file) in message) == ("error", True)
 
 
-def test_an_authority_that_is_no_certificate_is_found_before_px_is_asked(tmp_path, verb):
+def test_a_ca_file_without_a_certificate_fails(tmp_path, verb):
     authority = tmp_path / "ca.pem"
-    authority.write_text("nothing of the kind\n")
-    place = Place(tmp_path, px=f'ca_file = "{authority}"')
-    level, message = found(verb("check", "--json", *place.flags), "way to PX")
+    authority.write_text("not a certificate\n")
+    daemon_dir = DaemonDir(tmp_path, px=f'ca_file = "{authority}"')
+    level, message = worst(verb("check", "--json", *daemon_dir.flags), "way to PX")
     assert (level, str(authority) in message) == ("error", True)
+
+
+MOUNTS = r"""
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 22 0:26 / /var/lib/px\040sidecar rw shared:9 - nfs4 server:/export rw
+31 22 0:40 / /srv rw - btrfs /dev/sdb rw
+32 22 0:50 / /srv/deep/er rw - cifs //host/share rw
+33 22 8:17 / /srv/deep rw - xfs /dev/sdb1 rw
+34 22 0:60 / /gone rw - nfs server:/a rw
+35 22 8:33 / /gone rw - ext4 /dev/sdc1 rw
+cut off
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "device", "kind"),
+    [
+        ("/var/lib/px sidecar", "0:26", "nfs4"),
+        ("/var/lib/px sidecar/state", "0:26", "nfs4"),
+        ("/var/lib/px sidecars", "8:1", "ext4"),
+        ("/srv/data", "0:99", "btrfs"),  # a subvolume shows a device of its own
+        ("/srv/deep/er", "8:17", "xfs"),  # the share is hidden below the later mount
+        ("/gone", "8:33", "ext4"),
+        ("/gone", "", "ext4"),
+        ("/", "8:1", "ext4"),
+    ],
+)
+def test_the_file_system_is_read_from_the_mount_table(path, device, kind):
+    assert host_checks.file_system_in(MOUNTS, path, device) == kind
+
+
+def test_a_mount_table_without_the_path_says_nothing():
+    assert host_checks.file_system_in("", "/srv") is None
+
+
+@pytest.mark.parametrize(
+    "kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "gfs2", "vboxsf", "fuse.s3fs"]
+)
+def test_network_file_systems_are_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(host_checks, "file_system", lambda _path: kind)
+    results = list(host_checks.check_outbox_folder(tmp_path / "o.db", 2**20))
+    assert [(result.level, kind in result.message) for result in results if result.what == "disk"] == [("error", True)]
+
+
+def test_a_product_key_is_called_not_verified(daemon_dir: DaemonDir, verb):
+    level, message = worst(verb("check", "--json", *daemon_dir.flags), "property key")
+    assert level == "ok"
+    assert "AP-XXXXXXXXXX-2 is well-formed; not verified" in message

@@ -1,4 +1,4 @@
-"""What a first-time operator does, with real processes: init, check --live, run, send --wait, status, tail, stop."""
+"""The commands of a first-time operator, with real processes: init, check, run, send, status, tail, stop."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 
 
 class Operator:
-    """A folder, and the commands typed in it."""
+    """A folder with a configuration, and the commands run there."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
@@ -28,13 +28,13 @@ class Operator:
             "PX_SIDECAR_LISTEN_CONTROL": str(folder / "control.sock"),
             "PX_SIDECAR_OUTBOX_PATH": str(folder / "outbox.db"),
         }
-        self.begun: list[subprocess.Popen[bytes]] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
 
-    def types(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "sidecar", *arguments]
         return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, env=self.environ)
 
-    def begins(self, *arguments: str, stdout: object = subprocess.DEVNULL) -> "subprocess.Popen[bytes]":
+    def start(self, *arguments: str, stdout: object = subprocess.DEVNULL) -> "subprocess.Popen[bytes]":
         log = (self.folder / f"{arguments[0]}.log").open("ab")
         with log:
             process = subprocess.Popen(
@@ -44,11 +44,11 @@ class Operator:
                 stderr=log,
                 env=self.environ,
             )
-        self.begun.append(process)
+        self.processes.append(process)
         return process
 
-    def starts_the_daemon(self) -> "subprocess.Popen[bytes]":
-        daemon = self.begins("run")
+    def start_daemon(self) -> "subprocess.Popen[bytes]":
+        daemon = self.start("run")
         deadline_s = time.monotonic() + 20
         while not answers(self.folder / "control.sock"):
             assert daemon.poll() is None, (self.folder / "run.log").read_text()
@@ -63,50 +63,50 @@ def answers(path: Path) -> bool:
 
 
 @pytest.fixture
-def operator(px, tmp_path: Path) -> Iterator[Operator]:
-    operator = Operator(tmp_path, px.url)
+def operator(px, disk_path: Path) -> Iterator[Operator]:
+    operator = Operator(disk_path, px.url)
     yield operator
-    for process in operator.begun:
+    for process in operator.processes:
         if process.poll() is None:
             process.kill()
         process.wait()
 
 
-def test_the_first_hour_works(operator: Operator):
-    init = operator.types("init", stdin="us\nAP-XXXXXXXXXX-2\nb2b-saas\n1\nsandbox-key\n")
+def test_init_check_run_send_and_status_work_in_turn(operator: Operator):
+    init = operator.run("init", stdin="us\nAP-XXXXXXXXXX-2\nb2b-saas\n1\nsandbox-key\n")
     assert init.returncode == 0, init.stderr
-    check = operator.types("check", "--live", "--json")
+    check = operator.run("check", "--live", "--json")
     assert check.returncode == 0, check.stdout
-    daemon = operator.starts_the_daemon()
-    sent = operator.types("send", "Feature Used", "--user", "user-123", "--property", "n=1", "--wait", "--verify")
+    daemon = operator.start_daemon()
+    sent = operator.run("send", "Feature Used", "--user", "user-123", "--property", "n=1", "--wait", "--verify")
     assert sent.returncode == 0, sent.stderr
     assert "delivered: PX answered 201" in sent.stdout
     assert "verified" in sent.stdout
-    status = operator.types("status")
+    status = operator.run("status")
     assert status.returncode == 0
     assert "idle, everything is delivered" in status.stdout
-    assert operator.types("check").returncode == 0
+    assert operator.run("check").returncode == 0
     daemon.send_signal(signal.SIGTERM)
     assert daemon.wait(20) == 0
-    stopped = operator.types("status", "--json")
+    stopped = operator.run("status", "--json")
     assert stopped.returncode == 69
     assert json.loads(stopped.stdout)["delivered"] == 1
-    everything = "".join(path.read_text() for path in operator.folder.glob("*.log"))
-    assert "sandbox-key" not in everything + status.stdout + check.stdout + stopped.stdout
+    logs = "".join(path.read_text() for path in operator.folder.glob("*.log"))
+    assert "sandbox-key" not in logs + status.stdout + check.stdout + stopped.stdout
 
 
-def test_tail_ends_quietly_upon_ctrl_c(operator: Operator):
-    operator.types("init", "--yes", "--property-key", "AP-XXXXXXXXXX-2")
+def test_tail_exits_0_on_ctrl_c(operator: Operator):
+    operator.run("init", "--yes", "--property-key", "AP-XXXXXXXXXX-2")
     (operator.folder / "api_key").write_text("sandbox-key")
-    operator.starts_the_daemon()
+    operator.start_daemon()
     with (operator.folder / "tailed").open("wb") as out:
-        tail = operator.begins("tail", "--json", stdout=out)
+        tail = operator.start("tail", "--json", stdout=out)
     log = operator.folder / "tail.log"
     deadline_s = time.monotonic() + 20
     while "Watching" not in log.read_text():
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
-    assert operator.types("send", "Feature Used", "--user", "u1", "--wait").returncode == 0
+    assert operator.run("send", "Feature Used", "--user", "u1", "--wait").returncode == 0
     tailed = operator.folder / "tailed"
     while b"delivered" not in tailed.read_bytes():
         assert time.monotonic() < deadline_s
@@ -118,18 +118,18 @@ def test_tail_ends_quietly_upon_ctrl_c(operator: Operator):
     assert "Traceback" not in log.read_text()
 
 
-def test_watching_the_status_redraws_a_terminal_and_ends_upon_ctrl_c(operator: Operator):
-    operator.types("init", "--yes", "--property-key", "AP-XXXXXXXXXX-2")
+def test_status_watch_redraws_and_exits_0_on_ctrl_c(operator: Operator):
+    operator.run("init", "--yes", "--property-key", "AP-XXXXXXXXXX-2")
     (operator.folder / "api_key").write_text("sandbox-key")
-    operator.starts_the_daemon()
+    operator.start_daemon()
     operator.environ["TERM"] = "xterm"
-    screen, inner = pty.openpty()
-    watch = operator.begins("status", "--watch", stdout=inner)
-    os.close(inner)
-    seen = b""
-    while seen.count(b"everything is delivered") < 2:
-        seen += os.read(screen, 65_536)
-    assert b"\x1b[" in seen  # colours and redrawing, on a terminal
+    screen, child_side = pty.openpty()
+    watch = operator.start("status", "--watch", stdout=child_side)
+    os.close(child_side)
+    output = b""
+    while output.count(b"everything is delivered") < 2:
+        output += os.read(screen, 65_536)
+    assert b"\x1b[" in output  # escape sequences: colors and redrawing
     watch.send_signal(signal.SIGINT)
     assert watch.wait(10) == 0
     os.close(screen)

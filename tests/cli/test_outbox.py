@@ -1,118 +1,219 @@
-"""`px-sidecar outbox`: pending events move between hosts, and none is lost or doubled."""
+"""`px-sidecar outbox`: pending events move between hosts without loss or duplicates."""
 
 import json
 import os
+from hashlib import sha256
 
 import pytest
-from living import Place, always
+from running_daemon import DaemonDir, always
+
+from sidecar.client import Client
 
 
 @pytest.fixture
-def other(tmp_path) -> Place:
+def other(tmp_path) -> DaemonDir:
     folder = tmp_path / "other"
     folder.mkdir()
-    return Place(folder)
+    return DaemonDir(folder)
 
 
-def fill(place: Place, count: int) -> list[str]:
-    with place.living() as daemon:
-        daemon.asked.post("/v1/pause")
+def fill(daemon_dir: DaemonDir, count: int) -> list[str]:
+    with daemon_dir.running() as daemon:
+        daemon.client.post("/v1/pause")
         return [daemon.track(f"u{number % 3}", "Feature Used", properties={"n": number}) for number in range(count)]
 
 
-def test_events_move_with_their_ids_and_order(place: Place, other: Place, verb, tmp_path):
-    ids = fill(place, 7)
+def test_events_move_with_their_ids_and_order(daemon_dir: DaemonDir, other: DaemonDir, verb, tmp_path):
+    ids = fill(daemon_dir, 7)
     file = tmp_path / "moved.ndjson"
-    exported = verb("outbox", "export", str(file), "--json", *place.flags)
+    exported = verb("outbox", "export", str(file), "--json", *daemon_dir.flags)
     assert (exported.code, exported.json) == (0, {"moved": 7, "file": str(file)})
-    status = verb("status", "--json", *place.flags).json
+    status = verb("status", "--json", *daemon_dir.flags).json
     assert (status["pending"], status["dropped_by_reason"]) == (0, {"moved": 7})
-    with other.living() as daemon:
+    with other.running() as daemon:
         imported = verb("outbox", "import", str(file), "--json", *other.flags)
         assert imported.json == {"accepted": 7, "repeated": 0}
         daemon.settle()
         sent = [json.loads(request.body) for request in daemon.network.sent]
-        delivered = daemon.asked.get("/v1/events")["events"]
+        delivered = daemon.client.get("/v1/events")["events"]
     assert {event["messageId"] for event in delivered} == set(ids)
     for user in ("u0", "u1", "u2"):
         numbers = [body["attributes"]["n"] for body in sent if body["identifyId"] == user]
         assert numbers == sorted(numbers)
 
 
-def test_importing_twice_stores_once(place: Place, other: Place, verb, tmp_path):
-    fill(place, 3)
+def test_importing_twice_stores_once(daemon_dir: DaemonDir, other: DaemonDir, verb, tmp_path):
+    fill(daemon_dir, 3)
     file = str(tmp_path / "moved.ndjson")
-    verb("outbox", "export", file, *place.flags)
-    with other.living():
-        pass  # an outbox there, and no daemon
+    verb("outbox", "export", file, *daemon_dir.flags)
+    with other.running():
+        pass  # creates an outbox; no daemon runs afterwards
     assert verb("outbox", "import", file, "--json", *other.flags).json == {"accepted": 3, "repeated": 0}
     again = verb("outbox", "import", file, *other.flags)
-    assert again.out == "0 events were taken in; 3 were known already.\n"
+    assert again.out == "0 events were imported; 3 were already stored.\n"
 
 
-def test_users_who_wait_move_too(place: Place, other: Place, verb, tmp_path):
-    with place.living(always(503)) as daemon:
-        for number in range(30):  # more than are kept loaded of a user who waits: the rest is set aside in the file
+def test_events_of_waiting_users_are_exported(daemon_dir: DaemonDir, other: DaemonDir, verb, tmp_path):
+    with daemon_dir.running(always(503)) as daemon:
+        for number in range(30):  # more than the queue of one user holds: the rest is parked in the file
             daemon.track("unlucky", "Feature Used", properties={"n": number})
         daemon.track("v", "Feature Used")
     file = tmp_path / "moved.ndjson"
-    assert verb("outbox", "export", str(file), "--json", *place.flags).json["moved"] == 31
+    assert verb("outbox", "export", str(file), "--json", *daemon_dir.flags).json["moved"] == 31
     events = [json.loads(line)["event"] for line in file.read_text().splitlines()]
     assert [event["properties"]["n"] for event in events if event["userId"] == "unlucky"] == list(range(30))
 
 
-def test_an_event_without_a_date_keeps_the_time_it_was_received(place: Place, other: Place, verb, tmp_path):
+def test_an_undated_event_keeps_its_time_of_receipt(daemon_dir: DaemonDir, other: DaemonDir, verb, tmp_path):
     file = tmp_path / "moved.ndjson"
     event = {"type": "track", "event": "Feature Used", "userId": "u1", "messageId": "m1"}
     line = {"propertyKey": "AP-XXXXXXXXXX-2", "receivedMs": 1_717_689_600_000, "event": event}
     file.write_text(json.dumps(line) + "\n")
-    with other.living() as daemon:
+    with other.running() as daemon:
         verb("outbox", "import", str(file), *other.flags)
         daemon.settle()
         (sent,) = daemon.network.sent
     assert json.loads(sent.body)["date"] == 1_717_689_600_000
 
 
-def test_what_is_private_does_not_travel(tmp_path, verb):
-    place = Place(tmp_path, '[mapping.attributes]\ndrop = ["email"]\n')
-    with place.living() as daemon:
-        daemon.asked.post("/v1/pause")
+def test_export_applies_the_privacy_rules(tmp_path, verb):
+    daemon_dir = DaemonDir(tmp_path, '[mapping.attributes]\ndrop = ["email"]\n')
+    with daemon_dir.running() as daemon:
+        daemon.client.post("/v1/pause")
         daemon.track("u1", "Feature Used", properties={"email": "ann@example.com"})
     file = tmp_path / "moved.ndjson"
-    verb("outbox", "export", str(file), *place.flags)
+    verb("outbox", "export", str(file), *daemon_dir.flags)
     assert "ann@example.com" not in file.read_text()
 
 
-def test_export_is_refused_while_the_daemon_runs(place: Place, verb, tmp_path):
-    with place.living() as daemon:
-        daemon.asked.post("/v1/pause")
+def test_a_hashed_value_is_hashed_once_across_hosts(tmp_path, verb):
+    """The export says what is hashed already; an app that says so of its own events is not believed."""
+    rules = '[mapping.attributes]\nhash = ["phone"]\nhash_salt = "pepper"\n'
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, two = DaemonDir(tmp_path / "one", rules), DaemonDir(tmp_path / "two", rules)
+    digest = sha256(b"pepper123").hexdigest()
+    with one.running() as daemon:
+        daemon.client.post("/v1/pause")
+        daemon.track("u1", "Feature Used", properties={"phone": "123"})
+    file = tmp_path / "moved.ndjson"
+    verb("outbox", "export", str(file), *one.flags)
+    assert json.loads(file.read_text())["hashed"] == [digest]
+    with two.running() as daemon:
+        verb("outbox", "import", str(file), *two.flags)
+        daemon.track("u2", "Feature Used", properties={"phone": digest}, hashed=[digest])
+        daemon.settle()
+        sent = {body["identifyId"]: body for body in (json.loads(request.body) for request in daemon.network.sent)}
+        shown = {row["user"]: row["event"] for row in daemon.client.get("/v1/events")["events"]}
+    assert shown["u1"]["properties"]["phone"] == digest
+    assert sent["u1"]["attributes"]["phone"] == digest
+    assert sent["u2"]["attributes"]["phone"] != digest
+
+
+def test_a_moved_event_keeps_its_class(tmp_path, verb):
+    """The importing host has no rule for the name, or one that says otherwise."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one = DaemonDir(
+        tmp_path / "one", '[mapping.event.Paid]\npriority = "high"\n[mapping.event.Seen]\npriority = "low"\n'
+    )
+    two = DaemonDir(tmp_path / "two", '[mapping.event.Seen]\npriority = "high"\n')
+    with one.running() as daemon:
+        daemon.client.post("/v1/pause")
+        for name in ("Seen", "Clicked", "Paid"):
+            daemon.track("u1", name)
+    file = tmp_path / "moved.ndjson"
+    verb("outbox", "export", str(file), *one.flags)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["event"]["event"], line["class"]) for line in lines] == [
+        ("Seen", "low"),
+        ("Clicked", "normal"),
+        ("Paid", "high"),
+    ]
+    del lines[1]["class"]  # a line of an older release: its name decides
+    lines[1]["event"]["event"] = "Seen"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with two.running() as daemon:
+        daemon.client.post("/v1/pause")
+        verb("outbox", "import", str(file), *two.flags)
+        imported = daemon.client.get("/v1/events")["events"]
+    assert sorted((event["name"], event["class"]) for event in imported) == [
+        ("Paid", "high"),
+        ("Seen", "high"),
+        ("Seen", "low"),
+    ]
+
+
+def test_import_fills_an_empty_memory_with_the_newest_account(tmp_path, verb):
+    """What this host was told itself is not overwritten; each moved event keeps the account of its acceptance."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, two = DaemonDir(tmp_path / "one"), DaemonDir(tmp_path / "two")
+    with one.running() as daemon, Client(one.unix) as client:
+        daemon.client.post("/v1/pause")
+        for user in ("u1", "u2"):
+            for account in ("acme", "globex"):
+                client.group(user, account)
+                client.track(user, "Clicked", {"then": account})
+    file = tmp_path / "moved.ndjson"
+    verb("outbox", "export", str(file), *one.flags)
+    with two.running() as daemon, Client(two.unix) as client:
+        client.group("u2", "own")
+        verb("outbox", "import", str(file), *two.flags)
+        for user in ("u1", "u2"):
+            client.track(user, "Clicked", {"then": "afterwards"})
+        daemon.settle()
+        sent = [json.loads(request.body) for request in daemon.network.sent]
+    assert {(body["identifyId"], body["attributes"]["then"]): body["accountId"] for body in sent} == {
+        ("u1", "acme"): "acme",
+        ("u1", "globex"): "globex",
+        ("u1", "afterwards"): "globex",
+        ("u2", "acme"): "acme",
+        ("u2", "globex"): "globex",
+        ("u2", "afterwards"): "own",
+    }
+
+
+def test_places_under_per_day_outlive_a_restart(tmp_path, verb):
+    daemon_dir = DaemonDir(tmp_path, '[mapping.event."Chatty"]\nper_day = 2\n')
+    for total in (2, 2):
+        with daemon_dir.running() as daemon:
+            for _ in range(2):
+                daemon.track("u1", "Chatty")
+            assert daemon.settle()["delivered"] == total
+    assert verb("status", "--json", *daemon_dir.flags).json["dropped_by_reason"] == {"capped": 2}
+
+
+def test_export_is_refused_while_the_daemon_runs(daemon_dir: DaemonDir, verb, tmp_path):
+    with daemon_dir.running() as daemon:
+        daemon.client.post("/v1/pause")
         daemon.track("u1", "Feature Used")
-        ran = verb("outbox", "export", str(tmp_path / "moved.ndjson"), *place.flags)
+        ran = verb("outbox", "export", str(tmp_path / "moved.ndjson"), *daemon_dir.flags)
         assert daemon.status()["pending"] == 1
     assert ran.code == 1
     assert "systemctl stop px-sidecar" in ran.err
     assert not (tmp_path / "moved.ndjson").exists()
 
 
-def test_export_overwrites_nothing(place: Place, verb, tmp_path):
-    fill(place, 1)
+def test_export_does_not_overwrite_a_file(daemon_dir: DaemonDir, verb, tmp_path):
+    fill(daemon_dir, 1)
     file = tmp_path / "moved.ndjson"
     file.write_text("precious")
-    ran = verb("outbox", "export", str(file), *place.flags)
+    ran = verb("outbox", "export", str(file), *daemon_dir.flags)
     assert ran.code == 1
     assert file.read_text() == "precious"
-    assert verb("status", "--json", *place.flags).json["pending"] == 1
+    assert verb("status", "--json", *daemon_dir.flags).json["pending"] == 1
 
 
-def test_a_full_disk_moves_nothing_that_is_not_written(place: Place, verb):
-    fill(place, 2)
-    ran = verb("outbox", "export", "/dev/full", *place.flags)
+def test_export_to_a_full_disk_moves_nothing(daemon_dir: DaemonDir, verb):
+    fill(daemon_dir, 2)
+    ran = verb("outbox", "export", "/dev/full", *daemon_dir.flags)
     assert ran.code == 1
-    assert verb("status", "--json", *place.flags).json["pending"] == 2
+    assert verb("status", "--json", *daemon_dir.flags).json["pending"] == 2
 
 
-def test_what_cannot_be_made_durable_stays_pending(place: Place, verb, tmp_path, monkeypatch):
-    fill(place, 2)
+def test_events_stay_pending_if_the_file_cannot_be_synced(daemon_dir: DaemonDir, verb, tmp_path, monkeypatch):
+    fill(daemon_dir, 2)
     file = tmp_path / "moved.ndjson"
     fsync = os.fsync
 
@@ -122,29 +223,29 @@ def test_what_cannot_be_made_durable_stays_pending(place: Place, verb, tmp_path,
         fsync(descriptor)
 
     monkeypatch.setattr("os.fsync", fail)
-    ran = verb("outbox", "export", str(file), *place.flags)
+    ran = verb("outbox", "export", str(file), *daemon_dir.flags)
     monkeypatch.undo()
     assert ran.code == 1
     assert "No space left" in ran.err
-    assert verb("status", "--json", "--config", str(place.file)).json["pending"] == 2
+    assert verb("status", "--json", "--config", str(daemon_dir.file)).json["pending"] == 2
 
 
-def test_another_product_than_this_hosts_is_refused(place: Place, verb, tmp_path):
+def test_import_refuses_events_of_another_product(daemon_dir: DaemonDir, verb, tmp_path):
     file = tmp_path / "moved.ndjson"
     event = {"type": "track", "event": "x", "userId": "u"}
     file.write_text("\n" + json.dumps({"propertyKey": "AP-OTHER-2", "receivedMs": 1, "event": event}) + "\n")
-    with place.living() as daemon:
-        ran = verb("outbox", "import", str(file), *place.flags)
+    with daemon_dir.running() as daemon:
+        ran = verb("outbox", "import", str(file), *daemon_dir.flags)
         assert daemon.status()["accepted"] == 0
     assert ran.code == 1
     assert "from line 2 on" in ran.err
     assert "AP-OTHER-2" in ran.err
 
 
-def test_a_line_that_is_no_json_is_named(place: Place, verb, tmp_path):
+def test_import_names_a_line_that_is_not_json(daemon_dir: DaemonDir, verb, tmp_path):
     file = tmp_path / "moved.ndjson"
     file.write_text('{"propertyKey"')
-    with place.living():
-        ran = verb("outbox", "import", str(file), *place.flags)
+    with daemon_dir.running():
+        ran = verb("outbox", "import", str(file), *daemon_dir.flags)
     assert ran.code == 1
-    assert "Line 1 is no JSON" in ran.err
+    assert "Line 1 is not JSON" in ran.err

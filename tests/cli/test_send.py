@@ -1,32 +1,32 @@
-"""`px-sidecar send`, through the command line."""
+"""`px-sidecar send`: accepted, --wait, --verify and their failures."""
 
 import json
 import threading
 
-from living import Place, always, wait_until
+from running_daemon import DaemonDir, always, wait_until
 
 
-def test_send_ends_once_the_event_is_on_disk(place: Place, verb):
-    with place.living() as daemon:
-        ran = verb("send", "Feature Used", "--user", "u1", *place.flags)
+def test_send_returns_when_the_event_is_on_disk(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running() as daemon:
+        ran = verb("send", "Feature Used", "--user", "u1", *daemon_dir.flags)
         assert daemon.settle()["delivered"] == 1
     assert ran.code == 0
     assert ran.out.startswith("accepted: it is on disk")
 
 
-def test_send_json_gives_the_message_id(place: Place, verb):
-    with place.living() as daemon:
-        ran = verb("send", "Feature Used", "--user", "u1", "--json", *place.flags)
+def test_send_json_prints_the_message_id(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running() as daemon:
+        ran = verb("send", "Feature Used", "--user", "u1", "--json", *daemon_dir.flags)
         daemon.settle()
-        event = daemon.asked.get("/v1/events", {"message_id": ran.json["messageId"]})["events"][0]
+        event = daemon.client.get("/v1/events", {"message_id": ran.json["messageId"]})["events"][0]
     assert ran.json["what"] == "accepted"
     assert event["user"] == "u1"
 
 
-def test_send_wait_prints_the_payload_that_px_got(place: Place, verb):
+def test_send_wait_prints_the_payload_sent(daemon_dir: DaemonDir, verb):
     arguments = ["--user", "u1", "--account", "acme", "--property", "seats=5", "--property", "plan=gold", "--wait"]
-    with place.living() as daemon:
-        ran = verb("send", "Feature Used", *arguments, "--json", *place.flags)
+    with daemon_dir.running() as daemon:
+        ran = verb("send", "Feature Used", *arguments, "--json", *daemon_dir.flags)
         sent = json.loads(daemon.network.sent[0].body)
     assert ran.code == 0
     assert ran.json["what"] == "delivered"
@@ -36,98 +36,98 @@ def test_send_wait_prints_the_payload_that_px_got(place: Place, verb):
     assert sent["attributes"] == {"seats": 5, "plan": "gold"}
 
 
-def test_send_wait_of_a_dead_event_exits_1_and_says_why(place: Place, verb):
+def test_send_wait_of_a_dead_event_exits_1_with_the_reason(daemon_dir: DaemonDir, verb):
     body = b'{"externalapierror":{"status":"BAD_REQUEST","message":"eventName is unknown"}}'
-    with place.living(always(400, body)):
-        ran = verb("send", "Feature Used", "--user", "u1", "--wait", *place.flags)
+    with daemon_dir.running(always(400, body)):
+        ran = verb("send", "Feature Used", "--user", "u1", "--wait", *daemon_dir.flags)
     assert ran.code == 1
     assert ran.out.startswith("dead: refused. PX answered 400 (eventName is unknown)")
 
 
-def test_send_wait_of_a_dropped_event_exits_1(place: Place, verb):
-    with place.living():
-        ran = verb("send", "Feature Used", "--wait", *place.flags)
+def test_send_wait_of_a_dropped_event_exits_1(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running():
+        ran = verb("send", "Feature Used", "--wait", *daemon_dir.flags)
     assert ran.code == 1
-    assert ran.out.startswith("dropped: no_user")
+    assert ran.out.startswith("dropped: no_user. PX keeps events of known users only; give --user.")
 
 
-def test_send_wait_gives_up_with_the_reason_and_the_event_stays(place: Place, verb):
-    with place.living(always(401)) as daemon:
-        ran = verb("send", "Feature Used", "--user", "u1", "--wait", "--timeout", "500ms", *place.flags)
+def test_send_wait_times_out_with_the_reason(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running(always(401)) as daemon:
+        ran = verb("send", "Feature Used", "--user", "u1", "--wait", "--timeout", "500ms", *daemon_dir.flags)
         assert daemon.status()["pending"] == 1
     assert ran.code == 1
     assert "kept, but not delivered yet" in ran.err
     assert "API key is invalid" in ran.err
 
 
-def test_send_needs_a_daemon(place: Place, verb):
+def test_send_needs_a_daemon(daemon_dir: DaemonDir, verb):
     for more in ([], ["--wait"]):
-        ran = verb("send", "Feature Used", *more, *place.flags)
+        ran = verb("send", "Feature Used", *more, *daemon_dir.flags)
         assert ran.code == 69
         assert ran.err.count("\n") == 1
 
 
-def test_a_property_without_a_value_is_wrong_usage(place: Place, verb):
-    ran = verb("send", "Feature Used", "--property", "seats", *place.flags)
+def test_a_property_without_a_value_is_wrong_usage(daemon_dir: DaemonDir, verb):
+    ran = verb("send", "Feature Used", "--property", "seats", *daemon_dir.flags)
     assert ran.code == 2
     assert "KEY=VALUE" in ran.err
 
 
 def test_send_verify_reads_the_event_back_from_px(px, tmp_path, verb):
-    place = px.place(tmp_path)
-    with place.living(network=px.network(place)):
-        ran = verb("send", "Feature Used", "--user", "u1", "--verify", "--json", *place.flags)
-        shown = verb("send", "Feature Used", "--user", "u1", "--verify", *place.flags)
+    daemon_dir = px.daemon_dir(tmp_path)
+    with daemon_dir.running(network=px.network(daemon_dir)):
+        ran = verb("send", "Feature Used", "--user", "u1", "--verify", "--json", *daemon_dir.flags)
+        shown = verb("send", "Feature Used", "--user", "u1", "--verify", *daemon_dir.flags)
     assert (ran.code, ran.json["verified"]) == (0, True)
     assert "verified: PX shows the event" in shown.out
 
 
-def test_send_verify_says_if_px_took_the_event_and_does_not_show_it(px, tmp_path, verb):
-    place = px.place(tmp_path)  # where nothing of what this daemon delivers arrives
-    with place.living():
-        ran = verb("send", "Feature Used", "--user", "u1", "--verify", "--timeout", "1s", *place.flags)
+def test_send_verify_fails_if_px_does_not_show_the_event(px, tmp_path, verb):
+    daemon_dir = px.daemon_dir(tmp_path)  # the daemon below delivers to a fake network, not to this sandbox
+    with daemon_dir.running():
+        ran = verb("send", "Feature Used", "--user", "u1", "--verify", "--timeout", "1s", *daemon_dir.flags)
     assert ran.code == 1
     assert "not verified" in ran.out
 
 
-def test_send_verify_says_what_a_key_without_read_needs(px, tmp_path, verb):
-    place = px.place(tmp_path)
-    with place.living():
-        ran = verb("send", "Used", "--user", "u1", "--verify", *place.flags, PX_SIDECAR_PX_API_KEY="another-key")
+def test_send_verify_names_the_missing_read_permission(px, tmp_path, verb):
+    daemon_dir = px.daemon_dir(tmp_path)
+    with daemon_dir.running():
+        ran = verb("send", "Used", "--user", "u1", "--verify", *daemon_dir.flags, PX_SIDECAR_PX_API_KEY="another-key")
     assert ran.code == 1
     assert "Read permission" in ran.err
 
 
-def test_send_wait_tells_of_attempts_that_failed_and_of_the_one_that_did_not(place: Place, verb):
+def test_send_wait_prints_failed_attempts(daemon_dir: DaemonDir, verb):
     replies = iter([503, 201])
 
     async def recovers(request):
         return await always(next(replies))(request)
 
-    with place.living(recovers):
-        ran = verb("send", "Feature Used", "--user", "u1", "--wait", *place.flags)
+    with daemon_dir.running(recovers):
+        ran = verb("send", "Feature Used", "--user", "u1", "--wait", *daemon_dir.flags)
     assert ran.code == 0
     assert ran.err.startswith("attempt 1 failed: PX answered 503")
     assert ran.out.startswith("delivered: PX answered 201 at attempt 2\n")
 
 
-def test_send_wait_says_that_the_event_is_kept_if_the_daemon_stops_meanwhile(place: Place, verb):
-    with place.living(always(503)) as daemon:
+def test_send_wait_reports_a_stopped_daemon(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running(always(503)) as daemon:
         ran = []
-        arguments = ["send", "Feature Used", "--user", "u1", "--wait", *place.flags]
+        arguments = ["send", "Feature Used", "--user", "u1", "--wait", *daemon_dir.flags]
         waiting = threading.Thread(target=lambda: ran.append(verb(*arguments)))
         waiting.start()
         wait_until(lambda: daemon.status()["retries"], "a failed attempt")
     waiting.join(10)
     assert ran[0].code == 1
-    assert "The daemon stopped meanwhile; the event is kept (" in ran[0].err
+    assert "The daemon stopped before the outcome was known; the event is kept (" in ran[0].err
 
 
-def test_send_wait_gives_up_in_time_though_others_are_served_all_the_while(place: Place, verb):
-    async def only_the_others(request):
+def test_send_wait_times_out_despite_other_records(daemon_dir: DaemonDir, verb):
+    async def fail_mine(request):
         return await always(503 if b"Mine" in request.body else 201)(request)
 
-    with place.living(only_the_others) as daemon:
+    with daemon_dir.running(fail_mine) as daemon:
         ended = threading.Event()
 
         def traffic() -> None:
@@ -137,7 +137,7 @@ def test_send_wait_gives_up_in_time_though_others_are_served_all_the_while(place
         others = threading.Thread(target=traffic)
         others.start()
         try:
-            ran = verb("send", "Mine", "--wait", "--user", "u1", "--timeout", "400ms", *place.flags)
+            ran = verb("send", "Mine", "--wait", "--user", "u1", "--timeout", "400ms", *daemon_dir.flags)
         finally:
             ended.set()
             others.join(10)
@@ -145,8 +145,8 @@ def test_send_wait_gives_up_in_time_though_others_are_served_all_the_while(place
     assert "kept, but not delivered yet" in ran.err
 
 
-def test_a_time_that_is_none_is_wrong_usage(place: Place, verb):
-    ran = verb("send", "Feature Used", "--wait", "--timeout", "soon", *place.flags)
+def test_an_invalid_timeout_is_wrong_usage(daemon_dir: DaemonDir, verb):
+    ran = verb("send", "Feature Used", "--wait", "--timeout", "soon", *daemon_dir.flags)
     assert ran.code == 2
     assert "'soon'" in ran.err
     assert ran.out == ""

@@ -1,20 +1,20 @@
-"""`px-sidecar tail`, through the command line."""
+"""`px-sidecar tail`: records as text and as JSON, filters, slow readers."""
 
 import json
 import threading
 
-from living import Place, always, wait_until
+from running_daemon import DaemonDir, always, wait_until
 
-from sidecar.control.records import accepted_record
+from sidecar.observe.feed import accepted_record
 from sidecar.outbox import NewEvent
 
 
 def tail_in_background(daemon, verb, *arguments: str):
-    """Begin to tail; returns the function that waits for its end and gives what it printed."""
+    """Start `tail` in a thread; return a function that waits for its end and returns its output."""
     ran = []
-    thread = threading.Thread(target=lambda: ran.append(verb("tail", *arguments, *daemon.place.flags)))
+    thread = threading.Thread(target=lambda: ran.append(verb("tail", *arguments, *daemon.daemon_dir.flags)))
     thread.start()
-    wait_until(lambda: daemon.daemon.feed.listeners > 0, "the subscription")
+    wait_until(lambda: daemon.app.telemetry.feed.listeners > 0, "the subscription")
 
     def end():
         thread.join(10)
@@ -24,8 +24,8 @@ def tail_in_background(daemon, verb, *arguments: str):
     return end
 
 
-def test_tail_shows_the_outcome_with_the_payload_px_got(place: Place, verb):
-    with place.living() as daemon:
+def test_tail_prints_the_outcome_with_the_payload_sent(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running() as daemon:
         end = tail_in_background(daemon, verb, "--what", "delivered", "--count", "1", "--json")
         message_id = daemon.track("u1", "Feature Used", properties={"seats": 5})
         ran = end()
@@ -39,8 +39,8 @@ def test_tail_shows_the_outcome_with_the_payload_px_got(place: Place, verb):
     assert record["request"] == "POST /v1/events/custom"
 
 
-def test_tail_chooses_by_user_and_prints_lines_for_people(place: Place, verb):
-    with place.living() as daemon:
+def test_tail_filters_by_user_and_prints_text(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running() as daemon:
         end = tail_in_background(daemon, verb, "--user", "u2", "--what", "delivered", "--count", "1")
         daemon.track("u1", "Feature Used")
         daemon.track("u2", "Subscription Started")
@@ -51,8 +51,8 @@ def test_tail_chooses_by_user_and_prints_lines_for_people(place: Place, verb):
     assert "\x1b" not in ran.out
 
 
-def test_tail_tells_why_an_event_is_tried_again(place: Place, verb):
-    with place.living(always(503)) as daemon:
+def test_tail_prints_the_detail_of_a_retry(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running(always(503)) as daemon:
         end = tail_in_background(daemon, verb, "--what", "retry", "--count", "1", "--json")
         daemon.track("u1", "Feature Used")
         (record,) = end().lines
@@ -60,16 +60,16 @@ def test_tail_tells_why_an_event_is_tried_again(place: Place, verb):
     assert "503" in record["detail"]
 
 
-def test_tail_ends_with_69_when_the_daemon_stops(place: Place, verb):
-    with place.living() as daemon:
+def test_tail_exits_69_when_the_daemon_stops(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running() as daemon:
         end = tail_in_background(daemon, verb)
     assert end().code == 69
-    assert verb("tail", *place.flags).code == 69
+    assert verb("tail", *daemon_dir.flags).code == 69
 
 
-def test_an_accepted_event_is_shown_by_todays_privacy_rules(place: Place):
+def test_an_accepted_event_is_redacted(daemon_dir: DaemonDir):
     event = NewEvent(0, False, "u1", "m1", b'{"type":"track","event":"Feature Used","properties":{"email":"a@b.c"}}')
-    record = accepted_record(event, lambda one: one | {"properties": "redacted"}, 0)
+    record = accepted_record(event, lambda event, _hashed: event | {"properties": "redacted"}, 0)
     assert record == {
         "at": "1970-01-01T00:00:00.000Z",
         "what": "accepted",
@@ -80,9 +80,9 @@ def test_an_accepted_event_is_shown_by_todays_privacy_rules(place: Place):
     }
 
 
-def test_tail_tells_why_an_event_died_and_shows_no_payload_if_none_is_wanted(place: Place, verb):
+def test_tail_prints_the_reason_of_a_dead_event(daemon_dir: DaemonDir, verb):
     body = b'{"externalapierror":{"status":"BAD_REQUEST","message":"eventName is unknown"}}'
-    with place.living(always(400, body)) as daemon:
+    with daemon_dir.running(always(400, body)) as daemon:
         end = tail_in_background(daemon, verb, "--what", "dead", "--count", "1", "--no-payload")
         daemon.track("u1", "Feature Used")
         (line,) = end().out.splitlines()
@@ -90,8 +90,8 @@ def test_tail_tells_why_an_event_died_and_shows_no_payload_if_none_is_wanted(pla
     assert "eventName is unknown" in line
 
 
-def test_tail_names_the_attempt_and_the_reason_of_one_that_is_tried_again(place: Place, verb):
-    with place.living(always(503)) as daemon:
+def test_tail_prints_the_attempt_of_a_retry(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running(always(503)) as daemon:
         end = tail_in_background(daemon, verb, "--what", "retry", "--count", "1", "--no-payload")
         daemon.track("u1", "Feature Used")
         (line,) = end().out.splitlines()
@@ -100,26 +100,26 @@ def test_tail_names_the_attempt_and_the_reason_of_one_that_is_tried_again(place:
     assert "503" in line
 
 
-def test_tail_shows_a_dropped_event_by_its_reason(place: Place, verb):
-    with place.living() as daemon:
+def test_tail_prints_the_reason_of_a_dropped_event(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running() as daemon:
         end = tail_in_background(daemon, verb, "--what", "dropped", "--count", "1")
-        daemon.track(None, "Feature Used", anonymous_id="somebody")
+        daemon.track(None, "Feature Used", anonymous_id="visitor-1")
         first = end().out.splitlines()[0]
     assert "dropped   Feature Used" in first
     assert "no_user" in first
     assert " of " not in first
 
 
-def test_tail_tells_how_many_records_a_slow_terminal_missed_and_does_not_count_that_as_one(place: Place, verb):
+def test_tail_reports_skipped_records_without_counting_them(daemon_dir: DaemonDir, verb):
     burst = [{"at": "1970-01-01T00:00:00.000Z", "what": "accepted", "name": f"Event {n}"} for n in range(300)]
-    with place.living() as daemon:
+    with daemon_dir.running() as daemon:
         end = tail_in_background(daemon, verb, "--count", "257")
-        feed = daemon.daemon.feed
-        daemon.do(lambda: [feed.publish(record) for record in burst])  # at once: nobody reads in between
-        wait_until(lambda: not next(iter(feed._readers))._waiting, "reading what there was room for")
+        feed = daemon.app.telemetry.feed
+        daemon.do(lambda: [feed.publish(record) for record in burst])  # in one step: no reader runs in between
+        wait_until(lambda: feed.queued == 0, "reading the queued records")
         daemon.do(lambda: feed.publish(burst[0]))
         lines = end().out.splitlines()
     assert len(lines) == 258
     assert "accepted  Event 255" in lines[255]
-    assert lines[256] == "… missed 44 records: this terminal is too slow"
+    assert lines[256] == "… 44 records skipped: this terminal is too slow"
     assert "Event 0" in lines[257]

@@ -1,11 +1,11 @@
-"""A place for a daemon, one for each test."""
+"""Each test of the control API gets the directory of a daemon of its own."""
 
 from pathlib import Path
 
 import pytest
-from living import Place
+from running_daemon import DaemonDir
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def daemon_dir(tmp_path: Path) -> DaemonDir:
+    return DaemonDir(tmp_path)

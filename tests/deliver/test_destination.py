@@ -1,261 +1,230 @@
-"""The destination: every row of DESIGN 4 that waits, pauses, slows down or decides about refusals."""
+"""The destination: what waits, pauses, slows down, and decides about refusals."""
 
 import math
 
 import pytest
+from destination_harness import (
+    AWAY,
+    BAD,
+    BLOCKED,
+    BUSY,
+    CREATED,
+    ELSEWHERE,
+    LOST,
+    NO_KEY,
+    READ_ONLY,
+    SLOW_DOWN,
+    DestinationHarness,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.deliver.destination import (
     PROBE_EVERY_S,
-    Destination,
+    DestinationState,
+    Disposition,
     Open,
     Outcome,
     Paused,
     Probe,
-    State,
     Wait,
-    What,
 )
-from sidecar.px import Answer, Kind, NotSent, Unknown, classify
-
-CREATED = Answer(201)
-BAD = Answer(400, b'{"externalapierror":{"message":"eventName is missing"}}')
-BUSY = Answer(503)
-AWAY = NotSent("connection refused")
-LOST = Unknown("no answer within 30 s")
-NO_KEY = Answer(401, b"Authentication failed in loginAwareAuthentication")
-READ_ONLY = Answer(403, b"{}", None, "application/json")
-BLOCKED = Answer(403, b"<!doctype html><title>403</title>", None, "text/html")
-ELSEWHERE = Answer(404)
-SLOW_DOWN = Answer(429)
-
-
-class Px:
-    """A destination with a time line, whose back-off always draws the whole ceiling."""
-
-    def __init__(self, saved=None, per_second=190):
-        self.now_s, self.event = 1000.0, 0
-        self.it = Destination(
-            now_s=self.now_s, per_second=per_second, initial_s=1, max_s=300, random=lambda: 1.0, saved=saved
-        )
-
-    def answers(self, reply, user="user", *, event=None, probe=False) -> Outcome:
-        self.event += 1
-        verdict = classify(reply, wall_ms=0)
-        which = self.event if event is None else event
-        return self.it.on(verdict, event=which, user=user, now_s=self.now_s, probe=probe)
-
-    def leave(self):
-        return self.it.may_send(self.now_s)
-
-    def later(self, seconds):
-        self.now_s += seconds
-        return self
-
-    def probe(self, reply, user="user", *, event=None) -> Outcome:
-        assert self.leave() == Probe()
-        self.it.probe_begun(self.now_s)
-        assert not isinstance(self.leave(), Probe), "one probe at a time"
-        return self.answers(reply, user, event=event, probe=True)
-
-    def status(self):
-        return self.it.describe(self.now_s)
-
+from sidecar.px import Kind, PxAnswer, classify
 
 # --- outage ---
 
 
-def test_it_is_open_at_full_pace_from_the_start():
-    assert Px().leave() == Open(1.0)
+def test_destination_starts_open_at_full_pace():
+    assert DestinationHarness().permission() == Open(1.0)
 
 
-def test_what_could_not_be_sent_waits_and_one_probe_looks_whether_px_is_back():
-    px = Px()
-    assert px.answers(AWAY) == Outcome(What.AGAIN)
-    assert px.leave() == Wait(px.now_s + 1)
-    assert px.status().state is State.WAITING
-    assert "connection refused" in px.status().message
-    px.later(1)
-    assert px.probe(AWAY).what is What.AGAIN
-    assert px.leave() == Wait(px.now_s + 2)
-    px.later(2)
-    assert px.probe(CREATED).what is What.DELIVERED
-    assert px.leave() == Open(1.0)
-    assert px.status().message == ""
+def test_unreachable_px_waits_and_is_probed_with_one_event():
+    harness = DestinationHarness()
+    assert harness.reply(AWAY) == Outcome(Disposition.REQUEUE)
+    assert harness.permission() == Wait(harness.now_s + 1)
+    assert harness.status().state is DestinationState.WAITING
+    assert "connection refused" in harness.status().message
+    harness.later(1)
+    assert harness.probe(AWAY).disposition is Disposition.REQUEUE
+    assert harness.permission() == Wait(harness.now_s + 1)
+    harness.later(1)
+    assert harness.probe(CREATED).disposition is Disposition.DELIVERED
+    assert harness.permission() == Open(1.0)
+    assert harness.status().message == ""
 
 
-def test_failures_of_requests_that_were_under_way_do_not_lengthen_the_wait():
-    px = Px()
+def test_failures_of_requests_under_way_do_not_lengthen_the_wait():
+    harness = DestinationHarness()
     for _ in range(100):
-        px.answers(AWAY)
-    assert px.leave() == Wait(px.now_s + 1)
+        harness.reply(AWAY)
+    assert harness.permission() == Wait(harness.now_s + 1)
 
 
-def test_the_wait_of_an_outage_grows_to_its_maximum_and_begins_anew_after_it():
-    px = Px()
-    px.answers(AWAY)
-    for _ in range(12):
-        px.now_s = px.leave().until_s
-        px.probe(AWAY)
-    assert px.leave() == Wait(px.now_s + 300)
-    px.later(300).probe(CREATED)
-    px.answers(AWAY)
-    assert px.leave() == Wait(px.now_s + 1)
+def test_outage_back_off_grows_to_its_maximum_and_resets():
+    harness = DestinationHarness()
+    harness.reply(AWAY)
+    for _ in range(20):
+        harness.now_s = harness.permission().until_s
+        harness.probe(AWAY)
+    assert harness.permission() == Wait(harness.now_s + 300)
+    harness.later(300).probe(CREATED)
+    harness.reply(AWAY)
+    assert harness.permission() == Wait(harness.now_s + 1)
 
 
 @pytest.mark.parametrize("reply", [BAD, BLOCKED])
-def test_a_probe_that_px_answers_for_itself_opens_whatever_it_says_of_the_event(reply):
-    px = Px()
-    px.answers(AWAY)
-    px.later(1).probe(reply)
-    assert px.leave() == Open(1.0)
+def test_probe_answered_by_px_opens_even_if_refused(reply):
+    harness = DestinationHarness()
+    harness.reply(AWAY)
+    harness.later(1).probe(reply)
+    assert harness.permission() == Open(1.0)
 
 
 @pytest.mark.parametrize("reply", [BUSY, LOST])
-def test_a_probe_that_fails_otherwise_keeps_waiting(reply):
-    px = Px()
-    px.answers(AWAY)
-    assert px.later(1).probe(reply).what is What.RETRY
-    assert px.leave() == Wait(px.now_s + 2)
+def test_failed_probe_keeps_waiting(reply):
+    harness = DestinationHarness()
+    harness.reply(AWAY)
+    assert harness.later(1).probe(reply).disposition is Disposition.RETRY
+    assert harness.permission() == Wait(harness.now_s + 1)
 
 
-def test_a_probe_that_px_answers_with_a_next_step_opens_so_that_the_step_can_follow():
-    px = Px()
-    px.answers(AWAY)
-    px.later(1)
-    px.it.probe_begun(px.now_s)
-    px.it.went_on(px.now_s, probe=True)
-    assert px.leave() == Open(1.0)
-    assert px.status().state is State.OPEN
+def test_probe_with_another_request_to_send_opens():
+    """A probe of several requests would otherwise wait for itself."""
+    harness = DestinationHarness()
+    harness.reply(AWAY)
+    harness.later(1)
+    harness.destination.probe_started(harness.now_s)
+    harness.destination.sequence_continued(harness.now_s, probe=True)
+    assert harness.permission() == Open(1.0)
+    assert harness.status().state is DestinationState.OPEN
 
 
-def test_a_next_step_opens_a_pause_of_refusals_only_until_the_next_refusal():
-    px = Px()
+def test_next_refusal_restores_a_pause_opened_by_a_next_step():
+    harness = DestinationHarness()
     for number in range(50):
-        px.answers(BAD, f"user-{number % 10}")
-    px.later(PROBE_EVERY_S)
-    px.it.probe_begun(px.now_s)
-    px.it.went_on(px.now_s, probe=True)
-    assert px.answers(BAD, "user-1") == Outcome(What.AGAIN)
-    assert px.leave().reason == "refused"
+        harness.reply(BAD, f"user-{number % 10}")
+    harness.later(PROBE_EVERY_S)
+    harness.destination.probe_started(harness.now_s)
+    harness.destination.sequence_continued(harness.now_s, probe=True)
+    assert harness.reply(BAD, "user-1") == Outcome(Disposition.REQUEUE)
+    assert harness.permission().reason == "refused"
 
 
-def test_a_late_delivery_ends_an_outage():
-    px = Px()
-    px.answers(AWAY)
-    px.answers(CREATED)
-    assert px.leave() == Open(1.0)
+def test_late_delivery_ends_an_outage():
+    harness = DestinationHarness()
+    harness.reply(AWAY)
+    harness.reply(CREATED)
+    assert harness.permission() == Open(1.0)
 
 
 @pytest.mark.parametrize("reply", [BUSY, LOST])
-def test_ten_in_a_row_from_three_users_are_an_outage(reply):
-    px = Px()
+def test_ten_failures_in_a_row_of_three_users_are_an_outage(reply):
+    harness = DestinationHarness()
     for number in range(9):
-        assert px.answers(reply, f"user-{number % 3}").what is What.RETRY
-        assert isinstance(px.leave(), Open)
-    px.answers(reply, "user-0")
-    assert isinstance(px.leave(), Wait)
+        assert harness.reply(reply, f"user-{number % 3}").disposition is Disposition.RETRY
+        assert isinstance(harness.permission(), Open)
+    harness.reply(reply, "user-0")
+    assert isinstance(harness.permission(), Wait)
 
 
 @pytest.mark.parametrize(("users", "between"), [(2, None), (9, CREATED), (9, BAD)])
-def test_fewer_users_or_an_answer_between_are_no_outage(users, between):
-    px = Px()
+def test_fewer_users_or_an_answer_between_are_not_an_outage(users, between):
+    harness = DestinationHarness()
     for number in range(40):
-        px.answers(BUSY, f"user-{number % users}")
+        harness.reply(BUSY, f"user-{number % users}")
         if between and number % 5 == 0:
-            px.answers(between)
-    assert isinstance(px.leave(), Open)
+            harness.reply(between)
+    assert isinstance(harness.permission(), Open)
 
 
 # --- pace ---
 
 
-def test_a_429_waits_and_then_goes_on_a_little_slower_until_the_pace_has_climbed_back():
-    px = Px()
-    assert px.answers(SLOW_DOWN) == Outcome(What.AGAIN)
-    assert px.leave() == Wait(px.now_s + 1)
-    assert px.later(1).leave() == Open(0.9)
-    assert px.later(10).leave() == Open(pytest.approx(0.95))
-    assert px.later(1000).leave() == Open(1.0)
-    px.answers(SLOW_DOWN)
-    assert px.later(2).leave() == Open(0.9)
+def test_a_429_waits_then_probes_and_opens_at_nine_tenths():
+    harness = DestinationHarness()
+    assert harness.reply(SLOW_DOWN) == Outcome(Disposition.REQUEUE)
+    assert harness.permission() == Wait(harness.now_s + 1)
+    assert harness.later(1).probe(CREATED).disposition is Disposition.DELIVERED
+    assert harness.permission() == Open(0.9)
 
 
-def test_a_429_before_the_pace_is_back_halves_it():
-    px = Px()
-    px.answers(SLOW_DOWN)
-    px.later(1).leave()
-    px.later(19.9).answers(SLOW_DOWN)
-    assert px.later(2).leave() == Open(pytest.approx(0.475))
+def test_one_unbroken_run_of_429s_lowers_the_pace_once():
+    harness = DestinationHarness()
+    for _ in range(20):
+        for _ in range(15):
+            harness.reply(SLOW_DOWN)
+        harness.now_s = harness.permission().until_s
+        harness.probe(SLOW_DOWN)
+        harness.reply(CREATED)
+    harness.now_s = harness.permission().until_s
+    harness.probe(CREATED)
+    assert harness.permission() == Open(0.9)
 
 
-def test_many_429s_of_one_episode_lower_the_pace_once():
-    px = Px()
-    for _ in range(50):
-        px.answers(SLOW_DOWN)
-    assert px.later(1).leave() == Open(0.9)
+def test_a_429_after_a_success_lowers_the_pace_again():
+    harness = DestinationHarness()
+    harness.reply(SLOW_DOWN)
+    harness.later(1).probe(CREATED)
+    harness.later(1).reply(SLOW_DOWN)
+    assert harness.status().pace < 0.9
+
+
+@pytest.mark.parametrize("reply", [PxAnswer(503, b"", "2"), PxAnswer(500, b"", "2"), PxAnswer(408, b"", "2")])
+def test_retry_after_on_another_error_keeps_the_pace(reply):
+    harness = DestinationHarness()
+    assert harness.reply(reply) == Outcome(Disposition.REQUEUE)
+    assert harness.permission() == Wait(harness.now_s + 2)
+    harness.reply(CREATED)
+    assert isinstance(harness.permission(), Wait), "a late delivery does not shorten it"
+    harness.later(2).probe(CREATED)
+    assert harness.permission() == Open(1.0)
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_retry_after_is_obeyed_up_to_an_hour(status):
-    px = Px()
-    px.answers(Answer(status, b"", "120"))
-    assert px.leave() == Wait(px.now_s + 120)
-    px.answers(Answer(status, b"", "999999"))
-    assert px.leave() == Wait(px.now_s + 3600)
-    px.answers(CREATED)
-    assert isinstance(px.leave(), Wait), "a late delivery does not shorten it"
+    harness = DestinationHarness()
+    harness.reply(PxAnswer(status, b"", "120"))
+    assert harness.permission() == Wait(harness.now_s + 120)
+    harness.reply(PxAnswer(status, b"", "999999"))
+    assert harness.permission() == Wait(harness.now_s + 3600)
+    harness.reply(CREATED)
+    assert isinstance(harness.permission(), Wait), "a late delivery does not shorten it"
 
 
-def test_a_shorter_retry_after_does_not_shorten_a_longer_one():
-    px = Px()
-    px.answers(Answer(429, b"", "600"))
-    px.answers(Answer(400, b"", "5"))
-    assert px.leave() == Wait(px.now_s + 600)
+def test_shorter_retry_after_does_not_shorten_a_longer_one():
+    harness = DestinationHarness()
+    harness.reply(PxAnswer(429, b"", "600"))
+    harness.reply(PxAnswer(400, b"", "5"))
+    assert harness.permission() == Wait(harness.now_s + 600)
 
 
-def test_retry_after_on_a_success_is_obeyed_too():
-    px = Px()
-    assert px.answers(Answer(201, b"", "60")).what is What.DELIVERED
-    assert px.leave() == Wait(px.now_s + 60)
-    assert px.later(60).leave() == Open(1.0)
+def test_retry_after_on_a_success_is_obeyed():
+    harness = DestinationHarness()
+    assert harness.reply(PxAnswer(201, b"", "60")).disposition is Disposition.DELIVERED
+    assert harness.permission() == Wait(harness.now_s + 60)
+    assert harness.later(60).permission() == Open(1.0)
 
 
-def test_the_pace_has_a_lowest_and_ten_minutes_of_429_there_are_a_spent_day():
-    px, spent_s = Px(), None
+def test_ten_minutes_of_429_without_a_delivery_spend_the_day():
+    harness, spent_s = DestinationHarness(), None
+    harness.reply(SLOW_DOWN)
     while spent_s is None:
-        leave = px.leave()
-        if isinstance(leave, Wait):
-            px.now_s = leave.until_s
-            continue
-        assert leave.pace >= 1 / 16
-        if px.answers(SLOW_DOWN).day_spent:
-            spent_s = px.now_s
-    assert 1000 + 600 <= spent_s <= 1000 + 1500
-    px.later(3600)
-    assert isinstance(px.leave(), Open)
-    assert px.answers(SLOW_DOWN).day_spent, "it need not be proved again as long as nothing was delivered"
+        harness.now_s = harness.permission().until_s
+        if harness.probe(SLOW_DOWN).day_spent:
+            spent_s = harness.now_s
+    assert 1000 + 600 <= spent_s <= 1000 + 1000
+    harness.later(3600)
+    assert harness.probe(SLOW_DOWN).day_spent, "ten minutes need not pass again until something is delivered"
+    harness.later(3600).probe(CREATED)
+    assert not harness.reply(SLOW_DOWN).day_spent
 
 
-def test_only_429_tells_of_a_spent_day():
-    px = Px()
+def test_only_429_spends_the_day():
+    harness = DestinationHarness()
+    harness.reply(PxAnswer(503, b"", "60"))
     for _ in range(100):
-        leave = px.leave()
-        px.now_s = leave.until_s if isinstance(leave, Wait) else px.now_s
-        assert isinstance(px.leave(), Open)
-        assert not px.answers(Answer(503, b"", "60")).day_spent
-
-
-def test_deliveries_at_the_lowest_pace_are_no_spent_day():
-    px = Px()
-    for _ in range(100):
-        leave = px.leave()
-        px.now_s = leave.until_s if isinstance(leave, Wait) else px.now_s
-        px.leave()
-        px.answers(CREATED)
-        assert not px.answers(SLOW_DOWN).day_spent
-        px.later(30)
+        harness.now_s = harness.permission().until_s
+        assert not harness.probe(PxAnswer(503, b"", "60")).day_spent
 
 
 # --- pauses ---
@@ -267,223 +236,231 @@ def test_deliveries_at_the_lowest_pace_are_no_spent_day():
         (NO_KEY, "wrong_key", "regenerate a key with Write access"),
         (READ_ONLY, "wrong_key", "regenerate a key with Write access"),
         (ELSEWHERE, "wrong_region", "us, eu or us2"),
-        (Answer(307), "wrong_region", "us, eu or us2"),
-        (Answer(407), "wrong_region", "proxy"),
+        (PxAnswer(307), "wrong_region", "us, eu or us2"),
+        (PxAnswer(407), "wrong_region", "proxy"),
     ],
 )
-def test_a_wrong_key_or_region_pauses_keeps_the_event_and_is_probed_every_five_minutes(reply, reason, advice):
-    px = Px()
-    assert px.answers(reply) == Outcome(What.AGAIN)
-    leave = px.leave()
-    assert isinstance(leave, Paused)
-    assert (leave.reason, leave.probe_at_s) == (reason, px.now_s + PROBE_EVERY_S)
-    assert advice in leave.message
-    px.answers(reply)
-    assert px.leave().probe_at_s == leave.probe_at_s
+def test_wrong_key_or_region_pauses_and_is_probed(reply, reason, advice):
+    harness = DestinationHarness()
+    assert harness.reply(reply) == Outcome(Disposition.REQUEUE)
+    permission = harness.permission()
+    assert isinstance(permission, Paused)
+    assert (permission.reason, permission.probe_at_s) == (reason, harness.now_s + PROBE_EVERY_S)
+    assert advice in permission.message
+    harness.reply(reply)
+    assert harness.permission().probe_at_s == permission.probe_at_s
     for _ in range(300):
-        px.later(PROBE_EVERY_S)
-        assert px.probe(reply).what is What.AGAIN
-    assert px.later(PROBE_EVERY_S).probe(CREATED).what is What.DELIVERED
-    assert px.leave() == Open(1.0)
+        harness.later(PROBE_EVERY_S)
+        assert harness.probe(reply).disposition is Disposition.REQUEUE
+    assert harness.later(PROBE_EVERY_S).probe(CREATED).disposition is Disposition.DELIVERED
+    assert harness.permission() == Open(1.0)
 
 
-def test_a_refusal_proves_that_the_key_is_right():
-    px = Px()
-    px.answers(NO_KEY)
-    px.later(PROBE_EVERY_S).probe(BAD)
-    assert isinstance(px.leave(), Open)
+def test_refused_probe_opens_a_pause_of_the_key():
+    harness = DestinationHarness()
+    harness.reply(NO_KEY)
+    harness.later(PROBE_EVERY_S).probe(BAD)
+    assert isinstance(harness.permission(), Open)
 
 
 @pytest.mark.parametrize("reply", [AWAY, BUSY, LOST, SLOW_DOWN])
-def test_a_probe_of_a_pause_that_fails_otherwise_keeps_the_pause(reply):
-    px = Px()
-    px.answers(NO_KEY)
-    px.later(PROBE_EVERY_S).probe(reply)
-    assert (px.leave().reason, px.leave().probe_at_s) == ("wrong_key", px.now_s + PROBE_EVERY_S)
+def test_failed_probe_keeps_the_pause(reply):
+    harness = DestinationHarness()
+    harness.reply(NO_KEY)
+    harness.later(PROBE_EVERY_S).probe(reply)
+    assert (harness.permission().reason, harness.permission().probe_at_s) == (
+        "wrong_key",
+        harness.now_s + PROBE_EVERY_S,
+    )
 
 
-def test_a_pause_survives_a_restart_and_is_probed_at_once():
-    px = Px()
-    px.answers(NO_KEY)
-    again = Px(px.it.saved())
-    assert again.status().state is State.PAUSED
-    assert again.status().message == px.status().message
+def test_pause_survives_a_restart_and_is_probed_at_once():
+    harness = DestinationHarness()
+    harness.reply(NO_KEY)
+    again = DestinationHarness(harness.destination.saved())
+    assert again.status().state is DestinationState.PAUSED
+    assert again.status().message == harness.status().message
     again.probe(CREATED)
-    assert isinstance(again.leave(), Open)
+    assert isinstance(again.permission(), Open)
 
 
 def test_resume_probes_a_pause_at_once():
-    px = Px()
-    px.answers(NO_KEY)
-    px.it.resume(px.now_s)
-    assert px.leave() == Probe()
+    harness = DestinationHarness()
+    harness.reply(NO_KEY)
+    harness.destination.resume(harness.now_s)
+    assert harness.permission() == Probe()
 
 
-def test_the_operators_pause_survives_restarts_and_deliveries_and_ends_only_by_resume():
-    px = Px()
-    px.it.pause(px.now_s)
-    px.answers(CREATED)
-    px.later(10**6)
-    assert px.leave() == Paused("operator", px.status().message, math.inf)
-    assert px.status().state is State.PAUSED
-    again = Px(px.it.saved())
-    assert isinstance(again.leave(), Paused)
-    again.it.resume(again.now_s)
-    assert again.leave() == Open(1.0)
+def test_operator_pause_ends_only_by_resume():
+    harness = DestinationHarness()
+    harness.destination.pause(harness.now_s)
+    harness.reply(CREATED)
+    harness.later(10**6)
+    assert harness.permission() == Paused("operator", harness.status().message, math.inf)
+    assert harness.status().state is DestinationState.PAUSED
+    again = DestinationHarness(harness.destination.saved())
+    assert isinstance(again.permission(), Paused)
+    assert again.destination.operator_paused
+    again.destination.resume(again.now_s)
+    assert again.permission() == Open(1.0)
+    assert not again.destination.operator_paused
 
 
-def test_a_lowered_pace_survives_a_restart():
-    px = Px()
-    px.answers(SLOW_DOWN)
-    assert Px(px.it.saved()).leave() == Open(0.9)
+def test_lowered_pace_survives_a_restart():
+    harness = DestinationHarness()
+    harness.reply(SLOW_DOWN)
+    harness.later(1).probe(CREATED)
+    assert DestinationHarness(harness.destination.saved()).permission() == Open(0.9)
 
 
-def test_a_probe_that_came_to_nothing_can_be_repeated():
-    px = Px()
-    px.answers(AWAY)
-    px.later(1)
-    px.it.probe_begun(px.now_s)
-    px.it.probe_lost(px.now_s)
-    assert px.leave() == Wait(px.now_s + 1)
-    assert px.later(1).leave() == Probe()
+def test_abandoned_probe_can_be_repeated():
+    harness = DestinationHarness()
+    harness.reply(AWAY)
+    harness.later(1)
+    harness.destination.probe_started(harness.now_s)
+    harness.destination.probe_abandoned(harness.now_s)
+    assert harness.permission() == Wait(harness.now_s + 1)
+    assert harness.later(1).permission() == Probe()
 
 
 # --- firewall ---
 
 
-def test_an_event_the_firewall_dislikes_is_dead_after_three_tries():
-    px = Px()
-    for expected in (What.RETRY, What.RETRY, What.DEAD):
-        outcome = px.answers(BLOCKED, "user-1", event=7)
-        assert outcome.what is expected
-        px.answers(CREATED, "user-2")
+def test_event_blocked_by_the_firewall_is_dead_after_three_tries():
+    harness = DestinationHarness()
+    for expected in (Disposition.RETRY, Disposition.RETRY, Disposition.DEAD):
+        outcome = harness.reply(BLOCKED, "user-1", event=7)
+        assert outcome.disposition is expected
+        harness.reply(CREATED, "user-2")
     assert outcome.reason == "firewall"
-    assert isinstance(px.leave(), Open)
+    assert isinstance(harness.permission(), Open)
 
 
-def test_three_users_in_a_row_are_no_matter_of_content():
-    px = Px()
-    assert px.answers(BLOCKED, "user-1", event=1).what is What.RETRY
-    assert px.answers(BLOCKED, "user-1", event=1).what is What.RETRY
-    assert px.answers(BLOCKED, "user-2", event=2).what is What.RETRY
-    assert px.answers(BLOCKED, "user-3", event=3).what is What.AGAIN
-    assert px.leave().reason == "firewall"
-    px.later(PROBE_EVERY_S)
-    assert px.probe(BLOCKED, "user-1").what is What.AGAIN
-    px.later(PROBE_EVERY_S).probe(CREATED)
-    assert px.answers(BLOCKED, "user-1", event=1).what is What.RETRY, "tries from before the pause do not count"
+def test_three_blocked_users_in_a_row_pause():
+    harness = DestinationHarness()
+    assert harness.reply(BLOCKED, "user-1", event=1).disposition is Disposition.RETRY
+    assert harness.reply(BLOCKED, "user-1", event=1).disposition is Disposition.RETRY
+    assert harness.reply(BLOCKED, "user-2", event=2).disposition is Disposition.RETRY
+    assert harness.reply(BLOCKED, "user-3", event=3).disposition is Disposition.REQUEUE
+    assert harness.permission().reason == "firewall"
+    harness.later(PROBE_EVERY_S)
+    assert harness.probe(BLOCKED, "user-1").disposition is Disposition.REQUEUE
+    harness.later(PROBE_EVERY_S).probe(CREATED)
+    assert harness.reply(BLOCKED, "user-1", event=1).disposition is Disposition.RETRY, (
+        "tries from before the pause do not count"
+    )
 
 
 # --- refusals ---
 
 
-def test_a_refusal_in_a_healthy_stream_is_settled_by_the_next_delivery():
-    px = Px()
-    assert px.answers(BAD, event=7) == Outcome(What.HELD)
-    assert px.answers(CREATED) == Outcome(What.DELIVERED, dead=(7,))
-    assert px.answers(CREATED) == Outcome(What.DELIVERED)
+def test_refusal_is_settled_by_the_next_delivery():
+    harness = DestinationHarness()
+    assert harness.reply(BAD, event=7) == Outcome(Disposition.ON_PROBATION)
+    assert harness.reply(CREATED) == Outcome(Disposition.DELIVERED, dead=(7,))
+    assert harness.reply(CREATED) == Outcome(Disposition.DELIVERED)
 
 
-def test_a_refusal_after_which_nothing_comes_is_settled_a_second_later():
-    px = Px()
-    px.answers(BAD, event=7)
-    assert px.it.tick(px.now_s, 0) == ()
-    px.now_s = px.it.tick_at_s()
-    assert px.now_s == 1001
-    assert px.it.tick(px.now_s, 3) == (), "what is under way may still decide"
-    assert px.it.tick(px.now_s, 0) == (7,)
-    assert px.it.tick_at_s() == math.inf
+def test_refusal_without_a_later_answer_is_settled_after_1_s():
+    harness = DestinationHarness()
+    harness.reply(BAD, event=7)
+    assert harness.destination.expire_probation(harness.now_s, 0) == ()
+    harness.now_s = harness.destination.probation_ends_s()
+    assert harness.now_s == 1001
+    assert harness.destination.expire_probation(harness.now_s, 3) == (), "a request under way may still decide"
+    assert harness.destination.expire_probation(harness.now_s, 0) == (7,)
+    assert harness.destination.probation_ends_s() == math.inf
 
 
-def test_at_a_slow_pace_the_next_answer_is_waited_for():
-    px = Px(per_second=0.1)
-    px.answers(BAD)
-    assert px.it.tick_at_s() == px.now_s + 30
+def test_probation_lasts_three_intervals_at_a_slow_pace():
+    harness = DestinationHarness(per_second=0.1)
+    harness.reply(BAD)
+    assert harness.destination.probation_ends_s() == harness.now_s + 30
 
 
-def test_fifty_refusals_in_a_row_from_ten_users_pause_and_go_back_to_pending():
-    px = Px()
-    px.answers(CREATED)
+def test_fifty_refusals_in_a_row_of_ten_users_pause():
+    harness = DestinationHarness()
+    harness.reply(CREATED)
     for number in range(49):
-        assert px.answers(BAD, f"user-{number % 10}", event=number) == Outcome(What.HELD)
-    outcome = px.answers(BAD, "user-9", event=49)
-    assert outcome == Outcome(What.AGAIN, pending=tuple(range(49)))
-    assert px.leave().reason == "refused"
-    assert "property_key" in px.leave().message
-    assert px.answers(BAD, "user-3") == Outcome(What.AGAIN), "those under way are kept as well"
-    assert px.it.tick(px.now_s + 10**6, 0) == ()
-    assert px.later(PROBE_EVERY_S).probe(BAD) == Outcome(What.AGAIN)
-    assert px.later(PROBE_EVERY_S).probe(CREATED) == Outcome(What.DELIVERED)
-    assert px.leave() == Open(1.0)
+        assert harness.reply(BAD, f"user-{number % 10}", event=number) == Outcome(Disposition.ON_PROBATION)
+    outcome = harness.reply(BAD, "user-9", event=49)
+    assert outcome == Outcome(Disposition.REQUEUE, pending=tuple(range(49)))
+    assert harness.permission().reason == "refused"
+    assert "property_key" in harness.permission().message
+    assert harness.reply(BAD, "user-3") == Outcome(Disposition.REQUEUE), "requests under way are requeued as well"
+    assert harness.destination.expire_probation(harness.now_s + 10**6, 0) == ()
+    assert harness.later(PROBE_EVERY_S).probe(BAD) == Outcome(Disposition.REQUEUE)
+    assert harness.later(PROBE_EVERY_S).probe(CREATED) == Outcome(Disposition.DELIVERED)
+    assert harness.permission() == Open(1.0)
 
 
-def test_a_long_run_from_few_users_does_not_pause_and_holds_a_bounded_number():
-    px, dead = Px(), []
+def test_long_run_of_few_users_does_not_pause_and_is_bounded():
+    harness, dead = DestinationHarness(), []
     for number in range(1000):
-        dead += px.answers(BAD, f"user-{number % 9}", event=number).dead
-    assert isinstance(px.leave(), Open)
+        dead += harness.reply(BAD, f"user-{number % 9}", event=number).dead
+    assert isinstance(harness.permission(), Open)
     assert dead == list(range(950))
-    assert px.status().held == 50
+    assert harness.status().on_probation == 50
 
 
-def test_the_tenth_user_of_a_long_run_pauses_and_the_held_stay_pending():
-    px = Px()
+def test_tenth_user_of_a_long_run_pauses_and_keeps_events():
+    harness = DestinationHarness()
     for number in range(100):
-        px.answers(BAD, f"user-{number % 9}", event=number)
-    assert px.answers(BAD, "the tenth", event=100) == Outcome(What.AGAIN, pending=tuple(range(50, 100)))
+        harness.reply(BAD, f"user-{number % 9}", event=number)
+    assert harness.reply(BAD, "the tenth", event=100) == Outcome(Disposition.REQUEUE, pending=tuple(range(50, 100)))
 
 
-def test_nothing_is_settled_by_silence_while_the_destination_does_not_send():
-    px = Px()
-    px.answers(BAD)
-    px.answers(AWAY)
-    again_s = px.leave().until_s
-    assert px.it.tick(again_s + 0.9, 0) == ()
-    px.now_s = again_s
-    px.probe(BAD)
-    assert px.it.tick_at_s() == px.now_s + 1
+def test_probation_does_not_end_while_nothing_is_sent():
+    harness = DestinationHarness()
+    harness.reply(BAD)
+    harness.reply(AWAY)
+    again_s = harness.permission().until_s
+    assert harness.destination.expire_probation(again_s + 0.9, 0) == ()
+    harness.now_s = again_s
+    harness.probe(BAD)
+    assert harness.destination.probation_ends_s() == harness.now_s + 1
 
 
-def test_a_refusal_does_not_wait_for_ever_behind_an_outage_in_which_it_is_the_only_event():
-    px = Px()
-    px.answers(BAD, event=7)
-    px.answers(AWAY)
-    assert px.it.tick(px.leave().until_s + 1, 0) == (7,)
+def test_probation_ends_behind_an_outage_without_other_events():
+    harness = DestinationHarness()
+    harness.reply(BAD, event=7)
+    harness.reply(AWAY)
+    assert harness.destination.expire_probation(harness.permission().until_s + 1, 0) == (7,)
 
 
 @pytest.mark.parametrize("replies", [[NO_KEY], [READ_ONLY], [ELSEWHERE], [BLOCKED] * 3])
-def test_a_held_refusal_does_not_wait_for_ever_in_a_pause_in_which_it_is_the_only_event(replies):
-    px = Px()
-    px.answers(BAD, event=7)
-    px.answers(BAD, event=8)
-    outcomes = [px.answers(reply, f"user-{number}") for number, reply in enumerate(replies)]
-    assert isinstance(px.leave(), Paused)
-    assert outcomes[-1] == Outcome(What.AGAIN, pending=(7, 8))
-    assert px.status().held == 0
+def test_pause_requeues_events_on_probation_as_its_only_probes(replies):
+    harness = DestinationHarness()
+    harness.reply(BAD, event=7)
+    harness.reply(BAD, event=8)
+    outcomes = [harness.reply(reply, f"user-{number}") for number, reply in enumerate(replies)]
+    assert isinstance(harness.permission(), Paused)
+    assert outcomes[-1] == Outcome(Disposition.REQUEUE, pending=(7, 8))
+    assert harness.status().on_probation == 0
 
 
-def test_a_refusal_that_arrives_in_a_pause_for_another_reason_keeps_its_place_too():
-    px = Px()
-    px.answers(NO_KEY)
-    until_s = px.leave().probe_at_s
-    assert px.later(1).answers(BAD) == Outcome(What.AGAIN)
-    assert (px.leave().reason, px.leave().probe_at_s) == ("wrong_key", until_s)
+def test_refusal_during_a_pause_of_another_reason_is_requeued():
+    harness = DestinationHarness()
+    harness.reply(NO_KEY)
+    until_s = harness.permission().probe_at_s
+    assert harness.later(1).reply(BAD) == Outcome(Disposition.REQUEUE)
+    assert (harness.permission().reason, harness.permission().probe_at_s) == ("wrong_key", until_s)
 
 
-def test_the_refused_probe_of_a_pause_is_held_as_pauses_for_another_reason_end_with_it():
-    px = Px()
-    px.answers(NO_KEY)
-    assert px.later(PROBE_EVERY_S).probe(BAD) == Outcome(What.HELD)
+def test_refused_probe_of_a_pause_of_the_key_is_on_probation():
+    harness = DestinationHarness()
+    harness.reply(NO_KEY)
+    assert harness.later(PROBE_EVERY_S).probe(BAD) == Outcome(Disposition.ON_PROBATION)
 
 
-def test_events_without_a_user_are_users_of_their_own():
-    px = Px()
+def test_events_without_a_user_count_as_users():
+    harness = DestinationHarness()
     for number in range(50):
-        px.answers(BAD, None, event=number)
-    assert px.leave().reason == "refused"
+        harness.reply(BAD, None, event=number)
+    assert harness.permission().reason == "refused"
 
 
-# --- whatever comes ---
+# --- any sequence ---
 
 replies = st.sampled_from(
     [
@@ -496,8 +473,8 @@ replies = st.sampled_from(
         BLOCKED,
         ELSEWHERE,
         SLOW_DOWN,
-        Answer(503, b"", "5"),
-        Answer(201, b"", "5"),
+        PxAnswer(503, b"", "5"),
+        PxAnswer(201, b"", "5"),
     ]
 )
 
@@ -508,30 +485,30 @@ replies = st.sampled_from(
         max_size=200,
     )
 )
-def test_every_event_is_decided_once_and_a_healthy_px_always_opens_it_again(steps):
-    px, held = Px(), set()
+def test_every_event_is_decided_once_and_a_healthy_px_opens(steps):
+    harness, on_probation = DestinationHarness(), set()
     for reply, user, seconds, operator in steps:
-        px.later(seconds)
+        harness.later(seconds)
         if operator:
-            getattr(px.it, operator)(px.now_s)
-        probe = px.leave() == Probe()
+            getattr(harness.destination, operator)(harness.now_s)
+        probe = harness.permission() == Probe()
         if probe:
-            px.it.probe_begun(px.now_s)
-        outcome = px.answers(reply, f"user-{user}", probe=probe)
-        settled = outcome.dead + outcome.pending + px.it.tick(px.now_s + 0.5, 0)
+            harness.destination.probe_started(harness.now_s)
+        outcome = harness.reply(reply, f"user-{user}", probe=probe)
+        settled = outcome.dead + outcome.pending + harness.destination.expire_probation(harness.now_s + 0.5, 0)
         assert len(set(settled)) == len(settled)
-        held |= {px.event} if outcome.what is What.HELD else set()
-        assert held.issuperset(settled)
-        held -= set(settled)
-        assert px.status().held == len(held) <= 50
-        assert (outcome.what is What.DELIVERED) == (classify(reply, wall_ms=0).kind is Kind.DELIVERED)
-        if outcome.what is What.DELIVERED:
-            assert not held
-    px.it.resume(px.now_s)
+        on_probation |= {harness.event} if outcome.disposition is Disposition.ON_PROBATION else set()
+        assert on_probation.issuperset(settled)
+        on_probation -= set(settled)
+        assert harness.status().on_probation == len(on_probation) <= 50
+        assert (outcome.disposition is Disposition.DELIVERED) == (classify(reply, wall_ms=0).kind is Kind.DELIVERED)
+        if outcome.disposition is Disposition.DELIVERED:
+            assert not on_probation
+    harness.destination.resume(harness.now_s)
     for _ in range(3):
-        leave = px.leave()
-        if leave == Probe():
-            px.probe(CREATED)
-        elif not isinstance(leave, Open):
-            px.now_s = leave.until_s if isinstance(leave, Wait) else leave.probe_at_s
-    assert isinstance(px.leave(), Open)
+        permission = harness.permission()
+        if permission == Probe():
+            harness.probe(CREATED)
+        elif not isinstance(permission, Open):
+            harness.now_s = permission.until_s if isinstance(permission, Wait) else permission.probe_at_s
+    assert isinstance(harness.permission(), Open)

@@ -1,4 +1,4 @@
-"""A new run takes over what an earlier one left: for each user some rows set aside and some not, in any pattern."""
+"""A new process takes over the rows of an earlier one: for each user some parked and some not, in any pattern."""
 
 from collections import defaultdict
 from itertools import pairwise
@@ -6,73 +6,71 @@ from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_order import row
+from order_parts import row
 
-from sidecar.deliver.order import Order
+from sidecar.deliver.order import UserQueues
 from sidecar.outbox import Row
 
 
-class File:
-    """The pending rows, and which of them are set aside."""
+class OutboxRows:
+    """The pending rows, and which of them are parked."""
 
     def __init__(self, rows: list[tuple[str, bool]]) -> None:
         self.rows = {number: row(number, user) for number, (user, _) in enumerate(rows, 1)}
-        self.aside = {number for number, (_, aside) in enumerate(rows, 1) if aside}
+        self.parked = {number for number, (_, parked) in enumerate(rows, 1) if parked}
         self.after_id = 0
 
-    def firsts(self) -> list[tuple[tuple[bool, str], int]]:
+    def first_parked(self) -> list[tuple[tuple[bool, str], int]]:
         first: dict[tuple[bool, str], int] = {}
-        for number in sorted(self.aside):
+        for number in sorted(self.parked):
             first.setdefault((False, str(self.rows[number].user)), number)
         return list(first.items())
 
-    def front(self, limit: int) -> tuple[list[Row], bool]:
-        found = [
-            one for number, one in sorted(self.rows.items()) if number > self.after_id and number not in self.aside
-        ]
-        page = found[:limit]
+    def next_page(self, limit: int) -> tuple[list[Row], bool]:
+        backlog = [number for number in sorted(self.rows) if number > self.after_id and number not in self.parked]
+        page = [self.rows[number] for number in backlog[:limit]]
         self.after_id = page[-1].id if page else self.after_id
         return page, len(page) == limit
 
-    def of(self, user: object, after_id: int, limit: int) -> tuple[list[tuple[Row, None]], bool]:
-        found = [(self.rows[number], None) for number in sorted(self.aside) if number > after_id]
-        page = [one for one in found if one[0].user == user][:limit]
+    def parked_page(self, user: object, after_id: int, limit: int) -> tuple[list[tuple[Row, None]], bool]:
+        parked = [self.rows[number] for number in sorted(self.parked) if number > after_id]
+        page = [(pending, None) for pending in parked if pending.user == user][:limit]
         return page, len(page) == limit
 
 
-def deliver(file: File, order: Order, dice: Random, page_rows: int, aside_rows: int) -> list[Row]:
-    """Everything, in the order in which it is delivered: loading, delivering, failing and letting go by dice."""
+def deliver(file: OutboxRows, queues: UserQueues, random: Random, page_rows: int, parked_rows: int) -> list[Row]:
+    """Load, deliver, fail and withdraw at random; return all rows in the order of delivery."""
     done: list[Row] = []
     exhausted = False
     now_s = 0.0
     while file.rows or not exhausted:
-        now_s += dice.random()
-        if ids := order.to_set_aside():
-            file.aside.update(ids)
-        elif dice.random() < 0.03:
-            order.withdraw(lambda one: one.user == "u")  # who could not be forgotten, as the disk was ill
+        now_s += random.random()
+        if ids := queues.to_park():
+            file.parked.update(ids)
+        elif random.random() < 0.03:
+            queues.withdraw(lambda withdrawn: withdrawn.user == "u")  # and the disk failed, so nothing was forgotten
             file.after_id, exhausted = 0, False
-        elif (wanted := order.wants_aside()) and dice.random() < 0.5:
-            turn, after_id = wanted
-            rows, more = file.of(turn[1], after_id, aside_rows)
-            order.load_aside(turn, rows, more=more)
-        elif not exhausted and dice.random() < 0.5:
-            page, more = file.front(page_rows)
-            for one in page:
-                order.load(one)
-            order.front_at(False, page[-1].id if more else float("inf"))
+        elif (wanted := queues.wants_parked()) and random.random() < 0.5:
+            key, after_id = wanted
+            rows, more = file.parked_page(key[1], after_id, parked_rows)
+            queues.load_parked(key, rows, more=more)
+        elif not exhausted and random.random() < 0.5:
+            page, more = file.next_page(page_rows)
+            for loaded in page:
+                queues.load(loaded)
+            queues.read_up_to(False, page[-1].id if more else float("inf"))
             exhausted = not more
-        elif (head := order.head(now_s)) is not None:
-            order.take(head)
-            if dice.random() < 0.2:
-                order.retry_at(head, now_s + 2 * dice.random())
+        elif (head := queues.head(now_s)) is not None:
+            queues.take(head)
+            if random.random() < 0.2:
+                queues.retry_at(head, now_s + 2 * random.random())
                 continue
-            order.done(head)
+            queues.done(head)
             done.append(file.rows.pop(head.id))
-            file.aside.discard(head.id)
+            file.parked.discard(head.id)
         else:
-            waits = order.wants_aside() or order.next_due_s() < float("inf")
-            assert waits or not exhausted, f"{sorted(file.rows)} wait for ever"
+            waits = queues.wants_parked() or queues.next_due_s() < float("inf")
+            assert waits or not exhausted, f"{sorted(file.rows)} are never delivered"
     return done
 
 
@@ -80,39 +78,58 @@ def deliver(file: File, order: Order, dice: Random, page_rows: int, aside_rows: 
 @given(
     rows=st.lists(st.tuples(st.sampled_from("uv"), st.booleans()), max_size=30),
     page_rows=st.sampled_from([1, 1, 5]),
-    aside_rows=st.sampled_from([1, 4]),
+    parked_rows=st.sampled_from([1, 4]),
     seed=st.integers(0, 2**32),
 )
-def test_each_users_events_come_in_order_and_all_of_them(rows, page_rows, aside_rows, seed):
-    file, order = File(rows), Order(by_user=True, window=100)
-    order.mark_aside(file.firsts())
-    done = deliver(file, order, Random(seed), page_rows, aside_rows)
+def test_all_events_of_each_user_are_delivered_in_order(rows, page_rows, parked_rows, seed):
+    file, queues = OutboxRows(rows), UserQueues(by_user=True, window=100)
+    queues.mark_parked(file.first_parked())
+    done = deliver(file, queues, Random(seed), page_rows, parked_rows)
     assert len(done) == len(rows)
     of_user = defaultdict(list)
-    for one in done:
-        of_user[one.user].append(one.id)
+    for delivered in done:
+        of_user[delivered.user].append(delivered.id)
     assert all(earlier < later for ids in of_user.values() for earlier, later in pairwise(ids))
 
 
-def test_what_is_not_set_aside_between_others_that_are_is_not_overtaken():
-    """As a crash left it: 1 was read back, 2 and 3 came behind it from the front, 4 was set aside again."""
-    order = Order(by_user=True, window=100)
-    turn = (False, "u")
-    order.mark_aside([(turn, 1)])
-    order.load(row(2))
-    order.front_at(False, 2)
-    assert order.to_set_aside() == [2]
-    order.load_aside(turn, [(row(1), None), (row(2), None), (row(4), None)], more=False)
-    assert order.wants_aside() is None
-    order.load(row(3))
-    order.front_at(False, 3)
-    assert list(order.items) == [1, 2, 3]
-    assert order.wants_aside() is None
-    order.front_at(False, float("inf"))
+def test_backlog_row_between_parked_rows_is_not_overtaken():
+    """A crash left this pattern: 1 was read back, 2 and 3 were loaded behind it, 4 was parked again."""
+    queues = UserQueues(by_user=True, window=100)
+    key = (False, "u")
+    queues.mark_parked([(key, 1)])
+    queues.load(row(2))
+    queues.read_up_to(False, 2)
+    assert queues.to_park() == [2]
+    queues.load_parked(key, [(row(1), None), (row(2), None), (row(4), None)], more=False)
+    assert queues.wants_parked() is None
+    queues.load(row(3))
+    queues.read_up_to(False, 3)
+    assert list(queues.events) == [1, 2, 3]
+    assert queues.wants_parked() is None
+    queues.read_up_to(False, float("inf"))
     for number in (1, 2, 3):
-        head = order.head(0.0)
+        head = queues.head(0.0)
         assert head is not None
         assert head.id == number
-        order.take(head)
-        order.done(head)
-    assert order.wants_aside() == (turn, 2)
+        queues.take(head)
+        queues.done(head)
+    assert queues.wants_parked() == (key, 2)
+
+
+def test_parked_rows_wait_for_the_read_position():
+    queues = UserQueues(by_user=True, window=40)
+    queues.mark_parked([((False, "u"), 5), ((False, "v"), 9)])
+    queues.load(row(3))
+    queues.load(row(7))
+    assert queues.to_park() == [7]
+    assert queues.wants_parked() is None
+    queues.read_up_to(False, 7)
+    event = queues.head(0.0)
+    assert event is not None
+    assert event.id == 3
+    queues.take(event)
+    queues.done(event)
+    assert queues.wants_parked() == ((False, "u"), 0)
+    queues.read_up_to(False, float("inf"))
+    queues.load_parked((False, "u"), [], more=False)
+    assert queues.wants_parked() == ((False, "v"), 0)

@@ -1,4 +1,4 @@
-"""Helpers: one served connection over memory streams, raw bytes and h11 as its client."""
+"""One served connection over memory streams, with raw bytes and h11 as its client."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,11 +7,11 @@ import h11
 import trio
 import trio.testing
 
-from sidecar.http import Limits, Request, Response, Stopping, serve_connection
+from sidecar.http import Limits, Request, Response, Shutdown, serve_connection
 
 
-class Served:
-    """The client's end of a connection, and what the handler saw of it."""
+class ServedConnection:
+    """The client's end of a connection, and the requests that its handler received."""
 
     def __init__(self, stream: trio.StapledStream, server_end: trio.StapledStream) -> None:
         self.stream = stream
@@ -20,7 +20,7 @@ class Served:
         self.server_closed = trio.Event()
         self.requests: list[Request] = []
         self.errors: list[BaseException] = []
-        self.stopping = Stopping()
+        self.shutdown = Shutdown()
         self.ended = trio.Event()
 
     async def send(self, data: bytes) -> None:
@@ -30,7 +30,7 @@ class Served:
         await self.stream.send_eof()
 
     async def pump(self) -> None:
-        """Take what the server sends, until it closes."""
+        """Receive what the server sends until it closes."""
         try:
             while data := await self.stream.receive_some(65536):
                 self.received += data
@@ -41,17 +41,17 @@ class Served:
         self.server_closed.set()
 
     async def rest(self) -> bytes:
-        """All that the server sends until it closes."""
+        """Return all that the server sends until it closes."""
         await self.server_closed.wait()
         return self._take()
 
     async def until_quiet(self) -> bytes:
-        """What the server has sent by the time nobody has anything left to do."""
+        """Return what the server has sent once all tasks are blocked."""
         await trio.testing.wait_all_tasks_blocked()
         return self._take()
 
-    async def send_for_ever(self, data: bytes, every_s: float) -> None:
-        """Send ``data`` again and again until the server closes."""
+    async def send_repeatedly(self, data: bytes, every_s: float) -> None:
+        """Send ``data`` every ``every_s`` seconds until the server closes."""
         try:
             while True:
                 await self.send(data)
@@ -74,9 +74,9 @@ async def echo(request: Request) -> Response:
 
 
 @asynccontextmanager
-async def served(handler=echo, *, limits=None, first=b"", refuse=None, places=None) -> AsyncIterator[Served]:
+async def served(handler=echo, *, limits=None, first=b"", refuse=None, budget=None) -> AsyncIterator[ServedConnection]:
     client_end, server_end = trio.testing.memory_stream_pair()
-    client = Served(client_end, server_end)
+    client = ServedConnection(client_end, server_end)
 
     async def recording(request: Request):
         client.requests.append(request)
@@ -89,9 +89,9 @@ async def served(handler=echo, *, limits=None, first=b"", refuse=None, places=No
             recording,
             limits=limits or Limits(),
             first=first,
-            stopping=client.stopping,
+            shutdown=client.shutdown,
             on_error=lambda error, request: client.errors.append(error),
-            places=places,
+            budget=budget,
             **options,
         )
         client.ended.set()
@@ -104,10 +104,10 @@ async def served(handler=echo, *, limits=None, first=b"", refuse=None, places=No
 
 
 def answers(data: bytes, methods: tuple[bytes, ...] = (b"POST",) * 100) -> list[tuple[int, dict[bytes, bytes], bytes]]:
-    """The answers in ``data`` as a strict client (h11) reads them: status, headers, body."""
-    found = []
+    """Parse the answers in ``data`` as a strict client (h11) reads them: status, headers, body."""
+    parsed = []
     if not data:
-        return found
+        return parsed
     connection = h11.Connection(h11.CLIENT)
     connection.receive_data(data)
     connection.receive_data(b"")
@@ -115,19 +115,19 @@ def answers(data: bytes, methods: tuple[bytes, ...] = (b"POST",) * 100) -> list[
         headers = [("Host", "x")]
         connection.send(h11.Request(method=method, target="/", headers=headers))
         connection.send(h11.EndOfMessage())
-        answer = _one_answer(connection)
+        answer = _next_answer(connection)
         if answer is None:
-            return found
-        found.append(answer)
+            return parsed
+        parsed.append(answer)
         if connection.trailing_data == (b"", True):
-            return found
+            return parsed
         if connection.their_state is not h11.DONE or connection.our_state is not h11.DONE:
-            return found
+            return parsed
         connection.start_next_cycle()
-    return found
+    return parsed
 
 
-def _one_answer(connection: h11.Connection):
+def _next_answer(connection: h11.Connection):
     status, headers, body = 0, {}, b""
     while True:
         event = connection.next_event()

@@ -1,4 +1,4 @@
-"""Accepting connections, and the server on real sockets and TLS."""
+"""Accepting connections; and the server on real sockets and TLS."""
 
 import errno
 import ssl
@@ -9,13 +9,13 @@ import trio.testing
 import trustme
 from http_wire import answers, echo
 
-from sidecar.http import Hangup, Response, Stopping, serve, serve_connection
+from sidecar.http import Hangup, Response, Shutdown, serve, serve_connection
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi"
 
 
 class FakeListener(trio.abc.Listener):
-    """Gives what the test queues: streams, or errors that accept raises."""
+    """Accept what the test queues: a stream, or an error to raise."""
 
     def __init__(self) -> None:
         self._give, self._take = trio.open_memory_channel(1000)
@@ -40,38 +40,38 @@ class FakeListener(trio.abc.Listener):
         await trio.lowlevel.checkpoint()
 
 
-async def test_connections_beyond_the_limit_wait_until_one_ends():
+async def test_connections_beyond_the_limit_wait():
     listener = FakeListener()
-    stopping = Stopping()
+    shutdown = Shutdown()
 
     async def connection(stream) -> None:
-        await serve_connection(stream, echo, stopping=stopping)
+        await serve_connection(stream, echo, shutdown=shutdown)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: serve([listener], connection, max_connections=2, stopping=stopping))
+        nursery.start_soon(lambda: serve([listener], connection, max_connections=2, shutdown=shutdown))
         clients = [listener.connect() for _ in range(4)]
         await trio.testing.wait_all_tasks_blocked()
         assert listener.accepted == 2
         await clients[0].aclose()
         await trio.testing.wait_all_tasks_blocked()
         assert listener.accepted == 3
-        stopping.set()
+        shutdown.set()
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
-async def test_without_descriptors_it_waits_and_tries_again(autojump_clock, number):
+async def test_accept_is_retried_when_resources_run_out(autojump_clock, number):
     listener = FakeListener()
-    told = []
+    reported = []
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             for _ in range(3):
-                listener.fail(OSError(number, "no room"))
+                listener.fail(OSError(number, "no resources"))
             client = listener.connect()
-            nursery.start_soon(lambda: serve([listener], answer_one, max_connections=1, on_error=told.append))
+            nursery.start_soon(lambda: serve([listener], answer_one, max_connections=1, on_error=reported.append))
             await client.send_all(REQUEST)
             assert await client.receive_some() == b"answered"
             scope.cancel()
-    assert [error.errno for error in told] == [number] * 3
+    assert [error.errno for error in reported] == [number] * 3
     assert trio.current_time() == pytest.approx(0.3)
 
 
@@ -80,7 +80,7 @@ async def answer_one(stream) -> None:
     await stream.send_all(b"answered")
 
 
-async def test_another_accept_error_is_not_hidden():
+async def test_other_accept_errors_are_raised():
     listener = FakeListener()
     listener.fail(OSError(errno.EBADF, "closed"))
     with pytest.raises(ExceptionGroup) as raised:
@@ -88,9 +88,9 @@ async def test_another_accept_error_is_not_hidden():
     assert raised.group_contains(OSError, match="closed")
 
 
-async def test_a_failing_connection_is_closed_and_takes_no_other_along():
+async def test_error_in_one_connection_does_not_end_another():
     listener = FakeListener()
-    told = []
+    reported = []
 
     async def connection(stream) -> None:
         if await stream.receive_some() == b"bad":
@@ -98,67 +98,88 @@ async def test_a_failing_connection_is_closed_and_takes_no_other_along():
         await stream.send_all(b"fine")
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: serve([listener], connection, max_connections=1, on_error=told.append))
+        nursery.start_soon(lambda: serve([listener], connection, max_connections=1, on_error=reported.append))
         bad, good = listener.connect(), listener.connect()
         await bad.send_all(b"bad")
         assert await bad.receive_some() == b""
         await good.send_all(b"good")
         assert await good.receive_some() == b"fine"
         nursery.cancel_scope.cancel()
-    assert [str(error) for error in told] == ["mistake"]
+    assert [str(error) for error in reported] == ["mistake"]
 
 
-async def test_after_the_stop_nobody_is_accepted_and_it_returns_with_the_last_connection():
+async def test_shutdown_ends_accepting_and_waits_for_connections():
     listener = FakeListener()
-    stopping = Stopping()
-    go_on, returned = trio.Event(), trio.Event()
+    shutdown = Shutdown()
+    release, returned = trio.Event(), trio.Event()
 
     async def connection(stream) -> None:
-        await go_on.wait()
+        await release.wait()
 
     async def run() -> None:
-        await serve([listener], connection, max_connections=5, stopping=stopping)
+        await serve([listener], connection, max_connections=5, shutdown=shutdown)
         returned.set()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
         listener.connect()
         await trio.testing.wait_all_tasks_blocked()
-        stopping.set()
-        stopping.set()
+        shutdown.set()
+        shutdown.set()
         listener.connect()
         await trio.testing.wait_all_tasks_blocked()
         assert (listener.accepted, returned.is_set()) == (1, False)
-        go_on.set()
+        release.set()
     assert returned.is_set()
 
 
-async def test_a_stop_before_the_start_accepts_nobody():
-    stopping = Stopping()
-    stopping.set()
+async def test_shutdown_before_the_start_accepts_nothing():
+    shutdown = Shutdown()
+    shutdown.set()
     listener = FakeListener()
     listener.connect()
-    await serve([listener], answer_one, max_connections=5, stopping=stopping)
+    await serve([listener], answer_one, max_connections=5, shutdown=shutdown)
     assert listener.accepted == 0
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_closing_listener_serves_its_queue_and_no_later_client(tls):
+    """Closed with clients in its queue, the kernel would reset them: some would send their request again."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    address = listener.socket.getsockname()
+    served, shutdown = [], Shutdown()
+
+    async def connection(stream) -> None:
+        served.append(stream)
+
+    clients = [await trio.open_tcp_stream(*address) for _ in range(3)]
+    shutdown.set()
+    accepting = trio.SSLListener(listener, ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)) if tls else listener
+    await serve([accepting], connection, max_connections=2, shutdown=shutdown, close_listeners=True)
+    assert len(served) == 2  # as many as there are slots
+    with pytest.raises(OSError):
+        await trio.open_tcp_stream(*address)
+    for client in clients:
+        await client.aclose()
 
 
 async def tcp(handler, use) -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    stopping = Stopping()
+    shutdown = Shutdown()
 
     async def connection(stream) -> None:
-        await serve_connection(stream, handler, stopping=stopping)
+        await serve_connection(stream, handler, shutdown=shutdown)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: serve(listeners, connection, max_connections=5, stopping=stopping))
+        nursery.start_soon(lambda: serve(listeners, connection, max_connections=5, shutdown=shutdown))
         stream = await trio.open_tcp_stream("127.0.0.1", listeners[0].socket.getsockname()[1])
         await use(stream)
         await stream.aclose()
-        stopping.set()
+        shutdown.set()
     await listeners[0].aclose()
 
 
-async def test_a_reset_is_seen_as_one():
+async def test_hangup_with_reset_sends_a_tcp_reset():
     async def handler(request):
         return Hangup(reset=True)
 
@@ -170,7 +191,7 @@ async def test_a_reset_is_seen_as_one():
     await tcp(handler, use)
 
 
-async def test_a_client_that_sends_far_too_much_still_reads_why():
+async def test_client_that_sends_too_much_reads_its_refusal():
     async def use(stream) -> None:
         await stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n" + b"x" * 20_000_000)
         received = b""
@@ -181,7 +202,7 @@ async def test_a_client_that_sends_far_too_much_still_reads_why():
     await tcp(echo, use)
 
 
-async def test_a_big_answer_arrives_whole():
+async def test_large_answer_arrives_complete():
     async def handler(request):
         return Response(200, b"x" * 5_000_000)
 
@@ -196,7 +217,7 @@ async def test_a_big_answer_arrives_whole():
     await tcp(handler, use)
 
 
-async def test_tls_works_like_the_rest():
+async def test_tls_stream_is_served():
     authority = trustme.CA()
     server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(server_context)

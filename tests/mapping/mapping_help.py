@@ -1,25 +1,25 @@
-"""What the mapping tests share: a mapper from TOML or keywords, and one event through it."""
+"""Shared by the mapping tests: a mapper from TOML or structs, example calls, and readers of results."""
 
 from typing import Any
 
-from sidecar.config import Mapping, People, load_text
+from sidecar.config import MappingConfig, PeopleConfig, load_text
 from sidecar.mapping import CustomEvent, Known, Mapped, Mapper, UpsertAccount, UpsertUser, compile_mapping
 
 KEY = "AP-XXXXXXXXXX-2"
 RECEIVED_MS = 1_717_700_000_000  # 2024-06-06T18:53:20Z
-NOBODY = Known()
+NOTHING_KNOWN = Known()
 
 
 def mapper(toml: str = "") -> Mapper:
     config = load_text(toml)
-    return compile_mapping(config.mapping, config.people)
+    return compile_mapping(config.mapping, config.people, config.identity)
 
 
-def mapper_of(mapping: Mapping, people: People | None = None) -> Mapper:
-    return compile_mapping(mapping, people or People())
+def mapper_of(mapping: MappingConfig, people: PeopleConfig | None = None) -> Mapper:
+    return compile_mapping(mapping, people or PeopleConfig())
 
 
-def map_one(event: dict[str, Any], toml: str = "", known: Known = NOBODY) -> Mapped:
+def map_one(event: dict[str, Any], toml: str = "", known: Known = NOTHING_KNOWN) -> Mapped:
     mapped = mapper(toml).map(event, known, property_key=KEY, received_ms=RECEIVED_MS)
     assert mapped.dead is None, mapped.detail
     return mapped
@@ -31,7 +31,7 @@ def body_of(mapped: Mapped) -> dict[str, Any]:
     return intent.body
 
 
-def body(event: dict[str, Any], toml: str = "", known: Known = NOBODY) -> dict[str, Any]:
+def body(event: dict[str, Any], toml: str = "", known: Known = NOTHING_KNOWN) -> dict[str, Any]:
     return body_of(map_one(event, toml, known))
 
 
@@ -39,7 +39,7 @@ def attributes(properties: Any, toml: str = "") -> dict[str, Any]:
     return body(track(properties=properties), toml)["attributes"]
 
 
-def whats(mapped: Mapped) -> dict[str, str]:
+def changes_by_field(mapped: Mapped) -> dict[str, str]:
     return {change.field: change.what for change in mapped.changes}
 
 

@@ -1,4 +1,4 @@
-"""``px-sidecar map``: what goes in, what comes out, and how it compares."""
+"""``px-sidecar map``: forms of input, forms of output, and the comparison with expected lines."""
 
 import json
 from pathlib import Path
@@ -22,8 +22,8 @@ SENT = {
 
 
 @pytest.fixture(autouse=True)
-def _nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """What this host has configured must not matter here."""
+def _empty_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Isolate the tests from the configuration of this host."""
     empty = tmp_path / "empty.toml"
     empty.touch()
     monkeypatch.setenv("PX_SIDECAR_CONFIG", str(empty))
@@ -55,11 +55,11 @@ def request(**body: object) -> dict:
         f"\n{json.dumps(TRACK)}\r\n\n",
     ],
 )
-def test_one_event_in_each_form_of_file(text: str):
+def test_file_may_be_an_object_an_array_or_lines(text: str):
     assert lines(text) == [request()]
 
 
-def test_the_body_of_a_batch_call_is_its_events_with_what_they_share():
+def test_batch_body_is_split_and_merged_into_events():
     body = {"batch": [TRACK, {**TRACK, "userId": "u2"}], "context": {"groupId": "g"}, "writeKey": "k"}
     assert lines(body) == [request_with(accountId="g"), request_with(identifyId="u2", accountId="g")]
 
@@ -69,21 +69,21 @@ def request_with(**more: object) -> dict:
     return {"requests": [{"method": "POST", "path": "/v1/events/custom", "body": ordered | {"attributes": {}}}]}
 
 
-def test_lines_may_hold_events_or_arrays_and_each_is_judged_alone():
+def test_each_line_is_judged_on_its_own():
     text = "\n".join([json.dumps(TRACK), "oops", json.dumps([{**TRACK, "userId": "u2"}, 7]), '{"type":"nope"}'])
     first, broken, second, number, unknown = lines(text)
     assert (first, second) == (request(), request(identifyId="u2"))
-    assert [one["dead"] for one in (broken, number, unknown)] == ["bad_event"] * 3
+    assert [outcome["dead"] for outcome in (broken, number, unknown)] == ["bad_event"] * 3
     assert "type" in unknown["detail"]
 
 
-def test_the_same_object_over_several_lines_is_one_bad_file_not_many_events():
-    assert [one["dead"] for one in lines('{"type": "track"')] == ["bad_event"]
+def test_truncated_object_is_one_bad_event():
+    assert [outcome["dead"] for outcome in lines('{"type": "track"')] == ["bad_event"]
     assert lines("") == []
     assert lines("[]") == []
 
 
-def test_memory_starts_empty_and_is_carried_down_the_file():
+def test_memory_carries_from_event_to_event():
     identify = {"type": "identify", "userId": "u1", "traits": {"account_id": "a1"}}
     assert lines([TRACK, identify, TRACK, {**TRACK, "userId": "u2"}]) == [
         request(),
@@ -93,20 +93,18 @@ def test_memory_starts_empty_and_is_carried_down_the_file():
     ]
 
 
-def test_changes_are_shown_only_where_there_are_some():
+def test_changes_appear_only_if_there_are_any():
     (line,) = lines({**TRACK, "timestamp": "soon"})
-    assert line["changes"] == [
-        {"field": "date", "what": "timestamp cannot be read as a time: the next in line instead"}
-    ]
+    assert line["changes"] == [{"field": "date", "what": "timestamp cannot be read as a time; the next path is used"}]
     assert "changes" not in lines(TRACK)[0]
 
 
-def test_what_python_sdks_send_that_is_no_json_is_read():
+def test_python_nan_and_surrogates_are_accepted():
     (line,) = lines('{"type":"track","event":"E","userId":"u1","properties":{"x":NaN,"y":"\\ud800"}}')
     assert line["requests"][0]["body"]["attributes"] == {"y": "\ufffd"}
 
 
-def test_the_configuration_is_used_where_there_is_one(tmp_path: Path):
+def test_configuration_applies(tmp_path: Path):
     path = tmp_path / "config.toml"
     path.write_text(
         '[px]\nproperty_key = "AP-MINE-2"\n[mapping.events]\n"Feature Used" = "Used"\n[people]\nusers = "upsert"'
@@ -118,7 +116,7 @@ def test_the_configuration_is_used_where_there_is_one(tmp_path: Path):
     assert sent["body"]["propertyKeys"] == ["AP-MINE-2"]
 
 
-def test_expected_lines_that_match_exit_0_and_others_exit_1_with_the_difference(tmp_path: Path):
+def test_expect_exits_1_and_prints_the_difference(tmp_path: Path):
     golden = tmp_path / "golden.ndjson"
     golden.write_text(run([TRACK, {**TRACK, "userId": None}]).stdout)
     same = run([TRACK, {**TRACK, "userId": None}], "--expect", str(golden))
@@ -132,7 +130,7 @@ def test_expected_lines_that_match_exit_0_and_others_exit_1_with_the_difference(
 
 
 @pytest.mark.parametrize("events", [[], [TRACK, TRACK]])
-def test_a_missing_or_surplus_event_is_a_difference(tmp_path: Path, events: list):
+def test_expect_reports_missing_and_surplus_events(tmp_path: Path, events: list):
     golden = tmp_path / "golden.ndjson"
     golden.write_text(run([TRACK]).stdout)
     result = run(events, "--expect", str(golden))
@@ -140,7 +138,7 @@ def test_a_missing_or_surplus_event_is_a_difference(tmp_path: Path, events: list
     assert "nothing" in result.stdout
 
 
-def test_the_explanation_names_rule_and_path_of_each_field_within_80_columns():
+def test_explain_names_rule_and_path_within_80_columns():
     event = {
         **TRACK,
         "event": "Products Searched",
@@ -155,12 +153,12 @@ def test_the_explanation_names_rule_and_path_of_each_field_within_80_columns():
     assert "not sent" in shown
 
 
-def test_the_explanation_as_json():
+def test_explain_as_json():
     (line,) = lines({**TRACK, "properties": {"a_b": 1, "featureName": 2, "feature_name": 3}}, "--explain", "--json")
     rows = {row["field"]: (row["value"], row["source"]) for row in line["explain"]}
     assert rows["attributes.aB"] == (1, "properties.a_b (camel)")
     assert rows["attributes.featureName"] == (2, "properties.featureName")
-    assert rows["date"] == (1717700000000, "when it was received")
+    assert rows["date"] == (1717700000000, "time of receipt")
 
 
 @pytest.mark.parametrize(
@@ -173,11 +171,11 @@ def test_the_explanation_as_json():
         ({"type": "nope"}, "bad_event"),
     ],
 )
-def test_the_explanation_of_what_is_not_sent(event: dict, words: str):
+def test_explain_gives_the_reason_for_unsent_events(event: dict, words: str):
     assert words in run(event, "--explain").stdout
 
 
-def test_the_explanation_of_people_and_of_rules_by_name(tmp_path: Path):
+def test_explain_covers_people_and_rules_by_name(tmp_path: Path):
     path = tmp_path / "config.toml"
     path.write_text(
         '[people]\nusers = "upsert"\naccounts = "upsert"\n[mapping]\nunmapped = "drop"\nanonymous = "lead"\n'
@@ -197,7 +195,7 @@ def test_the_explanation_of_people_and_of_rules_by_name(tmp_path: Path):
     rows = [{row["field"]: (row["value"], row["source"]) for row in line["explain"]} for line in shown]
     assert rows[0]["user"] == ("u1", "identifyId")
     assert rows[0]["user.email"][0] == "e@x.test"
-    assert rows[0]["user.signUpDate"] == (1717700000000, "only where it is new")
+    assert rows[0]["user.signUpDate"] == (1717700000000, "only for a new record")
     assert rows[1]["account"] == ("g1", "accountId")
     assert rows[2]["not sent"] == ("mapped_to_nothing", 'mapping.events "Noise*"')
     assert rows[3]["not sent"] == ("unmapped", 'unmapped = "drop"')
@@ -206,3 +204,12 @@ def test_the_explanation_of_people_and_of_rules_by_name(tmp_path: Path):
         ("VISITOR", "mapping.event, user_type"),
         ("LEAD", "mapping.anonymous"),
     ]
+
+
+def test_map_counts_per_day_down_the_file(tmp_path: Path):
+    config = tmp_path / "c.toml"
+    config.write_text("[mapping.event.X]\nper_day = 2\n")
+    lines = '{"type":"track","event":"X","userId":"u"}\n' * 3
+    result = CliRunner().invoke(map_command, ["--config", str(config)], input=lines)
+    outcomes = [json.loads(line) for line in result.output.splitlines()]
+    assert [outcome.get("dropped") for outcome in outcomes] == [None, None, "capped"]

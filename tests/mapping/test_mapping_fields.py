@@ -1,9 +1,12 @@
-"""PX's own fields: their default paths, and paths from the configuration."""
+"""The fields of a custom event: default paths, configured paths, identity, global context, opt-out."""
+
+import math
 
 import pytest
-from mapping_help import KEY, NOBODY, RECEIVED_MS, body, map_one, mapper, track
+from mapping_help import KEY, NOTHING_KNOWN, RECEIVED_MS, body, map_one, mapper, track
 
 from sidecar.mapping import Known
+from sidecar.mapping.mapper import opted_out
 
 ALL = """
 [mapping.fields]
@@ -22,7 +25,7 @@ eventId = "messageId"
 """
 
 
-def test_every_field_can_have_paths_of_its_own():
+def test_every_field_has_configurable_paths():
     event = track(
         "Ignored",
         messageId="m-1",
@@ -56,7 +59,7 @@ def test_every_field_can_have_paths_of_its_own():
     }
 
 
-def test_what_has_no_value_is_left_out_and_required_fields_fall_back():
+def test_fields_without_a_value_are_left_out_or_fall_back():
     sent = body(track("Own", timestamp=None), ALL)
     assert sent == {
         "identifyId": "user-123",
@@ -70,7 +73,7 @@ def test_what_has_no_value_is_left_out_and_required_fields_fall_back():
 
 
 @pytest.mark.parametrize("nothing", [None, "", "  ", True, {}, [], {"id": "x"}])
-def test_a_path_without_a_text_or_number_gives_way_to_the_next(nothing: object):
+def test_path_without_text_or_number_falls_through(nothing: object):
     event = track(
         context={"groupId": nothing, "traits": {"account_id": "a-1"}, "session": {"id": nothing}, "sessionId": 7}
     )
@@ -78,7 +81,7 @@ def test_a_path_without_a_text_or_number_gives_way_to_the_next(nothing: object):
     assert (sent["accountId"], sent["sessionId"]) == ("a-1", "7")
 
 
-def test_the_default_order_of_account_paths():
+def test_account_paths_have_a_default_order():
     context = {"groupId": "1", "traits": {"account_id": "2"}}
     event = track(context=context, traits={"account_id": "3"})
     known = Known(account_id="4")
@@ -95,7 +98,7 @@ def test_the_default_order_of_account_paths():
     assert "accountId" not in body(track())
 
 
-def test_an_empty_list_switches_a_field_off():
+def test_empty_list_switches_a_field_off():
     rules = "[mapping.fields]\naccountId = []\nurl = []\nsessionId = []\nreferrer = []"
     context = {"groupId": "g", "session": {"id": "s"}, "page": {"url": "u", "referrer": "r"}}
     sent = body(
@@ -104,7 +107,7 @@ def test_an_empty_list_switches_a_field_off():
     assert set(sent) == {"identifyId", "propertyKey", "userType", "eventName", "date", "attributes"}
 
 
-def test_only_a_page_call_takes_its_address_from_the_properties():
+def test_only_page_calls_read_url_from_properties():
     properties = {"url": "https://p.test"}
     assert body({"type": "page", "userId": "u", "properties": properties})["url"] == "https://p.test"
     assert "url" not in body({"type": "screen", "userId": "u", "properties": properties})
@@ -113,26 +116,26 @@ def test_only_a_page_call_takes_its_address_from_the_properties():
     assert body(both)["url"] == "https://c.test"
 
 
-def test_a_key_with_dots_is_meant_where_it_is_there():
+def test_dotted_key_wins_over_a_nested_value():
     rules = '[mapping.fields]\nsessionId = "properties.my.session"'
     assert body(track(properties={"my.session": "flat", "my": {"session": "deep"}}), rules)["sessionId"] == "flat"
     assert body(track(properties={"my": {"session": "deep"}}), rules)["sessionId"] == "deep"
 
 
 @pytest.mark.parametrize("sent", ["boss", 7, None, {"a": 1}])
-def test_a_user_type_that_px_does_not_know_gives_way(sent: object):
+def test_unknown_user_type_falls_through(sent: object):
     assert (
         body(track(context={"user_type": sent}), '[mapping.fields]\nuserType = "context.user_type"')["userType"]
         == "USER"
     )
 
 
-def test_the_type_of_one_event_goes_over_the_path():
+def test_user_type_of_an_event_wins_over_the_path():
     rules = '[mapping.fields]\nuserType = "context.t"\n[mapping.event."Special"]\nuser_type = "VISITOR"\n'
     assert body(track("Special", context={"t": "LEAD"}), rules)["userType"] == "VISITOR"
 
 
-def test_a_global_context_object_is_sent_instead_of_its_parts():
+def test_global_context_object_replaces_its_members():
     rules = '[mapping.fields]\nglobalContext = "properties.globalContext"\n"globalContext.env" = "=production"\n'
     sent = body(
         track(properties={"globalContext": {"a_b": 1, "t": None, "n": {"x": [1]}, "nan": float("nan")}, "p": 1}), rules
@@ -163,7 +166,7 @@ def test_a_global_context_object_is_sent_instead_of_its_parts():
     ],
 )
 @pytest.mark.parametrize("kind", ["track", "identify"])
-def test_integrations_that_switch_px_off_are_honoured(integrations: object, off: bool, kind: str):
+def test_integrations_can_opt_out(integrations: object, off: bool, kind: str):
     event = {"type": kind, "event": "E", "userId": "u1", "traits": {"account_id": "a"}, "integrations": integrations}
     mapped = map_one(event)
     assert (mapped.dropped == "opted_out") is off
@@ -175,27 +178,65 @@ def test_alias_is_not_supported():
 
 
 @pytest.mark.parametrize("user", [None, "", "  "])
-def test_an_event_without_any_id_is_dropped(user: object):
+def test_event_without_any_id_is_dropped(user: object):
     for anonymous in ("drop", "visitor"):
         event = {"type": "track", "event": "E", "userId": user, "anonymousId": None}
         assert map_one(event, f'[mapping]\nanonymous = "{anonymous}"').dropped == "no_user"
 
 
-def test_a_known_user_is_no_visitor():
+def test_identified_user_is_not_a_visitor():
     sent = body(track(anonymousId="anon"), '[mapping]\nanonymous = "visitor"')
     assert (sent["identifyId"], sent["userType"]) == ("user-123", "USER")
 
 
-def test_events_are_ordered_and_remembered_by_what_identifies_them():
+def test_user_key_is_the_future_identify_id():
     event = {"type": "track", "event": "E", "anonymousId": "anon"}
     assert mapper().user_of(event) is None
     assert mapper('[mapping]\nanonymous = "lead"').user_of(event) == "anon"
     assert mapper().user_of({**event, "userId": 7}) == "7"
 
 
-def test_an_event_that_the_rules_fail_on_is_dead_and_does_not_raise():
+def test_failing_rules_make_the_event_dead():
     broken = mapper()
     broken.rules.plans.clear()
-    mapped = broken.map(track(), NOBODY, property_key=KEY, received_ms=RECEIVED_MS)
+    mapped = broken.map(track(), NOTHING_KNOWN, property_key=KEY, received_ms=RECEIVED_MS)
     assert (mapped.dead, mapped.intents) == ("mapping_error", ())
     assert "KeyError" in mapped.detail
+
+
+@pytest.mark.parametrize(
+    ("sent", "got"),
+    [
+        ("text", "text"),
+        ("", None),
+        (True, True),
+        (False, False),
+        (None, None),
+        (-(2**63), -(2**63)),
+        (2**63 - 1, 2**63 - 1),
+        (2**63, str(2**63)),
+        (-(2**63) - 1, str(-(2**63) - 1)),
+        (200, 200),
+        (1.5, 1.5),
+        (math.nan, None),
+        (math.inf, None),
+        ([1, {"b": 2, "a": 1}], '[1,{"a":1,"b":2}]'),
+    ],
+)
+@pytest.mark.parametrize(
+    "fields", ['globalContext = "properties.where"', '"globalContext.one" = "properties.where.one"']
+)
+def test_global_context_members_are_scalars(sent, got, fields):
+    made = body(track(properties={"where": {"one": sent}}), f"[mapping.fields]\n{fields}\n")
+    assert made.get("globalContext") == (None if got is None else {"one": got})
+
+
+@pytest.mark.parametrize("integrations", [None, [], "All", {}, {"All": True}])
+def test_integrations_without_an_entry_do_not_opt_out(integrations):
+    assert opted_out(integrations) is False
+
+
+def test_page_call_sends_referrer_and_its_own_url():
+    page = {"type": "page", "userId": "u", "properties": {"url": "https://a.test/"}}
+    made = body(page | {"context": {"page": {"referrer": "https://b.test/"}}})
+    assert (made["url"], made["referrer"]) == ("https://a.test/", "https://b.test/")

@@ -1,9 +1,10 @@
-"""Which PX event an app's event becomes, and what is decided by name."""
+"""Event names: the camel rule, presets, globs, and the rules keyed by name."""
 
 import pytest
-from mapping_help import attributes, body, map_one, mapper, track, whats
+from mapping_help import RECEIVED_MS, attributes, body, changes_by_field, group, identify, map_one, mapper, track
 
-from sidecar.mapping.names import camel
+from sidecar.mapping import Known, Priority
+from sidecar.mapping.names import camel, store_bounded
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ from sidecar.mapping.names import camel
         ("", ""),
     ],
 )
-def test_the_camel_rule(sent: str, in_px: str):
+def test_camel_rule(sent: str, in_px: str):
     assert camel(sent) == in_px
 
 
@@ -51,21 +52,21 @@ PRODUCTS = """
         ("Trial Started", "Trial Started"),
     ],
 )
-def test_configured_names_go_over_the_preset_and_exact_ones_before_globs(sent: str, in_px: str):
+def test_exact_names_come_before_globs_before_the_preset(sent: str, in_px: str):
     assert body(track(sent), PRODUCTS)["eventName"] == in_px
 
 
 @pytest.mark.parametrize("sent", ["Noise", "debug me"])
-def test_an_empty_name_drops_the_event(sent: str):
+def test_empty_target_name_drops_the_event(sent: str):
     assert map_one(track(sent), PRODUCTS).dropped == "mapped_to_nothing"
 
 
-def test_globs_are_tried_in_the_order_of_the_file():
+def test_globs_apply_in_the_order_of_the_file():
     rules = '[mapping.events]\n"A *" = "first"\n"* B" = "second"\n'
     assert body(track("A B"), rules)["eventName"] == "first"
 
 
-def test_names_outside_the_preset_pass_or_are_dropped():
+def test_unmapped_names_pass_or_are_dropped():
     assert body(track("My Own"))["eventName"] == "My Own"
     assert map_one(track("My Own"), '[mapping]\nunmapped = "drop"').dropped == "unmapped"
     assert body(track("Products Searched"), '[mapping]\npreset = "none"')["eventName"] == "Products Searched"
@@ -73,39 +74,39 @@ def test_names_outside_the_preset_pass_or_are_dropped():
 
 @pytest.mark.parametrize(("kind", "in_px"), [("page", "Page Viewed"), ("screen", "Screen Viewed")])
 @pytest.mark.parametrize("key", ["type", "name in PX"])
-def test_page_and_screen_can_be_renamed_by_type_or_by_their_name_in_px(kind: str, in_px: str, key: str):
+def test_page_and_screen_are_found_by_type_or_px_name(kind: str, in_px: str, key: str):
     event = {"type": kind, "userId": "u1"}
     assert body(event)["eventName"] == in_px
     written = kind if key == "type" else in_px
     assert body(event, f'[mapping.events]\n"{written}" = "Seen"')["eventName"] == "Seen"
     assert map_one(event, f'[mapping.events]\n"{written}" = ""').dropped == "mapped_to_nothing"
-    assert mapper(f'[mapping.event."{written}"]\npriority = "high"').is_high(event)
+    assert mapper(f'[mapping.event."{written}"]\npriority = "high"').priority_of(event)
 
 
-def test_pages_need_an_entry_where_only_listed_names_pass():
+def test_unmapped_drop_covers_pages_without_an_entry():
     only_listed = '[mapping]\npreset = "none"\nunmapped = "drop"\n'
     page = {"type": "page", "userId": "u1"}
     assert map_one(page, only_listed).dropped == "unmapped"
     assert body(page, only_listed + '[mapping.events]\npage = "Page Viewed"')["eventName"] == "Page Viewed"
 
 
-def test_a_track_event_called_page_is_no_page_call():
+def test_track_event_named_page_is_not_a_page_call():
     assert body(track("page"))["eventName"] == "page"
 
 
-def test_a_name_over_the_cap_is_cut_and_reported():
+def test_event_name_over_2000_characters_is_cut_and_reported():
     mapped = map_one(track("n" * 2001))
     assert mapped.intents[0].body["eventName"] == "n" * 2000
-    assert "2,000" in whats(mapped)["eventName"]
+    assert "2,000" in changes_by_field(mapped)["eventName"]
     assert map_one(track("n" * 2000)).changes == ()
 
 
-def test_more_names_than_are_remembered_map_all_the_same():
+def test_more_names_than_the_cache_holds_map_correctly():
     compiled = mapper('[mapping.events]\n"7*" = "seven"')
     for _ in range(2):
         for number in range(5000):
             event = track(str(number), properties={f"p_{number}": 1})
-            name = compiled.rules.names.of(event)
+            name = compiled.rules.names.resolve(event)
             assert name is not None
             assert name.px == ("seven" if str(number).startswith("7") else str(number))
 
@@ -127,7 +128,7 @@ nested = "flatten"
 """
 
 
-def test_one_event_can_have_rules_of_its_own_over_the_general_ones():
+def test_event_rules_merge_over_general_rules():
     sent = {"a": 1, "b": 2, "c_c": 3, "secret": 4, "noise": 5, "n": {"x": 6}}
     own = body(track("Plan Viewed", properties=sent), OWN_RULES)
     assert own["attributes"] == {"own": 1, "b_general": 2, "c_c": 3, "n.x": 6, "source": "own", "env": "test"}
@@ -145,30 +146,63 @@ def test_one_event_can_have_rules_of_its_own_over_the_general_ones():
     assert other["userType"] == "USER"
 
 
-def test_rules_of_one_event_go_by_the_name_that_the_app_sends():
+def test_event_rules_are_keyed_by_the_name_as_sent():
     rules = '[mapping.event."Products Searched"]\nattributes.set = { own = true }\n'
     assert body(track("Products Searched"), rules)["attributes"] == {"own": True}
     assert body(track("Searched"), rules)["attributes"] == {}
 
 
-def test_the_keep_list_of_one_event_replaces_the_general_one():
+def test_keep_of_an_event_replaces_the_general_keep():
     rules = '[mapping.attributes]\nkeep = ["a"]\n[mapping.event."Special".attributes]\nkeep = ["b"]\n'
     assert attributes({"a": 1, "b": 2}, rules) == {"a": 1}
     assert body(track("Special", properties={"a": 1, "b": 2}), rules)["attributes"] == {"b": 2}
 
 
 @pytest.mark.parametrize(
-    ("event", "high"),
+    ("event", "priority"),
     [
-        ({"type": "identify"}, True),
-        ({"type": "group"}, True),
-        ({"type": "alias"}, False),
-        ({"type": "track", "event": "Plan Viewed"}, True),
-        ({"type": "track", "event": "Other"}, False),
-        ({"type": "page"}, False),
-        ({"type": "track"}, False),
-        ({}, False),
+        ({"type": "identify"}, Priority.NORMAL),
+        ({"type": "group"}, Priority.NORMAL),
+        ({"type": "alias"}, Priority.NORMAL),
+        ({"type": "track", "event": "Plan Viewed"}, Priority.HIGH),
+        ({"type": "track", "event": "Other"}, Priority.NORMAL),
+        ({"type": "page"}, Priority.NORMAL),
+        ({"type": "track"}, Priority.NORMAL),
+        ({}, Priority.NORMAL),
     ],
 )
-def test_the_class_is_decided_by_type_and_name(event: dict, high: bool):
-    assert mapper(OWN_RULES).is_high(event) is high
+def test_priority_depends_on_type_and_name(event: dict, priority: Priority):
+    assert mapper(OWN_RULES).priority_of(event) is priority
+
+
+def test_caches_by_name_are_bounded():
+    table: dict[str, int] = {}
+    store_bounded(table, "n" * 200, 1)
+    store_bounded(table, "n" * 201, 2)
+    assert table == {"n" * 200: 1}
+    for number in range(4_095):
+        store_bounded(table, str(number), number)
+    assert len(table) == 4_096
+    store_bounded(table, "one more", 3)
+    assert table == {"one more": 3}
+
+
+@pytest.mark.parametrize(
+    ("event", "name"),
+    [
+        (track("Exported"), "Exported"),
+        (track("Noise"), None),
+        (track(""), None),
+        ({"type": "page", "userId": "u"}, "Page Viewed"),
+        (identify(), None),
+        (group(), None),
+        ({"type": "alias", "userId": "u"}, None),
+    ],
+)
+def test_px_name_exists_only_for_custom_events_that_are_sent(event, name):
+    assert mapper('[mapping.events]\n"Noise" = ""\n').px_name(event) == name
+
+
+def test_track_without_a_name_is_dead_with_advice():
+    mapped = mapper().map({"type": "track", "userId": "u"}, Known(), property_key="AP-1", received_ms=RECEIVED_MS)
+    assert (mapped.dead, mapped.detail) == ("mapping_error", "The event has no name; send a text as `event`.")

@@ -1,13 +1,14 @@
-"""The mapping reference says what the schema has, and its recipes do what they say."""
+"""The mapping reference matches the schema, and each recipe has the outcome it states."""
 
 import json
 
 import msgspec
 import pytest
 from click.testing import CliRunner
+from mapping_help import track
 
 from sidecar.cli.map import map as map_command
-from sidecar.config import AttributeRules, EventRules, Mapping, People, load_text
+from sidecar.config import AttributeRules, EventRules, MappingConfig, PeopleConfig, load_text
 from sidecar.config.schema import PX_FIELDS
 from sidecar.mapping.names import PRESETS
 from sidecar.mapping.recipes import RECIPES, Recipe
@@ -18,8 +19,8 @@ def section(page: str, title: str) -> str:
     return page.partition(f"## `{title}`")[2].partition("\n## ")[0]
 
 
-@pytest.mark.parametrize("table", [Mapping, EventRules, AttributeRules, People])
-def test_every_key_of_the_schema_is_in_the_reference_and_no_other(table: type[msgspec.Struct]):
+@pytest.mark.parametrize("table", [MappingConfig, EventRules, AttributeRules, PeopleConfig])
+def test_reference_lists_exactly_the_keys_of_the_schema(table: type[msgspec.Struct]):
     title, words = KEYS[table]
     assert set(words) == set(table.__struct_fields__)
     text = section(reference(), title)
@@ -27,7 +28,7 @@ def test_every_key_of_the_schema_is_in_the_reference_and_no_other(table: type[ms
         assert f"\n| `{key}` | " in text
 
 
-def test_every_px_field_and_every_preset_name_is_in_the_reference():
+def test_reference_lists_px_fields_and_preset_names():
     page = reference()
     for name in (*PX_FIELDS, "globalContext.NAME"):
         assert f"\n| `{name}` | " in section(page, "[mapping.fields]")
@@ -37,7 +38,7 @@ def test_every_px_field_and_every_preset_name_is_in_the_reference():
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.title)
-def test_every_recipe_is_a_valid_configuration_and_is_in_the_page(recipe: Recipe):
+def test_recipe_is_valid_and_in_the_page(recipe: Recipe):
     load_text(recipe.toml)
     page = reference()
     assert f"### {recipe.title}\n" in page
@@ -58,14 +59,50 @@ def test_every_recipe_is_a_valid_configuration_and_is_in_the_page(recipe: Recipe
         ("The RudderStack way", ['"identifyId": "anon-7", "propertyKey": "AP-XXXXXXXXXX-2", "userType": "USER"']),
     ],
 )
-def test_recipes_do_what_they_say(title: str, outcomes: list[str]):
-    (recipe,) = (one for one in RECIPES if one.title == title)
+def test_recipe_has_the_stated_outcome(title: str, outcomes: list[str]):
+    (recipe,) = (recipe for recipe in RECIPES if recipe.title == title)
     assert len(recipe.events) == len(outcomes)
     for event, part in zip(recipe.events, outcomes, strict=True):
         assert part in outcome(recipe, event)
         assert "a@b.test" not in outcome(recipe, event)
 
 
-def test_the_command_prints_the_reference():
+def test_command_prints_the_reference():
     result = CliRunner().invoke(map_command, ["--reference"])
     assert (result.exit_code, result.stdout) == (0, reference())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '| `unmapped` | `pass`, `drop` | `"pass"` |',
+        "| `events` | table | empty |",
+        "| `keep` | list of texts | empty |",
+        "| `hash_salt` | text |",
+        '| `users` | `off`, `upsert` | `"off"` |',
+        "| `case` | `camel`, `keep` |  |",
+    ],
+)
+def test_reference_shows_values_and_defaults(row):
+    assert f"\n{row}" in reference()
+
+
+def test_outcome_of_a_recipe_is_not_escaped():
+    made = outcome(RECIPES[0], track("Größe", properties={"search_term": "é"}))
+    assert '"eventName": "Größe"' in made
+    assert '"date": 1717689600000' in made
+    assert "é" in made
+
+
+@pytest.mark.parametrize(
+    ("title", "part"),
+    [
+        ("Keep all names as they are", '"search_term": "export"'),
+        ("Keep personal data here", '"phone": "'),
+        ("One event with rules of its own", '"plan": "Pro"'),
+        ("The RudderStack way", '"sessionId": "1679967592314"'),
+    ],
+)
+def test_recipe_outcomes_show_the_mapped_properties(title, part):
+    (recipe,) = (recipe for recipe in RECIPES if recipe.title == title)
+    assert any(part in outcome(recipe, event) for event in recipe.events)

@@ -1,13 +1,17 @@
-"""Dates, ids and nested values as PX takes them."""
+"""Single values: dates, ids, numbers, nested values."""
 
+import math
 import time
 
 import pytest
-from mapping_help import RECEIVED_MS, attributes, body, map_one, track, whats
+from mapping_help import RECEIVED_MS, attributes, body, changes_by_field, map_one, track
 
-from sidecar.mapping.values import as_text, to_epoch_ms
+from sidecar.mapping.attributes import BROKEN_TEXT
+from sidecar.mapping.dates import is_implausible_ms, to_epoch_ms
+from sidecar.mapping.values import as_text, json_text, within_64_bits
 
 NOON_MS = 1_717_675_200_000  # 2024-06-06T12:00:00Z
+DAY_MS = 86_400_000
 
 
 @pytest.mark.parametrize(
@@ -34,7 +38,7 @@ NOON_MS = 1_717_675_200_000  # 2024-06-06T12:00:00Z
         (str(NOON_MS // 1000), NOON_MS),
     ],
 )
-def test_every_form_of_timestamp_becomes_epoch_milliseconds(sent: object, date_ms: int):
+def test_timestamps_become_epoch_milliseconds(sent: object, date_ms: int):
     mapped = map_one(track(timestamp=sent))
     assert mapped.intents[0].body["date"] == date_ms
     assert mapped.changes == ()
@@ -55,15 +59,15 @@ def test_every_form_of_timestamp_becomes_epoch_milliseconds(sent: object, date_m
         float("nan"),
     ],
 )
-def test_an_unreadable_timestamp_gives_way_to_the_next_and_is_reported(sent: object):
+def test_unreadable_timestamp_falls_through_and_is_reported(sent: object):
     mapped = map_one(track(timestamp=sent, originalTimestamp="2024-06-06T12:00:00Z"))
     assert mapped.intents[0].body["date"] == NOON_MS
-    assert "cannot be read" in whats(mapped)["date"]
+    assert "cannot be read" in changes_by_field(mapped)["date"]
     assert body(track(timestamp=sent))["date"] == RECEIVED_MS
 
 
 @pytest.mark.parametrize("missing", [None, ""])
-def test_a_missing_timestamp_gives_way_silently(missing: object):
+def test_missing_timestamp_is_not_reported(missing: object):
     mapped = map_one(track(timestamp=missing))
     assert mapped.intents[0].body["date"] == RECEIVED_MS
     assert mapped.changes == ()
@@ -82,13 +86,13 @@ def test_a_missing_timestamp_gives_way_silently(missing: object):
         -1e290,
     ],
 )
-def test_an_absurd_date_becomes_the_time_of_receipt_and_is_reported(sent: object):
+def test_implausible_date_becomes_the_time_of_receipt(sent: object):
     mapped = map_one(track(timestamp=sent, originalTimestamp="2024-06-06T12:00:00Z"))
     assert mapped.intents[0].body["date"] == RECEIVED_MS
-    assert "received" in whats(mapped)["date"]
+    assert "time of receipt" in changes_by_field(mapped)["date"]
 
 
-def test_a_clock_that_is_hours_ahead_and_an_import_of_old_events_are_not_absurd():
+def test_clock_skew_and_old_imports_are_plausible():
     assert body(track(timestamp=RECEIVED_MS + 14 * 3_600_000))["date"] == RECEIVED_MS + 14 * 3_600_000
     assert body(track(timestamp="2001-01-01"))["date"] == 978_307_200_000
 
@@ -117,11 +121,11 @@ def test_a_clock_that_is_hours_ahead_and_an_import_of_old_events_are_not_absurd(
         (10**400, None),
     ],
 )
-def test_ids_are_texts_and_numbers_written_out(sent: object, text: str | None):
+def test_ids_are_texts_or_finite_numbers(sent: object, text: str | None):
     assert as_text(sent) == text
 
 
-def test_values_of_attributes_keep_their_types():
+def test_attribute_values_keep_their_types():
     sent = {
         "text": "a",
         "whole": 7,
@@ -138,7 +142,7 @@ def test_null_is_left_out():
     assert attributes({"a": None, "b": 1}) == {"b": 1}
 
 
-def test_nested_values_become_compact_json_text_with_sorted_keys():
+def test_nested_values_become_compact_sorted_json_text():
     assert attributes({"n": {"b": [1, {"z": None, "a": "ü"}], "a": True}, "l": [2, 1], "e": {}}) == {
         "n": '{"a":true,"b":[1,{"a":"ü","z":null}]}',
         "l": "[2,1]",
@@ -146,7 +150,7 @@ def test_nested_values_become_compact_json_text_with_sorted_keys():
     }
 
 
-def test_what_json_cannot_express_never_leaves():
+def test_values_beyond_json_are_never_sent():
     sent = {
         "nan": float("nan"),
         "inf": float("-inf"),
@@ -158,10 +162,12 @@ def test_what_json_cannot_express_never_leaves():
         "n": '{"nan":null,"\ufffd":["\ufffd",1180591620717411303424,null]}',
         "s": "a\ufffd",
     }
-    assert whats(mapped) == dict.fromkeys(("attributes.nan", "attributes.inf"), "left out: not a finite number")
+    assert changes_by_field(mapped) == dict.fromkeys(("attributes.n", "attributes.s"), BROKEN_TEXT) | dict.fromkeys(
+        ("attributes.nan", "attributes.inf"), "left out: not a finite number"
+    )
 
 
-def test_nested_keys_that_come_out_the_same_are_settled_alike_in_any_order():
+def test_equal_nested_keys_resolve_alike_in_any_order():
     pairs = [("\ud800", 1), ("\ud801", 2)]
     for nested in (dict(pairs), dict(reversed(pairs))):
         assert attributes({"n": nested}) == {"n": '{"\ufffd":1}'}
@@ -170,14 +176,14 @@ def test_nested_keys_that_come_out_the_same_are_settled_alike_in_any_order():
 def test_integers_beyond_64_bits_are_sent_as_text_and_reported():
     mapped = map_one(track(properties={"big": 2**63, "fits": 2**63 - 1, "low": -(2**63), "huge": 10**400}))
     assert mapped.intents[0].body["attributes"] == {"big": "9223372036854775808", "fits": 2**63 - 1, "low": -(2**63)}
-    assert set(whats(mapped)) == {"attributes.big", "attributes.huge"}
+    assert set(changes_by_field(mapped)) == {"attributes.big", "attributes.huge"}
 
 
 def test_dates_before_the_epoch_round_down():
     assert to_epoch_ms("1969-12-31T23:59:59.9999Z") == -1
 
 
-def test_a_time_without_an_offset_is_utc_wherever_the_host_stands(monkeypatch: pytest.MonkeyPatch):
+def test_time_without_offset_is_utc_in_any_time_zone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TZ", "Asia/Kolkata")
     time.tzset()
     try:
@@ -185,3 +191,76 @@ def test_a_time_without_an_offset_is_utc_wherever_the_host_stands(monkeypatch: p
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("sent", "date_ms"),
+    [
+        (99_999_999_999, 99_999_999_999_000),
+        (100_000_000_000, 100_000_000_000),
+        (99_999_999_999_999, 99_999_999_999_999),
+        (100_000_000_000_000, 100_000_000_000),
+        (99_999_999_999_999_999, 99_999_999_999_999),
+        (100_000_000_000_000_000, 100_000_000_000),
+        (1_999_999_999_999_999_999, 1_999_999_999_999),
+        (1e300, None),
+        (math.inf, None),
+        ("999999999", 999_999_999_000),
+        ("99999999", None),
+        ("1717675200.5", 1_717_675_200_500),
+        ("1717675200123456789", 1_717_675_200_123),
+        ("0" * 30 + "1717675200", 1_717_675_200_000),
+        ("0" * 31 + "1717675200", None),
+        ("١٧١٧٦٧٥٢٠٠", None),
+    ],
+)
+def test_unit_of_an_epoch_is_recognized_by_its_size(sent, date_ms):
+    assert to_epoch_ms(sent) == date_ms
+
+
+def test_date_is_implausible_before_2000_or_a_day_ahead():
+    assert is_implausible_ms(946_684_799_999, RECEIVED_MS)
+    assert not is_implausible_ms(946_684_800_000, RECEIVED_MS)
+    assert not is_implausible_ms(RECEIVED_MS + DAY_MS, RECEIVED_MS)
+    assert is_implausible_ms(RECEIVED_MS + DAY_MS + 1, RECEIVED_MS)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (2**1024 - 1, str(2**1024 - 1)),
+        (2**1024, None),
+        (9_999_999_999_999_998.0, "9999999999999998"),
+        (1e16, "1e+16"),
+        (-1e16, "-1e+16"),
+    ],
+)
+def test_numbers_become_text_up_to_a_bound(value, text):
+    assert as_text(value) == text
+
+
+def test_64_bit_range_is_that_of_a_signed_reader():
+    assert within_64_bits(-(2**63))
+    assert within_64_bits(2**63 - 1)
+    assert not within_64_bits(-(2**63) - 1)
+    assert not within_64_bits(2**63)
+
+
+def test_json_text_repairs_what_msgspec_cannot_encode():
+    value = {"b": [None, True, 1.5, math.nan, -math.inf, "\ud800", 2**1024, {"z": 1, "\ud800": 2}], "a": 2**1024 - 1}
+    expected = f'{{"a":{2**1024 - 1},"b":[null,true,1.5,null,null,"\ufffd",null,{{"z":1,"\ufffd":2}}]}}'
+    assert json_text(value) == expected
+
+
+def test_integer_beyond_64_bits_is_text_beyond_1024_left_out():
+    mapped = map_one(track(properties={"large": 2**64, "larger": 2**1024}))
+    assert mapped.intents[0].body["attributes"] == {"large": str(2**64)}
+    assert changes_by_field(mapped)["attributes.large"] == "sent as text: beyond 64 bits"
+    assert changes_by_field(mapped)["attributes.larger"] == "left out: beyond 1,024 bits"
+
+
+@pytest.mark.parametrize("properties", [[1], "text", 7, True])
+def test_properties_that_are_not_an_object_are_reported(properties: object):
+    mapped = map_one(track(properties=properties))
+    assert mapped.intents[0].body["attributes"] == {}
+    assert "not an object" in changes_by_field(mapped)["attributes"]

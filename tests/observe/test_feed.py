@@ -1,4 +1,4 @@
-"""The live feed: nobody waits for a reader, and a slow one knows what it missed."""
+"""The live feed: publishing never waits for a reader, and a slow reader learns how many records it missed."""
 
 import trio
 
@@ -9,7 +9,7 @@ async def take(reader, count):
     return [await anext(reader) for _ in range(count)]
 
 
-async def test_readers_get_what_is_published_while_they_listen(autojump_clock):
+async def test_readers_get_what_is_published_while_subscribed(autojump_clock):
     feed = Feed()
     feed.publish({"id": 0})
     async with feed.subscribe() as first, feed.subscribe() as second:
@@ -42,7 +42,7 @@ async def test_a_waiting_reader_is_woken(autojump_clock):
     assert feed.listeners == 0
 
 
-async def test_a_slow_reader_is_told_in_place_what_it_missed(autojump_clock):
+async def test_a_slow_reader_gets_the_number_of_lost_records_in_order(autojump_clock):
     feed = Feed()
     async with feed.subscribe(capacity=3) as reader:
         for index in range(10):
@@ -52,7 +52,7 @@ async def test_a_slow_reader_is_told_in_place_what_it_missed(autojump_clock):
         assert await take(reader, 3) == [{"id": 2}, {"missed": 7}, {"id": 10}]
 
 
-async def test_what_was_missed_is_told_even_if_nothing_follows(autojump_clock):
+async def test_lost_records_are_reported_when_the_queue_is_empty(autojump_clock):
     feed = Feed()
     async with feed.subscribe(capacity=2) as reader:
         for index in range(5):
@@ -63,7 +63,7 @@ async def test_what_was_missed_is_told_even_if_nothing_follows(autojump_clock):
         assert scope.cancelled_caught
 
 
-async def test_a_slow_reader_costs_others_nothing(autojump_clock):
+async def test_a_slow_reader_does_not_delay_others(autojump_clock):
     feed = Feed()
     slow, fast = [], []
 
@@ -90,7 +90,7 @@ async def test_a_slow_reader_costs_others_nothing(autojump_clock):
     assert len(seen) < 20
 
 
-async def test_a_reader_that_always_finds_records_lets_others_run(autojump_clock):
+async def test_reading_is_a_checkpoint_even_if_records_wait(autojump_clock):
     feed = Feed()
     async with feed.subscribe() as reader, trio.open_nursery() as nursery:
         ran = trio.Event()

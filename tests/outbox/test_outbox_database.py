@@ -1,16 +1,17 @@
-"""The file: who may open it, what is refused, and that its settings are what they should be."""
+"""The database file: its settings and mode, the lock, and which files are refused."""
 
+import errno
 import os
 import sqlite3
 import subprocess
 import sys
 
 import pytest
-from outbox_files import accept, event
+from outbox_files import accept, event, raiser
 
 from sidecar.errors import ConfigError, Failed
 from sidecar.outbox import Store, take_lock
-from sidecar.outbox.database import PAGE_BYTES, open_database, wal_bytes
+from sidecar.outbox.database import PAGE_BYTES, WAL_BYTES, has_wal_reset_bug, open_database, wal_bytes
 from sidecar.outbox.schema import SCHEMA_VERSION
 
 needs_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -21,7 +22,7 @@ def pragma(connection, name):
 
 
 @pytest.mark.parametrize(("durability", "synchronous"), [("disk", 2), ("process", 1)])
-def test_the_settings_that_durability_depends_on_are_set(tmp_path, durability, synchronous):
+def test_settings_for_durability_are_in_force(tmp_path, durability, synchronous):
     connection = open_database(tmp_path / "o.db", durability=durability)
     assert pragma(connection, "journal_mode") == "wal"
     assert pragma(connection, "synchronous") == synchronous
@@ -34,7 +35,7 @@ def test_the_settings_that_durability_depends_on_are_set(tmp_path, durability, s
     connection.close()
 
 
-def test_the_files_are_the_daemons_own_whatever_the_umask(tmp_path):
+def test_files_have_mode_0600_whatever_the_umask(tmp_path):
     before = os.umask(0)
     try:
         store = Store(tmp_path / "o.db")
@@ -46,7 +47,7 @@ def test_the_files_are_the_daemons_own_whatever_the_umask(tmp_path):
     store.close()
 
 
-def test_a_setting_that_sqlite_ignores_is_an_error(tmp_path):
+def test_a_setting_that_sqlite_ignores_raises_failed(tmp_path):
     class Stubborn(sqlite3.Connection):
         def execute(self, sql, *rest):
             return super().execute("PRAGMA journal_mode" if sql.startswith("PRAGMA journal_mode =") else sql, *rest)
@@ -55,7 +56,7 @@ def test_a_setting_that_sqlite_ignores_is_an_error(tmp_path):
         open_database(tmp_path / "o.db", durability="disk", factory=Stubborn)
 
 
-def test_a_second_process_is_refused_and_told_who_holds_the_outbox(tmp_path):
+def test_a_second_process_is_refused_with_the_holders_pid(tmp_path):
     lock = take_lock(tmp_path / "o.db")
     code = (
         "import sys; from pathlib import Path; from sidecar.errors import Failed; from sidecar.outbox import take_lock\n"
@@ -70,12 +71,17 @@ def test_a_second_process_is_refused_and_told_who_holds_the_outbox(tmp_path):
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def test_a_lock_is_free_again_after_release(tmp_path):
-    take_lock(tmp_path / "o.db").release()
-    take_lock(tmp_path / "o.db").release()
+def test_a_released_lock_can_be_taken_again(tmp_path):
+    lock = take_lock(tmp_path / "o.db")
+    with pytest.raises(Failed, match="held by another process"):
+        take_lock(tmp_path / "o.db")
+    lock.release()
+    again = take_lock(tmp_path / "o.db")
+    assert (tmp_path / "o.db.lock").read_text() == str(os.getpid())
+    again.release()
 
 
-def test_a_folder_that_is_not_there_is_told_as_one_sentence(tmp_path):
+def test_a_missing_folder_raises_failed(tmp_path):
     with pytest.raises(Failed, match=r"outbox folder .*nowhere cannot be written \(No such file"):
         take_lock(tmp_path / "nowhere" / "o.db")
     with pytest.raises(Failed, match="cannot be opened for writing"):
@@ -83,13 +89,13 @@ def test_a_folder_that_is_not_there_is_told_as_one_sentence(tmp_path):
 
 
 @needs_user
-def test_a_folder_that_is_not_writable_is_told_as_one_sentence(tmp_path):
+def test_a_read_only_folder_raises_failed(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(Failed, match="Permission denied"):
         take_lock(tmp_path / "o.db")
 
 
-def test_a_file_that_can_only_be_read_is_refused_when_it_is_opened(tmp_path):
+def test_a_read_only_file_raises_failed(tmp_path):
     Store(tmp_path / "o.db").close()
 
     class ReadOnly(sqlite3.Connection):
@@ -100,7 +106,7 @@ def test_a_file_that_can_only_be_read_is_refused_when_it_is_opened(tmp_path):
         open_database(tmp_path / "o.db", durability="disk", factory=ReadOnly)
 
 
-def test_a_newer_outbox_is_refused_for_good(tmp_path):
+def test_a_newer_schema_raises_config_error(tmp_path):
     Store(tmp_path / "o.db").close()
     with sqlite3.connect(tmp_path / "o.db") as other:
         other.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
@@ -110,13 +116,13 @@ def test_a_newer_outbox_is_refused_for_good(tmp_path):
     assert caught.value.exit_code == 78
 
 
-def test_a_file_that_is_no_database_is_refused_for_good(tmp_path):
+def test_a_file_that_is_not_a_database_raises_config_error(tmp_path):
     (tmp_path / "o.db").write_bytes(b"this is not a database" * 100)
-    with pytest.raises(ConfigError, match="damaged or no outbox"):
+    with pytest.raises(ConfigError, match="damaged or is not an outbox"):
         Store(tmp_path / "o.db")
 
 
-def test_a_start_that_was_cut_short_before_the_tables_were_made_is_made_good(tmp_path):
+def test_an_interrupted_first_start_is_completed(tmp_path):
     connection = sqlite3.connect(tmp_path / "o.db", isolation_level=None)
     connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -127,7 +133,7 @@ def test_a_start_that_was_cut_short_before_the_tables_were_made_is_made_good(tmp
     store.close()
 
 
-def test_a_migration_that_fails_leaves_nothing_behind(tmp_path):
+def test_a_failed_migration_is_rolled_back(tmp_path):
     class NoSources(sqlite3.Connection):
         def execute(self, sql, *rest):
             if "CREATE TABLE sources" in sql:
@@ -141,9 +147,44 @@ def test_a_migration_that_fails_leaves_nothing_behind(tmp_path):
     connection.close()
 
 
-def test_the_wal_is_bounded_on_a_small_file_system(tmp_path, monkeypatch):
+def test_the_wal_is_smaller_on_a_small_file_system(tmp_path, monkeypatch):
     class Small:
         f_blocks, f_frsize = 4096, 4096
 
     monkeypatch.setattr(os, "statvfs", lambda _folder: Small)
     assert wal_bytes(tmp_path) == 4096 * 4096 // 24
+
+
+def test_a_lock_that_the_file_system_lacks_raises_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", raiser(OSError(errno.ENOLCK, "No locks available")))
+    with pytest.raises(Failed, match=r"cannot be taken \(No locks available\); put the outbox on a local"):
+        take_lock(tmp_path / "outbox.db")
+
+
+def test_the_wal_has_its_default_size_in_an_unreadable_folder(tmp_path):
+    assert wal_bytes(tmp_path / "nowhere") == WAL_BYTES
+
+
+def test_a_store_in_a_missing_folder_raises_failed(tmp_path):
+    with pytest.raises(Failed, match="nowhere"):
+        Store(tmp_path / "nowhere" / "outbox.db", durability="process")
+
+
+@pytest.mark.parametrize(
+    ("version", "has_it"),
+    [
+        ((3, 6, 23), False),
+        ((3, 7, 0), True),
+        ((3, 40, 1), True),
+        ((3, 44, 5), True),
+        ((3, 44, 6), False),
+        ((3, 45, 0), True),
+        ((3, 50, 6), True),
+        ((3, 50, 7), False),
+        ((3, 51, 2), True),
+        ((3, 51, 3), False),
+        ((3, 52, 0), False),
+    ],
+)
+def test_the_wal_reset_bug_is_in_the_versions_that_sqlite_names(version, has_it):
+    assert has_wal_reset_bug(version) is has_it

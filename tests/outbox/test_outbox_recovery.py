@@ -1,5 +1,6 @@
-"""Setting aside: what is damage and what is not, and that an end at any moment is taken up by the next start."""
+"""Recovery: what counts as damage, what is kept, and that a crash at any moment continues at the next start."""
 
+import errno
 import os
 import sqlite3
 import time
@@ -7,11 +8,23 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from outbox_files import accept, copied, event, pending_ids
+from outbox_files import (
+    accept,
+    check_counters,
+    copied,
+    delivered,
+    event,
+    pending_ids,
+    raiser,
+    settle,
+    sqlite_error,
+)
 
 from sidecar.errors import ConfigError, Failed
 from sidecar.outbox import Store, open_outbox, recovery
-from sidecar.outbox.recovery import contradiction, damage_in, mark
+from sidecar.outbox.database import damaged
+from sidecar.outbox.recovery import contradiction, damage_in, mark_damaged
+from sidecar.outbox.salvage import salvage
 from sidecar.outbox.schema import SCHEMA_VERSION
 
 EVENTS = 400
@@ -26,17 +39,25 @@ def path(tmp_path):
     return tmp_path / "o.db"
 
 
-def spoil(path: Path, page: int) -> None:
+@pytest.fixture
+def store(tmp_path):
+    """An open store; the test may close it."""
+    store = Store(tmp_path / "outbox.db", durability="process")
+    yield store
+    store.close()
+
+
+def overwrite_page(path: Path, page: int) -> None:
     data = bytearray(path.read_bytes())
     data[page * 4096 : (page + 1) * 4096] = os.urandom(4096)
     path.write_bytes(data)
 
 
 def names(path: Path) -> set[str]:
-    return {one.name for one in path.parent.iterdir()} - {path.name + ".lock"}
+    return {file.name for file in path.parent.iterdir()} - {path.name + ".lock"}
 
 
-def test_a_sound_outbox_is_left_alone(path):
+def test_an_undamaged_outbox_is_not_touched(path):
     before = path.read_bytes()
     assert damage_in(path) is None
     store = open_outbox(path, durability="process")
@@ -46,12 +67,12 @@ def test_a_sound_outbox_is_left_alone(path):
     assert not any("damaged" in name for name in names(path))
 
 
-def test_a_damaged_outbox_is_set_aside_untouched_and_says_what_happened(path):
-    spoil(path, 20)
-    spoilt = path.read_bytes()
+def test_a_damaged_outbox_is_set_aside_with_a_notice(path):
+    overwrite_page(path, 40)
+    damaged_bytes = path.read_bytes()
     store = open_outbox(path, durability="process")
-    (kept,) = [one for one in path.parent.iterdir() if ".damaged-" in one.name]
-    assert kept.read_bytes() == spoilt
+    (kept,) = [file for file in path.parent.iterdir() if ".damaged-" in file.name]
+    assert kept.read_bytes() == damaged_bytes
     assert kept.name in store.notice
     lost = store.counters["dropped:damaged"]
     assert 0 < lost < 20
@@ -60,21 +81,21 @@ def test_a_damaged_outbox_is_set_aside_untouched_and_says_what_happened(path):
     assert len(pending_ids(store)) == EVENTS - lost == store.pending()
     assert store.counters["accepted"] == EVENTS
     repeated = accept(store, [event(n, user=f"u{n}", padding=300) for n in range(EVENTS)])
-    assert repeated.repeated >= EVENTS - lost  # ids are known, those of lost events too if their page was there
+    assert repeated.repeated >= EVENTS - lost  # ids of lost events are known too if their page is undamaged
     store.close()
 
 
-@pytest.mark.parametrize("moment", ["_set_aside", "salvage", "replace", "unlink"])
-def test_an_end_at_any_moment_of_a_recovery_is_taken_up_by_the_next_start(path, monkeypatch, moment):
+@pytest.mark.parametrize("moment", ["set_aside", "salvage", "replace", "unlink"])
+def test_a_crash_during_recovery_continues_at_the_next_start(path, monkeypatch, moment):
     class Killed(BaseException):
         pass
 
     def killed(*_, **__):
         raise Killed
 
-    spoil(path, 20)
+    overwrite_page(path, 20)
     with monkeypatch.context() as patch:
-        if moment in ("_set_aside", "salvage"):
+        if moment in ("set_aside", "salvage"):
             original = getattr(recovery, moment)
             patch.setattr(recovery, moment, lambda *a, **k: (original(*a, **k), killed()))
         elif moment == "replace":
@@ -97,7 +118,7 @@ def test_an_end_at_any_moment_of_a_recovery_is_taken_up_by_the_next_start(path, 
     assert not {name for name in names(path) if "recover" in name}
 
 
-def test_what_cannot_be_opened_is_not_damage(path, monkeypatch):
+def test_a_file_that_cannot_be_opened_is_not_damaged(path, monkeypatch):
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("PRAGMA locking_mode = EXCLUSIVE")
     holder.execute("BEGIN EXCLUSIVE")
@@ -112,7 +133,7 @@ def test_what_cannot_be_opened_is_not_damage(path, monkeypatch):
     assert names(path) == {"o.db"}
 
 
-def test_a_newer_outbox_is_refused_and_not_set_aside(path):
+def test_a_newer_schema_is_not_set_aside(path):
     connection = sqlite3.connect(path)
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     connection.close()
@@ -121,26 +142,26 @@ def test_a_newer_outbox_is_refused_and_not_set_aside(path):
     assert not any("damaged" in name for name in names(path))
 
 
-def test_a_file_that_never_was_an_outbox_is_refused_and_not_set_aside(path):
+def test_a_file_of_another_program_is_not_set_aside(path):
     path.write_bytes(b"[px]\nproperty_key = 'x'\n" * 900)
-    with pytest.raises(ConfigError, match="is no outbox"):
+    with pytest.raises(ConfigError, match="is not an outbox"):
         open_outbox(path, durability="process")
     assert names(path) == {"o.db"}
 
 
-def test_an_empty_file_beside_a_log_is_recovered_from_the_log(tmp_path):
+def test_an_empty_file_is_recovered_from_its_log(tmp_path):
     store = Store(tmp_path / "o.db", durability="process")
     accept(store, [event(n) for n in range(10)])
-    there = copied(tmp_path / "o.db", tmp_path / "killed")
+    copy = copied(tmp_path / "o.db", tmp_path / "killed")
     store.close()
-    there.write_bytes(b"")
-    recovered = open_outbox(there, durability="process")
+    copy.write_bytes(b"")
+    recovered = open_outbox(copy, durability="process")
     assert recovered.pending() == 10
     recovered.close()
 
 
-def test_a_marked_outbox_is_recovered_at_the_next_start_only(path):
-    mark(path)
+def test_a_damage_marker_leads_to_one_recovery(path):
+    mark_damaged(path)
     store = open_outbox(path, durability="process")
     assert "while it was in use" in store.notice
     assert store.pending() == EVENTS
@@ -158,13 +179,13 @@ def test_two_recoveries_in_one_second_keep_both_damaged_files(path, monkeypatch)
 
     monkeypatch.setattr(recovery, "datetime", Now)
     for _ in range(2):
-        spoil(path, 20)
+        overwrite_page(path, 20)
         open_outbox(path, durability="process").close()
     kept = sorted(name for name in names(path) if ".damaged-" in name and not name.endswith("-wal"))
     assert kept == ["o.db.damaged-20260102T030405Z", "o.db.damaged-20260102T030405Zx"]
 
 
-def test_an_index_that_has_lost_an_event_is_noticed_by_the_counters(path):
+def test_an_index_that_lost_an_event_contradicts_the_counters(path):
     store = Store(path, durability="process")
     assert contradiction(store) is None
     store.connection.execute("DROP INDEX pending")
@@ -174,8 +195,8 @@ def test_an_index_that_has_lost_an_event_is_noticed_by_the_counters(path):
     store.connection.close()
 
 
-def test_the_quota_of_the_day_is_not_forgotten_with_its_page(path):
-    """Without its rows the day is reckoned from what is known to have been sent."""
+def test_a_lost_quota_is_estimated_from_the_attempts(path):
+    """Without its rows the quota of the day is computed from the attempts of settled events."""
     store = Store(path, durability="process")
     now_ms = 1_700_000_000_000
     with store.transaction():
@@ -185,13 +206,13 @@ def test_the_quota_of_the_day_is_not_forgotten_with_its_page(path):
         store.count("pending_normal", -50)
         store.count("delivered", 50)
     store.close()
-    mark(path)
+    mark_damaged(path)
     store = open_outbox(path, durability="process")
     assert sum(row[3] for row in store.quota_rows()) == 100
     store.close()
 
 
-def test_looking_for_damage_takes_no_time_in_a_large_file(tmp_path):
+def test_the_damage_check_of_a_large_file_is_fast(tmp_path):
     store = Store(tmp_path / "o.db", durability="process")
     for first in range(0, 60_000, 5_000):
         accept(store, [event(n, padding=300) for n in range(first, first + 5_000)])
@@ -199,3 +220,164 @@ def test_looking_for_damage_takes_no_time_in_a_large_file(tmp_path):
     started_s = time.perf_counter()
     assert damage_in(tmp_path / "o.db") is None
     assert time.perf_counter() - started_s < 0.05
+
+
+def test_damage_in_a_block_leaves_a_marker_for_the_next_start(store):
+    accept(store, [event(1)])
+    with pytest.raises(Failed, match="the next start sets it aside"), recovery.damage_marker(store.path):
+        raise damaged("a page is damaged")
+    store.close()
+    again = recovery.open_outbox(store.path, durability="process")
+    assert "was damaged" in again.notice
+    assert pending_ids(again) == [1]
+    check_counters(again)
+    again.close()
+
+
+def test_another_error_in_a_block_leaves_no_marker(store):
+    with pytest.raises(sqlite3.OperationalError, match="injected"), recovery.damage_marker(store.path):
+        raise sqlite_error(sqlite3.SQLITE_BUSY)
+    store.close()
+    again = recovery.open_outbox(store.path, durability="process")
+    assert again.notice == ""
+    again.close()
+
+
+def test_an_open_error_without_damage_sets_nothing_aside(tmp_path, monkeypatch):
+    path = tmp_path / "outbox.db"
+    Store(path, durability="process").close()
+    monkeypatch.setattr(recovery, "Store", raiser(sqlite_error(sqlite3.SQLITE_BUSY)))
+    with pytest.raises(sqlite3.OperationalError, match="injected"):
+        recovery.open_outbox(path, durability="process")
+    assert [file.name for file in tmp_path.iterdir() if "damaged" in file.name] == []
+
+
+def test_damage_that_only_opening_detects_is_recovered(tmp_path, monkeypatch):
+    path = tmp_path / "outbox.db"
+    first = Store(path, durability="process")
+    accept(first, [event(1), event(2)])
+    first.close()
+    real, tries = recovery.Store, []
+
+    def once(*given, **more):
+        tries.append(1)
+        if len(tries) == 1:
+            raise damaged("a page is damaged")
+        return real(*given, **more)
+
+    monkeypatch.setattr(recovery, "Store", once)
+    again = recovery.open_outbox(path, durability="process")
+    assert "a page is damaged" in again.notice
+    assert pending_ids(again) == [1, 2]
+    again.close()
+
+
+def test_a_failed_recovery_continues_at_the_next_start(tmp_path, monkeypatch):
+    path = tmp_path / "outbox.db"
+    first = Store(path, durability="process")
+    accept(first, [event(1)])
+    first.close()
+    recovery.mark_damaged(path)
+    monkeypatch.setattr(recovery, "salvage", raiser(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(Failed, match="could not be recovered yet"):
+        recovery.open_outbox(path, durability="process")
+    monkeypatch.undo()
+    again = recovery.open_outbox(path, durability="process")
+    assert pending_ids(again) == [1]
+    again.close()
+
+
+def without_record(store: Store, table: str, name: str) -> None:
+    store.connection.execute(f"DELETE FROM {table} WHERE name = ?", (name,))
+
+
+def recovered_after(path: Path, change) -> Store:
+    """Change the closed outbox as damage may, and recover it."""
+    store = Store(path, durability="process")
+    change(store)
+    store.connection.close()
+    mark_damaged(path)
+    return open_outbox(path, durability="process")
+
+
+@pytest.mark.parametrize("name", ["accepted", "delivered"])
+def test_damage_never_lowers_what_was_accepted(path, name):
+    """The counter of accepted events was on a damaged page: afterwards it was the number of rows that were found."""
+
+    def change(store):
+        settle(store, [delivered(event_id) for event_id in range(1, 101)])
+        with store.transaction():
+            store.connection.execute("DELETE FROM events WHERE state = 4")
+        without_record(store, "counters", name)
+
+    store = recovered_after(path, change)
+    assert store.counters["accepted"] == EVENTS
+    assert store.counters["next_id"] == EVENTS
+    assert "no event is known to be lost" not in store.notice or name == "accepted"
+    if name == "delivered":
+        assert "100 events are lost or were settled and pruned" in store.notice
+    store.close()
+
+
+def test_all_counters_lost_says_that_losses_are_not_known(path):
+    def change(store):
+        settle(store, [delivered(event_id) for event_id in range(1, 101)])
+        with store.transaction():
+            store.flush_ids(everything=True)
+            store.connection.execute("DELETE FROM events WHERE state = 4")
+        store.connection.execute("DELETE FROM counters")
+
+    store = recovered_after(path, change)
+    assert store.counters["accepted"] == EVENTS
+    assert (store.pending(), store.counters["dropped:damaged"]) == (EVENTS - 100, 100)
+    assert "no event is known to be lost" not in store.notice
+    store.close()
+
+
+def test_damaged_frames_of_the_log_are_not_called_lossless(tmp_path):
+    store = Store(tmp_path / "o.db", durability="process")
+    accept(store, [event(n) for n in range(10)])
+    for n in range(10, 14):
+        accept(store, [event(n)])
+    copy = copied(tmp_path / "o.db", tmp_path / "killed")
+    store.close()
+    log = copy.with_name("o.db-wal")
+    data = bytearray(log.read_bytes())
+    data[len(data) - 5 * 4120] ^= 1
+    log.write_bytes(data)
+    recovered = open_outbox(copy, durability="process")
+    assert "damaged parts of the log held is not known" in recovered.notice
+    recovered.close()
+
+
+def test_what_a_failed_recovery_needs_is_said_and_nothing_is_left(path, monkeypatch):
+    overwrite_page(path, 40)
+    (path.with_name("o.db.reserve")).write_bytes(b"r")
+    monkeypatch.setattr(recovery, "_free_bytes", lambda _folder: 4096)
+
+    def full(_source, target, **_):
+        target.write_bytes(b"half a copy")
+        raise sqlite_error(sqlite3.SQLITE_FULL)
+
+    monkeypatch.setattr(recovery, "salvage", full)
+    with pytest.raises(Failed, match=r"needs up to .* beside the damaged file, so free .* on the disk of"):
+        open_outbox(path, durability="process")
+    assert not {name for name in names(path) if "recovering" in name or "reserve" in name}
+    monkeypatch.undo()
+    open_outbox(path, durability="process").close()
+
+
+def test_a_salvage_is_one_complete_file(path):
+    overwrite_page(path, 40)
+    salvage(path, path.with_name("new.db"), why="", progress=lambda: None)
+    assert {name for name in names(path) if name.startswith("new")} == {"new.db"}
+    copy = copied(path.with_name("new.db"), path.parent / "copy")
+    store = Store(copy, durability="process")
+    assert store.pending() > EVENTS - 20
+    store.close()
+
+
+def test_caps_of_the_day_survive_damage(path):
+    store = recovered_after(path, lambda store: store.connection.execute("INSERT INTO caps VALUES (3, 20000, 17)"))
+    assert store.cap_rows() == [(3, 20000, 17)]
+    store.close()

@@ -1,4 +1,4 @@
-"""Every row of DESIGN 4's table, and what people get to read of an answer."""
+"""The classification of every answer (sidecar/px/README.md#answers), its excerpt, field and message."""
 
 import json
 from email.utils import formatdate
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.px import Answer, Kind, NotSent, Unknown, classify
-from sidecar.px.answers import Call, retry_after_s
+from sidecar.px import Kind, NotSent, PxAnswer, Unknown, classify
+from sidecar.px.answers import PxCall, retry_after_s
 
 NOW_MS = 1_700_000_000_000
 JSON = "application/json"
@@ -20,63 +20,72 @@ NOT_FOUND = (
 DUPLICATE = b'{"externalapierror":{"status":"BAD_REQUEST","message":"Bad request, possible Duplicate"}}'
 
 ROWS = [
-    (Answer(200), Kind.DELIVERED),
-    (Answer(200, b'{"errorMessage":"odd"}', None, JSON), Kind.DELIVERED),
-    (Answer(201, b"{}", None, JSON), Kind.DELIVERED),
-    (Answer(202), Kind.DELIVERED),
-    (Answer(204), Kind.DELIVERED),
-    (Answer(201, b"x" * 10, None, JSON, cut=True), Kind.DELIVERED),
+    (PxAnswer(200), Kind.DELIVERED),
+    (PxAnswer(200, b'{"errorMessage":"odd"}', None, JSON), Kind.DELIVERED),
+    (PxAnswer(201, b"{}", None, JSON), Kind.DELIVERED),
+    (PxAnswer(202), Kind.DELIVERED),
+    (PxAnswer(200, PAGE, None, HTML), Kind.FIREWALL),
+    (PxAnswer(200, b"", None, HTML), Kind.FIREWALL),
+    (PxAnswer(202, b"\xef\xbb\xbf\n" + PAGE), Kind.FIREWALL),
+    (PxAnswer(200, b"Hello.\n<HTML><body>Sign in</body>", None, "text/plain"), Kind.FIREWALL),
+    (PxAnswer(200, b"OK", None, "text/plain"), Kind.DELIVERED),
+    (PxAnswer(200, b"{}", None, HTML), Kind.DELIVERED),
+    (PxAnswer(200, b" " * 5000 + PAGE, None, JSON), Kind.DELIVERED),
+    (PxAnswer(201, PAGE, None, HTML), Kind.DELIVERED),
+    (PxAnswer(204, b"", None, HTML), Kind.DELIVERED),
+    (PxAnswer(204), Kind.DELIVERED),
+    (PxAnswer(201, b"x" * 10, None, JSON, cut=True), Kind.DELIVERED),
     (NotSent("connect error"), Kind.AWAY),
     (Unknown("read timeout"), Kind.AMBIGUOUS),
-    (Answer(101), Kind.AMBIGUOUS),
-    (Answer(199), Kind.AMBIGUOUS),
-    (Answer(299), Kind.DELIVERED),
-    (Answer(300), Kind.WRONG_REGION),
-    (Answer(399), Kind.WRONG_REGION),
-    (Answer(499), Kind.REFUSED),
-    (Answer(600), Kind.AMBIGUOUS),
-    (Answer(999), Kind.AMBIGUOUS),
-    (Answer(301), Kind.WRONG_REGION),
-    (Answer(302, PAGE, None, HTML), Kind.WRONG_REGION),
-    (Answer(304), Kind.WRONG_REGION),
-    (Answer(307), Kind.WRONG_REGION),
-    (Answer(400, b"{}", None, JSON), Kind.REFUSED),
-    (Answer(400, DUPLICATE, None, JSON), Kind.REFUSED),
-    (Answer(400, b"{}", "5", JSON), Kind.REFUSED),
-    (Answer(401), Kind.WRONG_KEY),
-    (Answer(401, PAGE, None, HTML), Kind.WRONG_KEY),
-    (Answer(402), Kind.WRONG_REGION),
-    (Answer(403, b'{"message":"no"}', None, JSON), Kind.WRONG_KEY),
-    (Answer(403, b'{"message":"no"}'), Kind.WRONG_KEY),
-    (Answer(403), Kind.WRONG_KEY),
-    (Answer(403, b"Forbidden", None, "text/plain"), Kind.WRONG_KEY),
-    (Answer(403, PAGE, None, HTML), Kind.FIREWALL),
-    (Answer(403, b"\r\n " + PAGE), Kind.FIREWALL),
-    (Answer(404, NOT_FOUND, None, JSON), Kind.WRONG_REGION),
-    (Answer(405), Kind.WRONG_REGION),
-    (Answer(407), Kind.WRONG_REGION),
-    (Answer(408), Kind.LATER),
-    (Answer(409), Kind.REFUSED),
-    (Answer(413), Kind.REFUSED),
-    (Answer(415), Kind.REFUSED),
-    (Answer(422), Kind.REFUSED),
-    (Answer(425), Kind.LATER),
-    (Answer(429), Kind.TOO_FAST),
-    (Answer(429, b"", "7"), Kind.TOO_FAST),
-    (Answer(451), Kind.REFUSED),
-    (Answer(500), Kind.LATER),
-    (Answer(502, PAGE, None, HTML), Kind.LATER),
-    (Answer(503), Kind.LATER),
-    (Answer(503, b"", "7"), Kind.TOO_FAST),
-    (Answer(503, b"", "garbage"), Kind.TOO_FAST),
-    (Answer(408, b"", "7"), Kind.TOO_FAST),
-    (Answer(504), Kind.LATER),
-    (Answer(599), Kind.LATER),
+    (PxAnswer(101), Kind.AMBIGUOUS),
+    (PxAnswer(199), Kind.AMBIGUOUS),
+    (PxAnswer(299), Kind.DELIVERED),
+    (PxAnswer(300), Kind.WRONG_REGION),
+    (PxAnswer(399), Kind.WRONG_REGION),
+    (PxAnswer(499), Kind.REFUSED),
+    (PxAnswer(600), Kind.AMBIGUOUS),
+    (PxAnswer(999), Kind.AMBIGUOUS),
+    (PxAnswer(301), Kind.WRONG_REGION),
+    (PxAnswer(302, PAGE, None, HTML), Kind.WRONG_REGION),
+    (PxAnswer(304), Kind.WRONG_REGION),
+    (PxAnswer(307), Kind.WRONG_REGION),
+    (PxAnswer(400, b"{}", None, JSON), Kind.REFUSED),
+    (PxAnswer(400, DUPLICATE, None, JSON), Kind.REFUSED),
+    (PxAnswer(400, b"{}", "5", JSON), Kind.REFUSED),
+    (PxAnswer(401), Kind.WRONG_KEY),
+    (PxAnswer(401, PAGE, None, HTML), Kind.WRONG_KEY),
+    (PxAnswer(402), Kind.WRONG_REGION),
+    (PxAnswer(403, b'{"message":"no"}', None, JSON), Kind.WRONG_KEY),
+    (PxAnswer(403, b'{"message":"no"}'), Kind.WRONG_KEY),
+    (PxAnswer(403), Kind.WRONG_KEY),
+    (PxAnswer(403, b"Forbidden", None, "text/plain"), Kind.WRONG_KEY),
+    (PxAnswer(403, PAGE, None, HTML), Kind.FIREWALL),
+    (PxAnswer(403, b"\r\n " + PAGE), Kind.FIREWALL),
+    (PxAnswer(404, NOT_FOUND, None, JSON), Kind.WRONG_REGION),
+    (PxAnswer(405), Kind.WRONG_REGION),
+    (PxAnswer(407), Kind.WRONG_REGION),
+    (PxAnswer(408), Kind.LATER),
+    (PxAnswer(409), Kind.REFUSED),
+    (PxAnswer(413), Kind.REFUSED),
+    (PxAnswer(415), Kind.REFUSED),
+    (PxAnswer(422), Kind.REFUSED),
+    (PxAnswer(425), Kind.LATER),
+    (PxAnswer(429), Kind.TOO_FAST),
+    (PxAnswer(429, b"", "7"), Kind.TOO_FAST),
+    (PxAnswer(451), Kind.REFUSED),
+    (PxAnswer(500), Kind.LATER),
+    (PxAnswer(502, PAGE, None, HTML), Kind.LATER),
+    (PxAnswer(503), Kind.LATER),
+    (PxAnswer(503, b"", "7"), Kind.WAIT),
+    (PxAnswer(503, b"", "garbage"), Kind.WAIT),
+    (PxAnswer(408, b"", "7"), Kind.WAIT),
+    (PxAnswer(504), Kind.LATER),
+    (PxAnswer(599), Kind.LATER),
 ]
 
 
 @pytest.mark.parametrize(("reply", "kind"), ROWS, ids=str)
-def test_an_answer_to_an_event_means(reply, kind):
+def test_an_answer_to_an_event_is_classified(reply, kind):
     verdict = classify(reply, wall_ms=NOW_MS)
     assert verdict.kind is kind
     assert verdict.status == getattr(reply, "status", None)
@@ -86,22 +95,23 @@ def test_an_answer_to_an_event_means(reply, kind):
 @pytest.mark.parametrize(
     ("call", "answer", "kind"),
     [
-        (Call.UPDATE, Answer(204), Kind.DELIVERED),
-        (Call.UPDATE, Answer(404, NOT_FOUND, None, JSON), Kind.NEXT_STEP),
-        (Call.UPDATE, Answer(400, DUPLICATE, None, JSON), Kind.REFUSED),
-        (Call.CREATE, Answer(201), Kind.DELIVERED),
-        (Call.CREATE, Answer(400, DUPLICATE, None, JSON), Kind.NEXT_STEP),
-        (Call.CREATE, Answer(400, b'{"message":"name missing"}', None, JSON), Kind.REFUSED),
-        (Call.CREATE, Answer(404, NOT_FOUND, None, JSON), Kind.WRONG_REGION),
-        (Call.CREATE, Answer(400, DUPLICATE[:-1], None, JSON, cut=True), Kind.NEXT_STEP),
-        (Call.CREATE, Answer(400, b"{", None, JSON, cut=True), Kind.LATER),  # once a user who exists became dead
-        (Call.UPDATE, Answer(400, b"{", None, JSON, cut=True), Kind.REFUSED),
-        (Call.EVENT, Answer(400, b"{", None, JSON, cut=True), Kind.REFUSED),
-        (Call.UPDATE, Answer(401), Kind.WRONG_KEY),
-        (Call.UPDATE, Answer(503), Kind.LATER),
+        (PxCall.UPDATE, PxAnswer(204), Kind.DELIVERED),
+        (PxCall.UPDATE, PxAnswer(404, NOT_FOUND, None, JSON), Kind.NEXT_STEP),
+        (PxCall.UPDATE, PxAnswer(400, DUPLICATE, None, JSON), Kind.REFUSED),
+        (PxCall.CREATE, PxAnswer(201), Kind.DELIVERED),
+        (PxCall.CREATE, PxAnswer(400, DUPLICATE, None, JSON), Kind.NEXT_STEP),
+        (PxCall.CREATE, PxAnswer(400, b'{"message":"name missing"}', None, JSON), Kind.REFUSED),
+        (PxCall.CREATE, PxAnswer(404, NOT_FOUND, None, JSON), Kind.WRONG_REGION),
+        (PxCall.CREATE, PxAnswer(400, DUPLICATE[:-1], None, JSON, cut=True), Kind.NEXT_STEP),
+        (PxCall.CREATE, PxAnswer(400, b"{", None, JSON, cut=True), Kind.LATER),
+        (PxCall.UPDATE, PxAnswer(400, b"{", None, JSON, cut=True), Kind.REFUSED),
+        (PxCall.EVENT, PxAnswer(400, b"{", None, JSON, cut=True), Kind.REFUSED),
+        (PxCall.UPDATE, PxAnswer(401), Kind.WRONG_KEY),
+        (PxCall.UPDATE, PxAnswer(503), Kind.LATER),
     ],
 )
-def test_an_answer_to_a_people_call_means(call, answer, kind):
+def test_an_answer_to_a_people_call_is_classified(call, answer, kind):
+    """A create whose answer was cut before "duplicate" once made the event of an existing user a dead letter."""
     assert classify(answer, call=call, wall_ms=NOW_MS).kind is kind
 
 
@@ -132,20 +142,20 @@ def test_an_answer_to_a_people_call_means(call, answer, kind):
         ("Fri, 31 Dec 9999 23:59:59 -2359", 3600),
     ],
 )
-def test_retry_after(header, seconds):
+def test_retry_after_is_a_number_or_a_date(header, seconds):
     assert retry_after_s(header, NOW_MS) == seconds
-    assert classify(Answer(429, b"", header), wall_ms=NOW_MS).retry_after_s == seconds
+    assert classify(PxAnswer(429, b"", header), wall_ms=NOW_MS).retry_after_s == seconds
 
 
 @given(st.text(max_size=60))
-def test_any_retry_after_is_garbage_or_from_zero_to_an_hour(header):
+def test_retry_after_is_unreadable_or_from_zero_to_an_hour(header):
     seconds = retry_after_s(header, NOW_MS)
     assert seconds is None or 0 <= seconds <= 3600
 
 
 @pytest.mark.parametrize("status", [200, 400, 401])
-def test_a_retry_after_is_carried_whatever_the_answer_means(status):
-    assert classify(Answer(status, b"", "9"), wall_ms=NOW_MS).retry_after_s == 9
+def test_every_verdict_carries_the_retry_after(status):
+    assert classify(PxAnswer(status, b"", "9"), wall_ms=NOW_MS).retry_after_s == 9
 
 
 @pytest.mark.parametrize(
@@ -170,8 +180,8 @@ def test_a_retry_after_is_carried_whatever_the_answer_means(status):
         (b"[" * 60_000, "[" * 499 + "…", None),
     ],
 )
-def test_what_px_said_becomes_one_plain_line_and_a_field(body, excerpt, field):
-    verdict = classify(Answer(400, body), wall_ms=NOW_MS)
+def test_a_body_becomes_one_plain_line_and_a_field(body, excerpt, field):
+    verdict = classify(PxAnswer(400, body), wall_ms=NOW_MS)
     assert (verdict.excerpt, verdict.field) == (excerpt, field)
 
 
@@ -186,8 +196,8 @@ def test_what_px_said_becomes_one_plain_line_and_a_field(body, excerpt, field):
         "apiKey='s3cret-key'",
     ],
 )
-def test_what_looks_like_a_credential_is_masked(text):
-    verdict = classify(Answer(400, text.encode()), wall_ms=NOW_MS)
+def test_an_excerpt_masks_credentials(text):
+    verdict = classify(PxAnswer(400, text.encode()), wall_ms=NOW_MS)
     assert "s3cret" not in verdict.excerpt + verdict.message
     assert "****" in verdict.excerpt
 
@@ -195,12 +205,12 @@ def test_what_looks_like_a_credential_is_masked(text):
 @given(
     status=st.integers(100, 999),
     body=st.binary(max_size=2000)
-    | st.recursive(st.none() | st.text(), st.lists).map(lambda one: json.dumps(one).encode()),
+    | st.recursive(st.none() | st.text(), st.lists).map(lambda value: json.dumps(value).encode()),
     content_type=st.sampled_from(["", JSON, HTML, "é"]),
-    call=st.sampled_from(Call),
+    call=st.sampled_from(PxCall),
 )
-def test_no_answer_is_too_odd_to_be_judged(status, body, content_type, call):
-    verdict = classify(Answer(status, body, None, content_type), call=call, wall_ms=NOW_MS)
+def test_every_answer_can_be_classified(status, body, content_type, call):
+    verdict = classify(PxAnswer(status, body, None, content_type), call=call, wall_ms=NOW_MS)
     assert len(verdict.excerpt) <= 500
     assert verdict.excerpt.isprintable()
     assert verdict.message.isprintable()
@@ -209,60 +219,60 @@ def test_no_answer_is_too_odd_to_be_judged(status, body, content_type, call):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (Answer(401), "invalid or read-only; regenerate a key with Write access under Administration > Integrations"),
-        (Answer(400), "every event needs identifyId, propertyKey, userType and eventName"),
-        (Answer(404), "us, eu or us2"),
-        (Answer(429), "slow down"),
+        (PxAnswer(401), "invalid or read-only; regenerate a key with Write access under Administration > Integrations"),
+        (PxAnswer(400), "every event needs identifyId, propertyKey, userType and eventName"),
+        (PxAnswer(404), "us, eu or us2"),
+        (PxAnswer(429), "slow down"),
     ],
 )
-def test_people_read_what_to_do(answer, words):
+def test_a_message_says_what_to_do(answer, words):
     assert words in classify(answer, wall_ms=NOW_MS).message
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (Answer(201, b"odd"), "PX answered 201: delivered."),
-        (Answer(500), "PX answered 500: PX has a problem of its own; the event is tried again."),
-        (Answer(500, b"oops."), "PX answered 500 (oops): PX has a problem of its own; the event is tried again."),
+        (PxAnswer(201, b"odd"), "PX answered 201: delivered."),
+        (PxAnswer(500), "PX answered 500: PX has an internal problem; the event is retried."),
+        (PxAnswer(500, b"oops."), "PX answered 500 (oops): PX has an internal problem; the event is retried."),
         (
-            Answer(500, b"x" * 200),
-            f"PX answered 500 ({'x' * 120}): PX has a problem of its own; the event is tried again.",
+            PxAnswer(500, b"x" * 200),
+            f"PX answered 500 ({'x' * 120}): PX has an internal problem; the event is retried.",
         ),
     ],
 )
-def test_people_read_the_status_and_what_px_said_unless_all_is_well(answer, message):
+def test_a_message_quotes_the_excerpt_except_of_deliveries(answer, message):
     assert classify(answer, wall_ms=NOW_MS).message == message
 
 
-@pytest.mark.parametrize(("status", "word"), [(402, "plan"), (407, "proxy wants credentials"), (405, "base_url")])
-def test_not_every_wrong_door_is_a_wrong_region(status, word):
-    assert word in classify(Answer(status), wall_ms=NOW_MS).message
+@pytest.mark.parametrize(("status", "word"), [(402, "plan"), (407, "proxy requires credentials"), (405, "base_url")])
+def test_a_wrong_region_message_depends_on_the_status(status, word):
+    assert word in classify(PxAnswer(status), wall_ms=NOW_MS).message
 
 
-def test_an_answer_is_whole_unless_it_says_otherwise():
-    assert not Answer(200).cut
+def test_an_answer_is_complete_by_default():
+    assert not PxAnswer(200).cut
 
 
-def test_of_a_long_body_the_first_16_kib_are_read():
+def test_the_first_16_kib_of_a_body_are_read():
     def excerpt(body: bytes) -> str:
-        return classify(Answer(400, body), wall_ms=NOW_MS).excerpt
+        return classify(PxAnswer(400, body), wall_ms=NOW_MS).excerpt
 
     assert excerpt(b" " * 16_383 + b"xy") == "x"
     assert excerpt(b"x" * 500) == "x" * 500
     assert excerpt(b"x" * 501) == "x" * 499 + "…"
 
 
-def test_a_field_is_found_in_the_first_16_kib_and_kept_to_100_characters():
+def test_a_field_comes_from_the_first_16_kib_in_100_characters():
     def field(body: bytes) -> str | None:
-        return classify(Answer(400, body), wall_ms=NOW_MS).field
+        return classify(PxAnswer(400, body), wall_ms=NOW_MS).field
 
-    said = json.dumps({"message": "bad", "field": "plan"}).encode()
-    assert field(b" " * (16_384 - len(said)) + said) == "plan"
-    assert field(b" " * (16_385 - len(said)) + said) is None
+    error = json.dumps({"message": "bad", "field": "plan"}).encode()
+    assert field(b" " * (16_384 - len(error)) + error) == "plan"
+    assert field(b" " * (16_385 - len(error)) + error) is None
     assert field(json.dumps({"message": "bad", "field": "p" * 150}).encode()) == "p" * 100
 
 
 @pytest.mark.parametrize(("status", "excerpt"), [(199, "it said"), (200, ""), (201, ""), (299, ""), (300, "it said")])
-def test_what_px_said_is_kept_of_all_but_deliveries(status, excerpt):
-    assert classify(Answer(status, b"it said"), wall_ms=0).excerpt == excerpt
+def test_every_answer_but_a_delivery_has_an_excerpt(status, excerpt):
+    assert classify(PxAnswer(status, b"it said"), wall_ms=0).excerpt == excerpt

@@ -1,4 +1,4 @@
-"""The bytes PX gets, and the walk through the requests of one event."""
+"""The bytes of PX's requests, and the sequence of the requests of one event."""
 
 import json
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.mapping.model import CustomEvent, UpsertAccount, UpsertUser
-from sidecar.px import Answer, Kind, Request, Unknown, Walk, preview, read_events
+from sidecar.px import CallSequence, Kind, PxAnswer, PxRequest, Unknown, preview, read_events
 
 SEED = {
     "identifyId": "user-123",
@@ -22,68 +22,68 @@ SEED = {
 EVENT = CustomEvent(SEED)
 USER = UpsertUser("user-123", {"email": "a@example.com", "propertyKeys": ["AP-1"]}, {"signUpDate": 5})
 ACCOUNT = UpsertAccount("acct-9", {"plan": "pro", "propertyKeys": ["AP-1"]}, {})
-OK, CREATED, ABSENT = Answer(204), Answer(201), Answer(404, b"{}")
-EXISTS = Answer(400, b'{"externalapierror":{"message":"possible duplicate"}}')
+OK, CREATED, ABSENT = PxAnswer(204), PxAnswer(201), PxAnswer(404, b"{}")
+EXISTS = PxAnswer(400, b'{"externalapierror":{"message":"possible duplicate"}}')
 
 
-def body(request: Request) -> dict:
+def body(request: PxRequest) -> dict:
     return json.loads(request.body)
 
 
-def walked(intents, *replies):
-    """Method, path and body of each request sent, and the verdict."""
-    walk, steps = Walk(intents), []
-    said = walk.first()
+def run_sequence(intents, *replies):
+    """Return method, path and body of each request sent, and the verdict."""
+    sequence, steps = CallSequence(intents), []
+    outcome = sequence.current
     for reply in replies:
-        assert isinstance(said, Request)
-        assert said is walk.current
-        steps.append((said.method, said.path, body(said)))
-        said = walk.after(reply, wall_ms=0)
-    return steps, said
+        assert isinstance(outcome, PxRequest)
+        assert outcome is sequence.current
+        steps.append((outcome.method, outcome.path, body(outcome)))
+        outcome = sequence.after(reply, wall_ms=0)
+    return steps, outcome
 
 
 def test_a_custom_event_is_one_request_with_its_keys_in_order():
-    steps, verdict = walked([EVENT], CREATED)
+    steps, verdict = run_sequence([EVENT], CREATED)
     assert steps == [("POST", "/v1/events/custom", SEED)]
     assert list(steps[0][2]) == list(SEED)
     assert verdict.kind is Kind.DELIVERED
 
 
-def test_a_user_that_exists_is_updated():
-    steps, verdict = walked([USER], OK)
+def test_an_existing_user_is_updated():
+    steps, verdict = run_sequence([USER], OK)
     assert steps == [("PUT", "/v1/users/user-123", USER.fields)]
     assert verdict.kind is Kind.DELIVERED
 
 
-def test_a_user_that_does_not_exist_is_created_with_what_is_for_new_ones_only():
-    steps, verdict = walked([USER], ABSENT, CREATED)
+def test_an_absent_user_is_created_with_the_fields_for_new_users():
+    steps, verdict = run_sequence([USER], ABSENT, CREATED)
     assert steps[1] == ("POST", "/v1/users", {"identifyId": "user-123", "signUpDate": 5, **USER.fields})
     assert verdict.kind is Kind.DELIVERED
 
 
-def test_a_user_that_somebody_else_just_created_is_updated():
-    steps, verdict = walked([USER], ABSENT, EXISTS, OK)
+def test_a_user_created_in_between_is_updated():
+    steps, verdict = run_sequence([USER], ABSENT, EXISTS, OK)
     assert steps[2] == steps[0]
     assert verdict.kind is Kind.DELIVERED
 
 
-def test_a_user_that_comes_and_goes_is_tried_later_from_the_start():
-    _, verdict = walked([USER], ABSENT, EXISTS, ABSENT)
+def test_a_user_deleted_in_between_is_retried_from_the_start():
+    _, verdict = run_sequence([USER], ABSENT, EXISTS, ABSENT)
     assert verdict.kind is Kind.LATER
 
 
-def test_a_new_account_gets_its_id_for_a_name_unless_it_has_one():
-    steps, _ = walked([ACCOUNT], ABSENT, CREATED)
+def test_a_new_account_without_a_name_is_named_by_its_id():
+    steps, _ = run_sequence([ACCOUNT], ABSENT, CREATED)
     assert steps[0] == ("PUT", "/v1/accounts/acct-9", ACCOUNT.fields)
     assert steps[1] == ("POST", "/v1/accounts", {"id": "acct-9", "name": "acct-9", **ACCOUNT.fields})
-    steps, _ = walked([UpsertAccount("acct-9", {"name": "Acme"}, {})], ABSENT, CREATED)
+    steps, _ = run_sequence([UpsertAccount("acct-9", {"name": "Acme"}, {})], ABSENT, CREATED)
     assert steps[1][2]["name"] == "Acme"
-    steps, _ = walked([UpsertAccount("acct-9", {}, {"name": "Acme"})], ABSENT, CREATED)
+    steps, _ = run_sequence([UpsertAccount("acct-9", {}, {"name": "Acme"})], ABSENT, CREATED)
     assert steps[1][2]["name"] == "Acme"
 
 
-def test_the_requests_of_one_event_follow_each_other():
-    steps, verdict = walked([USER, ACCOUNT, EVENT], ABSENT, CREATED, OK, CREATED)
+def test_the_requests_of_one_event_run_in_order():
+    steps, verdict = run_sequence([USER, ACCOUNT, EVENT], ABSENT, CREATED, OK, CREATED)
     assert [step[:2] for step in steps] == [
         ("PUT", "/v1/users/user-123"),
         ("POST", "/v1/users"),
@@ -95,23 +95,23 @@ def test_the_requests_of_one_event_follow_each_other():
 
 @pytest.mark.parametrize(
     ("reply", "kind"),
-    [(Answer(400, b"{}"), Kind.REFUSED), (Answer(401), Kind.WRONG_KEY), (Unknown("reset"), Kind.AMBIGUOUS)],
+    [(PxAnswer(400, b"{}"), Kind.REFUSED), (PxAnswer(401), Kind.WRONG_KEY), (Unknown("reset"), Kind.AMBIGUOUS)],
 )
-def test_any_other_answer_ends_the_walk_with_the_request_it_is_about(reply, kind):
-    walk = Walk([USER, EVENT])
-    assert walk.after(reply, wall_ms=0).kind is kind
-    assert walk.current.path == "/v1/users/user-123"
+def test_any_other_answer_ends_the_sequence_at_its_request(reply, kind):
+    sequence = CallSequence([USER, EVENT])
+    assert sequence.after(reply, wall_ms=0).kind is kind
+    assert sequence.current.path == "/v1/users/user-123"
 
 
 @pytest.mark.parametrize("user_id", ["a", "user-123", "jane.doe@example.com", "a+b", "AB~1_x:y", "...a", "x" * 200])
-def test_a_plain_id_travels_in_the_path(user_id):
-    (first, *_), _ = walked([UpsertUser(user_id, {}, {})], OK)
+def test_a_plain_id_is_sent_in_the_path(user_id):
+    (first, *_), _ = run_sequence([UpsertUser(user_id, {}, {})], OK)
     assert first[0] == "PUT"
     assert unquote(first[1]) == f"/v1/users/{user_id}"
     assert first[2] == {}
 
 
-ODD = [
+UNSAFE_IDS = [
     "a/b",
     "a\\b",
     ".",
@@ -130,23 +130,23 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("user_id", [*ODD, "a\n", "", "x'--<script>"])
-def test_an_id_that_a_path_could_change_travels_in_the_body(user_id):
-    (user, *_), _ = walked([UpsertUser(user_id, {"role": "admin"}, {})], OK)
+@pytest.mark.parametrize("user_id", [*UNSAFE_IDS, "a\n", "", "x'--<script>"])
+def test_an_id_that_a_path_could_change_is_sent_in_the_body(user_id):
+    (user, *_), _ = run_sequence([UpsertUser(user_id, {"role": "admin"}, {})], OK)
     assert user == ("PUT", "/v1/users/update", {"identifyId": user_id, "role": "admin"})
-    (account, *_), _ = walked([UpsertAccount(user_id, {"plan": "pro"}, {})], OK)
+    (account, *_), _ = run_sequence([UpsertAccount(user_id, {"plan": "pro"}, {})], OK)
     assert account == ("PUT", "/v1/accounts/update", {"id": user_id, "plan": "pro"})
 
 
 @given(st.text(max_size=300).filter(lambda text: text.isprintable()))
-def test_no_id_changes_the_path_that_is_asked_for(user_id):
-    path = Walk([UpsertUser(user_id, {}, {})]).first().path
+def test_no_id_changes_the_requested_path(user_id):
+    path = CallSequence([UpsertUser(user_id, {}, {})]).current.path
     url = httpx.URL("https://px.example" + path)
     assert url.raw_path.decode() == path
     assert path == "/v1/users/update" or unquote(path) == f"/v1/users/{user_id}"
 
 
-def test_the_preview_is_the_first_request_of_each_intent():
+def test_a_preview_shows_the_first_request_of_each_intent():
     assert preview([USER, EVENT]) == [
         {"method": "PUT", "path": "/v1/users/user-123", "body": USER.fields},
         {"method": "POST", "path": "/v1/events/custom", "body": SEED},
@@ -167,6 +167,6 @@ def test_events_are_read_back_by_name_user_and_date():
     }
 
 
-def test_a_name_that_the_filter_would_misread_is_refused():
+def test_a_filter_text_with_a_semicolon_is_refused():
     with pytest.raises(ValueError, match="semicolon"):
         read_events(event_name="a;b", from_ms=1, until_ms=2)

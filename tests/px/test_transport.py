@@ -1,6 +1,6 @@
-"""Lanes against real servers that do exactly what DESIGN 4 fears, and stay usable after each.
+"""Lanes against misbehaving servers: each outcome is classified, and the lane stays usable.
 
-The servers are on loopback and the deadlines real but short, since sockets do not run on a virtual clock.
+The servers are on loopback. The deadlines are real but short, since sockets do not run on a virtual clock.
 """
 
 import random
@@ -11,30 +11,30 @@ import struct
 import pytest
 import trio
 import trustme
-from px_servers import CREATED, EVENT, KEY, Peer, answer, answering, read_request, serving
+from px_servers import CREATED, EVENT, KEY, LoopbackServer, answer, answering, read_request, serving
 
-from sidecar.config import Px, Secret
+from sidecar.config import PxConfig, Secret
 from sidecar.errors import ConfigError
-from sidecar.px import Answer, NotSent, Request, Unknown
+from sidecar.px import NotSent, PxAnswer, PxRequest, Unknown
 from sidecar.px.transport import BODY_MAX_BYTES, HttpxNetwork
 
-SHORT_S = 0.15
+SHORT_S = 0.4
 
 
-async def once_badly(stream, peer, behave):
-    """The first request meets ``behave``, all later ones, on any connection, are answered well."""
-    if not peer.requests:
-        await read_request(stream, peer)
+async def misbehave_once(stream, server, behave):
+    """Handle the first request with ``behave``, and answer all later ones, on any connection, normally."""
+    if not server.requests:
+        await read_request(stream, server)
         await behave(stream)
     else:
-        await answering(CREATED)(stream, peer)
+        await answering(CREATED)(stream, server)
 
 
 def reset(stream: trio.SocketStream) -> None:
     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-async def say_nothing(stream):
+async def never_answer(stream):
     await trio.sleep_forever()
 
 
@@ -52,11 +52,6 @@ async def half_a_status_line(stream):
     await trio.sleep_forever()
 
 
-async def headers_without_end(stream):
-    await stream.send_all(b"HTTP/1.1 201 Created\r\nContent-Le")
-    await stream.aclose()
-
-
 async def drip_headers(stream):
     for byte in CREATED:
         await stream.send_all(bytes([byte]))
@@ -64,14 +59,8 @@ async def drip_headers(stream):
 
 
 async def garbage(stream):
-    await stream.send_all(b"\x00\xff\x13 it is a trap \r\n\r\n" * 10)
+    await stream.send_all(b"\x00\xff\x13 this is not HTTP \r\n\r\n" * 10)
     await trio.sleep_forever()
-
-
-async def endless_headers(stream):
-    await stream.send_all(b"HTTP/1.1 200 OK\r\n")
-    while True:
-        await stream.send_all(b"X-Filler: " + b"x" * 1000 + b"\r\n")
 
 
 async def another_protocol(stream):
@@ -79,20 +68,20 @@ async def another_protocol(stream):
     await trio.sleep_forever()
 
 
-UNKNOWN = [say_nothing, close, reset_after_processing, half_a_status_line, headers_without_end, drip_headers, garbage]
-UNKNOWN += [endless_headers, another_protocol]
+UNKNOWN = [never_answer, close, reset_after_processing, half_a_status_line, drip_headers, garbage]
+UNKNOWN += [another_protocol]
 
 
 @pytest.mark.parametrize("behave", UNKNOWN, ids=lambda behave: behave.__name__)
-async def test_no_readable_answer_is_unknown_and_the_lane_stays_usable(behave):
-    async with serving(lambda stream, peer: once_badly(stream, peer, behave)) as peer:
-        lane = peer.network(SHORT_S).lane()
+async def test_an_unreadable_answer_is_unknown_and_the_lane_usable(behave):
+    async with serving(lambda stream, server: misbehave_once(stream, server, behave)) as server:
+        lane = server.network(SHORT_S).lane()
         assert isinstance(await lane.send(EVENT), Unknown)
-        assert repr(lane).endswith("idle, no connection>"), "what is in doubt is given up"
-        assert await lane.send(EVENT) == Answer(201, b"{}", None, "application/json")
+        assert repr(lane).endswith("idle, no connection>"), "a connection in an unknown state is closed"
+        assert await lane.send(EVENT) == PxAnswer(201, b"{}", None, "application/json")
         assert repr(lane).endswith("idle, a connection>")
         await lane.aclose()
-    assert len(peer.requests) == 2, "nothing is sent again by itself"
+    assert len(server.requests) == 2, "a lane never retries by itself"
 
 
 async def drip_body(stream):
@@ -107,7 +96,7 @@ async def body_breaks_off(stream):
     await stream.aclose()
 
 
-async def chunks_of_nonsense(stream):
+async def invalid_chunks(stream):
     await stream.send_all(b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\nqqq\r\n")
     await trio.sleep_forever()
 
@@ -118,15 +107,15 @@ async def endless_body(stream):
         await stream.send_all(b"x" * 50_000)
 
 
-CUT = [drip_body, body_breaks_off, chunks_of_nonsense, endless_body]
+CUT = [drip_body, body_breaks_off, invalid_chunks, endless_body]
 
 
 @pytest.mark.parametrize("behave", CUT, ids=lambda behave: behave.__name__)
-async def test_an_answer_whose_body_does_not_end_counts_by_its_status(behave):
-    async with serving(lambda stream, peer: once_badly(stream, peer, behave)) as peer:
-        lane = peer.network(SHORT_S).lane()
+async def test_an_unfinished_answer_counts_by_its_status(behave):
+    async with serving(lambda stream, server: misbehave_once(stream, server, behave)) as server:
+        lane = server.network(SHORT_S).lane()
         reply = await lane.send(EVENT)
-        assert isinstance(reply, Answer)
+        assert isinstance(reply, PxAnswer)
         assert (reply.status, reply.retry_after, reply.cut) == (503, "7", True)
         assert reply.body.startswith(b"x")
         assert len(reply.body) <= BODY_MAX_BYTES
@@ -138,56 +127,56 @@ async def test_an_answer_whose_body_does_not_end_counts_by_its_status(behave):
 ANSWERS = {
     "chunked": (
         b"HTTP/1.1 400 Bad\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
-        Answer(400, b"abcde"),
+        PxAnswer(400, b"abcde"),
     ),
-    "empty": (b"HTTP/1.1 204 No Content\r\n\r\n", Answer(204)),
-    "redirect": (answer("302 Found", b"", b"Location: http://127.0.0.1:1/\r\n"), Answer(302)),
+    "empty": (b"HTTP/1.1 204 No Content\r\n\r\n", PxAnswer(204)),
+    "redirect": (answer("302 Found", b"", b"Location: http://127.0.0.1:1/\r\n"), PxAnswer(302)),
     "web page": (
         answer("403 Forbidden", b"<!doctype html>", b"content-type: text/html\r\n"),
-        Answer(403, b"<!doctype html>", None, "text/html"),
+        PxAnswer(403, b"<!doctype html>", None, "text/html"),
     ),
     "early hints": (
         b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + CREATED,
-        Answer(201, b"{}", None, "application/json"),
+        PxAnswer(201, b"{}", None, "application/json"),
     ),
-    "odd reason": (b"HTTP/1.1 429 \xe9\r\nRETRY-AFTER: 5\r\nContent-Length: 0\r\n\r\n", Answer(429, b"", "5")),
-    "exactly the limit": (answer("400 Bad", b"y" * BODY_MAX_BYTES), Answer(400, b"y" * BODY_MAX_BYTES)),
+    "odd reason": (b"HTTP/1.1 429 \xe9\r\nRETRY-AFTER: 5\r\nContent-Length: 0\r\n\r\n", PxAnswer(429, b"", "5")),
+    "exactly the limit": (answer("400 Bad", b"y" * BODY_MAX_BYTES), PxAnswer(400, b"y" * BODY_MAX_BYTES)),
 }
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-async def test_answers_are_read_on_one_connection(name):
+async def test_answers_share_one_connection(name):
     data, expected = ANSWERS[name]
-    async with serving(answering(data)) as peer:
-        lane = peer.network().lane()
+    async with serving(answering(data)) as server:
+        lane = server.network().lane()
         assert [await lane.send(EVENT) for _ in range(3)] == [expected] * 3
-        assert peer.connections == 1
+        assert server.connections == 1
         await lane.aclose()
 
 
-async def test_a_connection_that_the_server_closed_while_idle_is_replaced():
-    async def one_answer(stream, peer):
-        await read_request(stream, peer)
+async def test_a_connection_closed_while_idle_is_replaced():
+    async def one_answer(stream, server):
+        await read_request(stream, server)
         await stream.send_all(CREATED)
 
-    async with serving(one_answer) as peer:
-        lane = peer.network().lane()
+    async with serving(one_answer) as server:
+        lane = server.network().lane()
         for _ in range(3):
             assert (await lane.send(EVENT)).status == 201
-            await trio.testing.wait_all_tasks_blocked(0.02)  # let the farewell arrive
-        assert peer.connections == 3
+            await trio.testing.wait_all_tasks_blocked(0.02)  # let the end of file arrive
+        assert server.connections == 3
         await lane.aclose()
 
 
-async def test_a_connection_closed_while_we_write_is_unknown():
-    async def hang_up_on_the_second(stream, peer):
-        await read_request(stream, peer)
+async def test_a_connection_closed_during_the_request_is_unknown():
+    async def close_on_the_second(stream, server):
+        await read_request(stream, server)
         await stream.send_all(CREATED)
         await stream.receive_some(10)
         reset(stream)
 
-    async with serving(hang_up_on_the_second) as peer:
-        lane = peer.network().lane()
+    async with serving(close_on_the_second) as server:
+        lane = server.network().lane()
         assert (await lane.send(EVENT)).status == 201
         assert isinstance(await lane.send(EVENT), Unknown)
         assert (await lane.send(EVENT)).status == 201
@@ -195,16 +184,16 @@ async def test_a_connection_closed_while_we_write_is_unknown():
 
 
 async def test_an_answer_before_the_request_was_read_counts():
-    async def early(stream, peer):
+    async def early(stream, server):
         await stream.receive_some(1)
         await stream.send_all(answer("413 Too Large", b"", b"Connection: close\r\n"))
         await stream.send_eof()
         while await stream.receive_some():
             pass
 
-    async with serving(early) as peer:
-        lane = peer.network().lane()
-        assert (await lane.send(Request("POST", EVENT.path, b"x" * 3_000_000))).status == 413
+    async with serving(early) as server:
+        lane = server.network().lane()
+        assert (await lane.send(PxRequest("POST", EVENT.path, b"x" * 3_000_000))).status == 413
         await lane.aclose()
 
 
@@ -228,28 +217,30 @@ class Resolver(trio.abc.HostnameResolver):
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-async def test_a_name_that_cannot_be_resolved_is_not_sent(hangs):
+async def test_a_failed_or_hanging_name_resolution_is_not_sent(hangs):
     trio.socket.set_custom_hostname_resolver(Resolver(hangs=hangs))
-    lane = HttpxNetwork(Px(base_url="https://px.example"), Secret(KEY), SHORT_S).lane()
+    lane = HttpxNetwork(PxConfig(base_url="https://px.example"), Secret(KEY), SHORT_S).lane()
     assert isinstance(await lane.send(EVENT), NotSent)
     trio.socket.set_custom_hostname_resolver(None)
 
 
-async def test_nobody_listening_is_not_sent_and_the_lane_connects_once_somebody_does():
+async def test_a_refused_connection_is_not_sent_and_the_lane_recovers():
     port = unused_port()
-    lane = Peer(port).network().lane()
+    lane = LoopbackServer(port).network().lane()
     reply = await lane.send(EVENT)
     assert isinstance(reply, NotSent)
     assert "connect" in reply.why
     listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
-        await nursery.start(trio.serve_listeners, lambda stream: answering(CREATED)(stream, Peer(port)), listeners)
+        await nursery.start(
+            trio.serve_listeners, lambda stream: answering(CREATED)(stream, LoopbackServer(port)), listeners
+        )
         assert (await lane.send(EVENT)).status == 201
         await lane.aclose()
         nursery.cancel_scope.cancel()
 
 
-async def test_a_server_that_never_accepts_is_not_sent():
+async def test_a_connection_that_is_never_accepted_is_not_sent():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -257,7 +248,7 @@ async def test_a_server_that_never_accepts_is_not_sent():
         for filler in fillers:
             filler.setblocking(False)
             filler.connect_ex(listener.getsockname())
-        lane = Peer(listener.getsockname()[1]).network(SHORT_S).lane()
+        lane = LoopbackServer(listener.getsockname()[1]).network(SHORT_S).lane()
         reply = await lane.send(EVENT)
         for filler in fillers:
             filler.close()
@@ -282,128 +273,148 @@ def over_tls(authority, name="127.0.0.1"):
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert(name).configure_cert(context)
 
-    async def handle(stream, peer):
-        await answering(CREATED)(trio.SSLStream(stream, context, server_side=True, https_compatible=True), peer)
+    async def handle(stream, server):
+        await answering(CREATED)(trio.SSLStream(stream, context, server_side=True, https_compatible=True), server)
 
     return handle
 
 
-async def test_tls_with_our_own_authority(authority, ca_file):
-    async with serving(over_tls(authority)) as peer:
-        lane = peer.network(base_url=f"https://127.0.0.1:{peer.port}", ca_file=ca_file).lane()
+async def test_a_certificate_of_the_ca_file_is_trusted(authority, ca_file):
+    async with serving(over_tls(authority)) as server:
+        lane = server.network(base_url=f"https://127.0.0.1:{server.port}", ca_file=ca_file).lane()
         assert [(await lane.send(EVENT)).status for _ in range(2)] == [201, 201]
-        assert peer.connections == 1
+        assert server.connections == 1
         await lane.aclose()
 
 
-async def test_a_certificate_nobody_vouches_for_is_not_sent(authority):
-    async with serving(over_tls(authority)) as peer:
-        lane = peer.network(base_url=f"https://127.0.0.1:{peer.port}").lane()
+async def test_an_untrusted_certificate_is_not_sent(authority):
+    async with serving(over_tls(authority)) as server:
+        lane = server.network(base_url=f"https://127.0.0.1:{server.port}").lane()
         reply = await lane.send(EVENT)
     assert isinstance(reply, NotSent)
     assert "certificate" in reply.why
-    assert not peer.requests
+    assert not server.requests
 
 
 async def test_a_certificate_for_another_name_is_not_sent(authority, ca_file):
-    async with serving(over_tls(authority, "elsewhere.example")) as peer:
-        lane = peer.network(base_url=f"https://127.0.0.1:{peer.port}", ca_file=ca_file).lane()
+    async with serving(over_tls(authority, "elsewhere.example")) as server:
+        lane = server.network(base_url=f"https://127.0.0.1:{server.port}", ca_file=ca_file).lane()
         assert isinstance(await lane.send(EVENT), NotSent)
 
 
-async def test_a_server_that_is_silent_during_the_tls_handshake_is_not_sent(ca_file):
-    async def silent(stream, peer):
+async def test_an_unanswered_tls_handshake_is_not_sent(ca_file):
+    async def silent(stream, server):
         await trio.sleep_forever()
 
-    async with serving(silent) as peer:
-        lane = peer.network(SHORT_S, base_url=f"https://127.0.0.1:{peer.port}", ca_file=ca_file).lane()
+    async with serving(silent) as server:
+        lane = server.network(SHORT_S, base_url=f"https://127.0.0.1:{server.port}", ca_file=ca_file).lane()
         assert isinstance(await lane.send(EVENT), NotSent)
 
 
 async def test_plain_http_goes_through_the_proxy():
-    async with serving(answering(CREATED)) as peer:
-        lane = peer.network(base_url="http://localhost:9", proxy=f"http://me:pass-word@127.0.0.1:{peer.port}").lane()
+    async with serving(answering(CREATED)) as server:
+        lane = server.network(
+            base_url="http://localhost:9", proxy=f"http://me:pass-word@127.0.0.1:{server.port}"
+        ).lane()
         assert (await lane.send(EVENT)).status == 201
-        assert peer.requests[0].startswith(b"POST http://localhost:9/v1/events/custom HTTP/1.1\r\n")
-        assert b"Proxy-Authorization: Basic " in peer.requests[0]
+        assert server.requests[0].startswith(b"POST http://localhost:9/v1/events/custom HTTP/1.1\r\n")
+        assert b"Proxy-Authorization: Basic " in server.requests[0]
         await lane.aclose()
 
 
-@pytest.mark.parametrize(("status", "expected"), [("407 Proxy Authentication Required", Answer), ("502 Bad", NotSent)])
-async def test_a_proxy_that_does_not_let_us_through(status, expected):
-    async with serving(answering(answer(status, b"no"))) as peer:
-        lane = peer.network(base_url="https://px.example", proxy=f"http://me:pass-word@127.0.0.1:{peer.port}").lane()
+@pytest.mark.parametrize(
+    ("status", "expected"), [("407 Proxy Authentication Required", PxAnswer), ("502 Bad", NotSent)]
+)
+async def test_a_refusal_of_the_proxy_is_not_an_answer_of_px(status, expected):
+    async with serving(answering(answer(status, b"no"))) as server:
+        lane = server.network(
+            base_url="https://px.example", proxy=f"http://me:pass-word@127.0.0.1:{server.port}"
+        ).lane()
         reply = await lane.send(EVENT)
         assert isinstance(reply, expected)
-        assert KEY.encode() not in b"".join(peer.requests), "the key is for PX only"
+        assert KEY.encode() not in b"".join(server.requests), "the proxy must not see the key"
         await lane.aclose()
 
 
-async def test_the_environment_is_not_looked_at(monkeypatch):
+async def test_proxies_in_the_environment_are_ignored(monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{unused_port()}")
-    async with serving(answering(CREATED)) as peer:
-        lane = peer.network().lane()
+    async with serving(answering(CREATED)) as server:
+        lane = server.network().lane()
         assert (await lane.send(EVENT)).status == 201
         await lane.aclose()
 
 
 async def test_cookies_are_not_sent_back():
-    async with serving(answering(answer("201 Created", b"", b"Set-Cookie: a=b\r\n"))) as peer:
-        lane = peer.network().lane()
+    async with serving(answering(answer("201 Created", b"", b"Set-Cookie: a=b\r\n"))) as server:
+        lane = server.network().lane()
         await lane.send(EVENT)
         await lane.send(EVENT)
-        assert b"cookie" not in peer.requests[1].lower()
+        assert b"cookie" not in server.requests[1].lower()
         await lane.aclose()
 
 
 # --- secrets ---
 
 
-async def test_a_server_that_repeats_our_secrets_does_not_get_them_into_an_answer():
-    async def echo(stream, peer):
-        request = await read_request(stream, peer)
+async def test_a_new_key_is_sent_on_open_connections_too():
+    async with serving(answering(CREATED)) as server:
+        network = server.network()
+        lane = network.lane()
+        await lane.send(EVENT)
+        network.use_key(Secret("another-key"))
+        await lane.send(EVENT)
+        await lane.aclose()
+        assert KEY.encode() in server.requests[0]
+        assert b"X-APTRINSIC-API-KEY: another-key" in server.requests[1]
+        assert server.connections == 1
+        assert network.mask_secrets(f"{KEY} another-key".encode()) == b"**** ****", "an answer to the old one may come"
+
+
+async def test_an_echoed_secret_is_masked_in_the_answer():
+    async def echo(stream, server):
+        request = await read_request(stream, server)
         headers = b"Retry-After: %s\r\nContent-Type: %s\r\n" % (KEY.encode(), KEY.encode())
         await stream.send_all(answer("400 Bad", request, headers))
 
-    async with serving(echo) as peer:
-        network = peer.network()
+    async with serving(echo) as server:
+        network = server.network()
         lane = network.lane()
         reply = await lane.send(EVENT)
-        assert KEY.encode() in peer.requests[0]
+        assert KEY.encode() in server.requests[0]
         assert KEY not in repr((reply, network, lane))
         assert b"X-APTRINSIC-API-KEY: ****" in reply.body
         await lane.aclose()
 
 
 @pytest.mark.parametrize("key", ["", "with blank", "line\nbreak", "ключ"])
-def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(key):
+def test_a_key_unfit_for_a_header_is_refused_without_showing_it(key):
     with pytest.raises(ConfigError) as caught:
-        HttpxNetwork(Px(), Secret(key), 1)
+        HttpxNetwork(PxConfig(), Secret(key), 1)
     assert not key or key not in str(caught.value)
 
 
 @pytest.mark.parametrize("proxy", ["ftp://me:pass-word@host", "socks5://me:pass-word@host:1", "pass-word", "http://"])
-def test_a_proxy_that_is_none_is_refused_without_showing_its_password(proxy):
+def test_an_invalid_proxy_is_refused_without_its_password(proxy):
     with pytest.raises(ConfigError) as caught:
-        HttpxNetwork(Px(proxy=proxy), Secret(KEY), 1)
+        HttpxNetwork(PxConfig(proxy=proxy), Secret(KEY), 1)
     assert "pass-word" not in str(caught.value)
 
 
-def test_a_certificate_file_that_cannot_be_read_is_refused(tmp_path):
+def test_an_unreadable_certificate_file_is_refused(tmp_path):
     (tmp_path / "not.pem").write_text("not a certificate")
     for name in ("missing.pem", "not.pem"):
         with pytest.raises(ConfigError, match=name):
-            HttpxNetwork(Px(ca_file=str(tmp_path / name)), Secret(KEY), 1)
+            HttpxNetwork(PxConfig(ca_file=str(tmp_path / name)), Secret(KEY), 1)
 
 
-# --- cancellation (field_lessons M1 to M3) ---
+# --- cancellation (sidecar/px/README.md#what-a-lane-costs) ---
 
 
 async def test_lanes_survive_cancellation_at_any_moment():
-    async def slowly(stream, peer):
-        rng = random.Random(peer.connections)
-        while await read_request(stream, peer):
+    async def slowly(stream, server):
+        rng = random.Random(server.connections)
+        while await read_request(stream, server):
             await trio.sleep(rng.uniform(0, 0.004))
             await stream.send_all(CREATED[:30])
             await trio.sleep(rng.uniform(0, 0.002))
@@ -411,8 +422,8 @@ async def test_lanes_survive_cancellation_at_any_moment():
 
     rng, outcomes = random.Random(7), {"answered": 0, "cancelled": 0}
 
-    async def harass(lane):
-        """Half of the requests are cancelled, however slow this machine is just now."""
+    async def send_and_cancel(lane):
+        """Cancel about half of the requests, at any speed of the machine."""
         typical_s = 0.006
         for _ in range(40):
             with trio.move_on_after(rng.uniform(0, 2 * typical_s)) as scope:
@@ -420,20 +431,20 @@ async def test_lanes_survive_cancellation_at_any_moment():
             typical_s *= 1.25 if scope.cancelled_caught else 0.8
             outcomes["cancelled" if scope.cancelled_caught else "answered"] += 1
 
-    async with serving(slowly) as peer:
-        network = peer.network()
+    async with serving(slowly) as server:
+        network = server.network()
         lanes = [network.lane() for _ in range(8)]
         async with trio.open_nursery() as nursery:
             for lane in lanes:
-                nursery.start_soon(harass, lane)
-        assert min(outcomes.values()) > 10, "both must happen for this to say anything"
+                nursery.start_soon(send_and_cancel, lane)
+        assert min(outcomes.values()) > 10, "the test needs both outcomes"
         for lane in lanes:
             assert (await lane.send(EVENT)).status == 201
             await lane.aclose()
 
 
 async def _two_sends(cancel_before=None):
-    """Send twice, and be cancelled before the step of that number, if it comes so far; how many steps were begun."""
+    """Send twice, cancelled before the step of that number if it is reached. Return the steps begun and whether it was."""
 
     class Steps(trio.abc.Instrument):
         begun = 0
@@ -445,8 +456,8 @@ async def _two_sends(cancel_before=None):
                 self.begun += 1
 
     sender = trio.lowlevel.current_task()
-    async with serving(answering(CREATED)) as peer:
-        lane, steps = peer.network().lane(), Steps()
+    async with serving(answering(CREATED)) as server:
+        lane, steps = server.network().lane(), Steps()
         with trio.CancelScope() as scope:
             trio.lowlevel.add_instrument(steps)
             await lane.send(EVENT)
@@ -458,19 +469,42 @@ async def _two_sends(cancel_before=None):
 
 
 async def test_a_lane_survives_cancellation_at_each_step():
-    """How many steps there are is found out anew each time: what TLS, trio or a kernel changes must not hide the last."""
+    """The number of steps is counted in each run, so that a change in trio or the kernel cannot leave steps untested."""
     steps, _ = await _two_sends()
-    assert steps > 10
+    assert steps > 5
     cancelled = [(await _two_sends(number))[1] for number in range(steps)]
-    assert cancelled[: steps - 2] == [True] * (steps - 2)  # the very last may have nothing left to be cancelled
+    assert cancelled[: steps - 2] == [True] * (steps - 2)  # the last ones may have nothing left to cancel
 
 
 async def test_a_lane_carries_one_request_at_a_time():
-    async with serving(lambda stream, peer: once_badly(stream, peer, say_nothing)) as peer:
-        lane = peer.network().lane()
+    async with serving(lambda stream, server: misbehave_once(stream, server, never_answer)) as server:
+        lane = server.network().lane()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lane.send, EVENT)
             await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(AssertionError):
                 await lane.send(EVENT)
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://user:p#MARKED@proxy:3128",
+        "http://user:p/MARKED@proxy:3128",
+        "http://u:?MARKED@h:1",
+        "http://u#MARKED@h:1",
+    ],
+)
+def test_a_proxy_password_with_special_characters_gets_a_hint(proxy):
+    with pytest.raises(ConfigError, match="percent-encoded") as caught:
+        HttpxNetwork(PxConfig(proxy=proxy), Secret(KEY), 1.0)
+    assert "MARKED" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["proxy:3128", "socks5://proxy:1080", "http://proxy:99999", " http://proxy:1 ", "http://"]
+)
+def test_what_is_not_a_proxy_is_told_how_to_write_one(proxy):
+    with pytest.raises(ConfigError, match="write http://host:port or"):
+        HttpxNetwork(PxConfig(proxy=proxy), Secret(KEY), 1.0)

@@ -1,4 +1,4 @@
-"""Sandboxes that are closed after the test, and had no mistake in them."""
+"""Fixtures: sandboxes that are closed after the test and have raised no error."""
 
 import pytest
 from sandbox_client import NOW_MS
@@ -9,14 +9,14 @@ from sidecar.sandbox import Sandbox
 
 @pytest.fixture
 def make_box():
-    """Makes sandboxes and closes them."""
-    made = []
+    """Create sandboxes, and close them after the test."""
+    boxes = []
 
     def make(**options) -> Sandbox:
-        made.append(Sandbox(**{"clock": VirtualClock(start_wall_ms=NOW_MS), **options}))
-        return made[-1]
+        boxes.append(Sandbox(**{"clock": VirtualClock(start_wall_ms=NOW_MS), **options}))
+        return boxes[-1]
 
     yield make
-    for box in made:
+    for box in boxes:
         assert box.errors == []
         box.close()

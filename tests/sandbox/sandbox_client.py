@@ -1,4 +1,4 @@
-"""A strict client (h11) of a sandbox over memory streams, and an event."""
+"""A strict HTTP client (h11) of a sandbox over memory streams, and an event to send."""
 
 import json
 from contextlib import asynccontextmanager
@@ -20,7 +20,11 @@ def event(user="u1", name="Feature Used", seq=1, **more) -> dict:
 
 @asynccontextmanager
 async def client_of(box: Sandbox):
-    """A function that sends a request over a new connection and gives (status, headers, body), or None for no answer."""
+    """Give a function that sends one request over a new connection.
+
+    It returns (status, headers, body), None if the connection ends without an answer, or "hangs" after
+    ``cancel_after_s`` seconds.
+    """
     async with trio.open_nursery() as nursery:
 
         async def call(method, path, body=b"", *, key="sandbox-key", cancel_after_s=float("inf")):
@@ -43,16 +47,16 @@ async def exchange(stream, method, path, body, key):
     await stream.send_all(client.send(h11.Data(data=body)) + client.send(h11.EndOfMessage()))
     response, answer = None, b""
     while True:
-        got = client.next_event()
-        if got is h11.NEED_DATA:
+        received = client.next_event()
+        if received is h11.NEED_DATA:
             data = await stream.receive_some()
             if not data and response is None:
                 return None
             client.receive_data(data)
-        elif isinstance(got, h11.Response):
-            response = got
-        elif isinstance(got, h11.Data):
-            answer += bytes(got.data)
+        elif isinstance(received, h11.Response):
+            response = received
+        elif isinstance(received, h11.Data):
+            answer += bytes(received.data)
         else:
             await stream.aclose()
             return response.status_code, dict(response.headers), answer

@@ -1,14 +1,14 @@
-"""The judge: what PX accepts, and each thing it refuses, named."""
+"""The judge accepts exactly what PX's contract allows, and names each problem."""
 
 import json
 
 import pytest
 
-from sidecar.sandbox.judge import Answer, Rules, decode, judge_event, judge_key, judge_permission
-from sidecar.sandbox.people import People
+from sidecar.sandbox.judge import JudgeAnswer, JudgeRules, decode, judge_event, judge_key, judge_permission
+from sidecar.sandbox.people import PeopleStore
 
-RULES = Rules(keys=frozenset({"k"}), read_only_keys=frozenset({"r"}), property_keys=frozenset({"AP-ONE-2"}))
-# The seed's "Example: Feature Used Event".
+RULES = JudgeRules(keys=frozenset({"k"}), read_only_keys=frozenset({"r"}), property_keys=frozenset({"AP-ONE-2"}))
+# The example of https://docs.dataflysignal.com/integrations/crm/gainsight, "Example: Feature Used Event".
 EVENT = {
     "identifyId": "user_123",
     "propertyKey": "AP-ONE-2",
@@ -22,7 +22,7 @@ EVENT = {
 }
 
 
-def complaint(answer: Answer | None) -> list[str]:
+def problems(answer: JudgeAnswer | None) -> list[str]:
     assert answer is not None
     assert answer.status == 400
     envelope = json.loads(answer.body)["externalapierror"]
@@ -30,19 +30,19 @@ def complaint(answer: Answer | None) -> list[str]:
     return [sub["message"] for sub in envelope["subErrors"]]
 
 
-def test_the_whole_example_is_accepted():
+def test_an_event_with_all_common_fields_is_accepted():
     assert judge_event(EVENT, RULES) is None
 
 
-def test_the_four_required_fields_are_enough():
+def test_exactly_four_fields_are_required():
     required = {name: EVENT[name] for name in ("eventName", "identifyId", "propertyKey", "userType")}
     assert judge_event(required, RULES) is None
     for name in required:
-        (message,) = complaint(judge_event({k: v for k, v in required.items() if k != name}, RULES))
+        (message,) = problems(judge_event({k: v for k, v in required.items() if k != name}, RULES))
         assert message.startswith(f"{name}: ")
 
 
-WRONG = [
+INVALID = [
     ("eventName", ""), ("eventName", 5), ("eventName", None), ("eventName", "x" * 2001),
     ("identifyId", ""), ("identifyId", 12), ("identifyId", None),
     ("propertyKey", "AP-TWO-2"), ("propertyKey", ["AP-ONE-2"]),
@@ -56,33 +56,33 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("field", "value"), WRONG)
+@pytest.mark.parametrize(("field", "value"), INVALID)
 def test_a_wrong_field_is_named(field, value):
-    (message,) = complaint(judge_event(EVENT | {field: value}, RULES))
+    (message,) = problems(judge_event(EVENT | {field: value}, RULES))
     assert message.startswith(f"{field}: ")
 
 
-ALLOWED = [
+VALID = [
     ("eventName", "x" * 2000), ("userType", "EMPTY_USER_TYPE"), ("userType", "LEAD"), ("sessionId", 1679967592314),
     ("attributes", {}), ("attributes", {f"a{n}": 1 for n in range(50)}), ("attributes", {"k" * 1024: "[1,2]"}),
     ("date", -1), ("date", 2**63 - 1),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("field", "value"), ALLOWED)
-def test_what_is_just_within_the_limits_is_accepted(field, value):
+@pytest.mark.parametrize(("field", "value"), VALID)
+def test_values_at_the_limits_are_accepted(field, value):
     assert judge_event(EVENT | {field: value}, RULES) is None
 
 
 def test_every_wrong_field_is_named_at_once():
-    messages = complaint(judge_event(EVENT | {"date": "x", "userType": "x"}, RULES))
+    messages = problems(judge_event(EVENT | {"date": "x", "userType": "x"}, RULES))
     assert [message.split(":")[0] for message in messages] == ["userType", "date"]
 
 
-def test_without_known_product_keys_any_that_looks_like_one_will_do():
-    rules = Rules(keys=RULES.keys)
+def test_without_property_keys_any_that_begins_with_ap_is_known():
+    rules = JudgeRules(keys=RULES.keys)
     assert judge_event(EVENT | {"propertyKey": "AP-ANY-2"}, rules) is None
-    assert complaint(judge_event(EVENT | {"propertyKey": "sandbox-key"}, rules))
+    assert problems(judge_event(EVENT | {"propertyKey": "sandbox-key"}, rules))
 
 
 @pytest.mark.parametrize(
@@ -90,11 +90,11 @@ def test_without_known_product_keys_any_that_looks_like_one_will_do():
     [b"", b"{", b"[]", b'"x"', b"null", b'{"a":NaN}', b'{"a":Infinity}', b'{"a":1e400}', b'{"a":"\\ud800"}', b'{"a":1}x',
      b'{"a":"\xff"}', b"{'a':1}", b"[" * 5000],
 )  # fmt: skip
-def test_json_is_read_strictly(body):
-    assert complaint(decode(body))[0].startswith("body: ")
+def test_invalid_json_is_refused(body):
+    assert problems(decode(body))[0].startswith("body: ")
 
 
-def test_keys_and_permissions():
+def test_unknown_keys_get_401_and_read_only_keys_403():
     assert judge_key("k", RULES) is None
     assert judge_key("r", RULES) is None
     for key in (None, "", "other"):
@@ -111,7 +111,7 @@ def test_keys_and_permissions():
 class TestPeople:
     @pytest.fixture
     def people(self):
-        people = People(RULES)
+        people = PeopleStore(RULES)
         assert people.answer("POST", "/v1/users", b'{"identifyId":"a/b","propertyKeys":["AP-ONE-2"]}').status == 201
         assert people.answer("POST", "/v1/accounts", b'{"id":"c","name":"C","propertyKeys":["AP-ONE-2"]}').status == 201
         return people
@@ -144,23 +144,23 @@ class TestPeople:
             ("PATCH", "/v1/users/a%2Fb", b"{}", 405),
         ],
     )
-    def test_each_call_has_its_status(self, people, method, path, body, status):
+    def test_each_call_has_its_declared_status(self, people, method, path, body, status):
         assert people.answer(method, path, body).status == status
 
-    def test_a_duplicate_says_so(self, people):
+    def test_a_duplicate_is_named_as_by_px(self, people):
         answer = people.answer("POST", "/v1/users", b'{"identifyId":"a/b","propertyKeys":["AP-ONE-2"]}')
         assert b"Bad request, possible duplicate" in answer.body
 
-    def test_who_is_absent_is_named_as_px_names_it(self, people):
+    def test_an_absent_user_is_named_as_by_px(self, people):
         answer = people.answer("PUT", "/v1/users/none", b"{}")
         assert b"User was not found for parameters {id=none}" in answer.body
 
-    def test_an_update_changes_only_what_it_names(self, people):
+    def test_an_update_changes_only_the_given_fields(self, people):
         people.answer("PUT", "/v1/users/a%2Fb", b'{"email":"e"}')
         people.answer("PUT", "/v1/users/a%2Fb", b'{"title":"t"}')
         user = json.loads(people.answer("GET", "/v1/users/a%2Fb", b"").body)
         assert (user["email"], user["title"]) == ("e", "t")
 
     @pytest.mark.parametrize("path", ["/v1/events/page", "/v1/users/a/b", "/users", "/v1/usersx"])
-    def test_other_paths_are_not_its_business(self, people, path):
+    def test_other_paths_are_not_answered(self, people, path):
         assert people.answer("POST", path, b"{}") is None

@@ -1,4 +1,4 @@
-"""Reading events back: filters, windows, pages."""
+"""Events are read back by filters, date windows and pages."""
 
 import json
 from urllib.parse import quote
@@ -8,7 +8,9 @@ from sandbox_client import EVENTS, NOW_MS, client_of, event
 
 
 async def query(call, *filters: str, **parameters) -> dict:
-    text = "&".join([f"filter={quote(one)}" for one in filters] + [f"{k}={v}" for k, v in parameters.items()])
+    text = "&".join(
+        [f"filter={quote(condition)}" for condition in filters] + [f"{k}={v}" for k, v in parameters.items()]
+    )
     status, _, body = await call("GET", f"{EVENTS}?{text}")
     return {"status": status, **json.loads(body)}
 
@@ -20,8 +22,8 @@ async def test_events_are_read_back_by_filters(make_box, autojump_clock):
             await call("POST", EVENTS, event(user, name, seq, date=NOW_MS - 1000 + seq))
 
         async def hits(*filters, **parameters):
-            found = await query(call, *filters, sort="date", **parameters)
-            return [one["attributes"]["seq"] for one in found["customEvents"]]
+            answer = await query(call, *filters, sort="date", **parameters)
+            return [stored["attributes"]["seq"] for stored in answer["customEvents"]]
 
         assert await hits() == [0, 1, 2, 3]
         assert await hits("eventName==login") == [0, 1]
@@ -33,10 +35,10 @@ async def test_events_are_read_back_by_filters(make_box, autojump_clock):
         assert await hits(f"date>={NOW_MS - 998}") == [2, 3]
         assert await hits(f"date>{NOW_MS - 1000};date<{NOW_MS - 997}") == [1, 2]
         assert await hits(f"date<={NOW_MS - 1000}") == [0]
-        assert await hits("eventName==nobody") == []
+        assert await hits("eventName==Unknown") == []
 
 
-async def test_the_window_is_a_day_unless_said_otherwise_and_190_days_at_most(make_box, autojump_clock):
+async def test_the_window_is_one_day_by_default_and_at_most_190_days(make_box, autojump_clock):
     day_ms = 86_400_000
     box = make_box()
     async with client_of(box) as call:
@@ -49,7 +51,7 @@ async def test_the_window_is_a_day_unless_said_otherwise_and_190_days_at_most(ma
         assert (refused["status"], refused["externalapierror"]["message"]) == (400, "Exceeded date range190days")
 
 
-async def test_scrolling_gives_every_event_once_while_others_arrive(make_box, autojump_clock):
+async def test_scrolling_returns_each_event_once_while_others_arrive(make_box, autojump_clock):
     box = make_box(per_second=0)
     async with client_of(box) as call:
         for seq in range(60):
@@ -58,7 +60,7 @@ async def test_scrolling_gives_every_event_once_while_others_arrive(make_box, au
         while True:
             page = await query(call, **parameters)
             assert page["totalHits"] == 60
-            seen += [one["attributes"]["seq"] for one in page["customEvents"]]
+            seen += [stored["attributes"]["seq"] for stored in page["customEvents"]]
             parameters = {"scrollId": page["scrollId"]}
             assert page["scrollId"] is not None
             if len(page["customEvents"]) < 25:
@@ -72,7 +74,7 @@ async def test_scrolling_gives_every_event_once_while_others_arrive(make_box, au
     "parameters",
     ["filter=nonsense", "filter=color==red", "filter=date>x", "pageSize=1001", "pageSize=0", "pageSize=x", "sort=name", "scrollId=x"],
 )  # fmt: skip
-async def test_a_query_that_cannot_be_understood_is_400(make_box, parameters):
+async def test_an_invalid_query_is_400(make_box, parameters):
     box = make_box()
     async with client_of(box) as call:
         assert (await call("GET", f"{EVENTS}?{parameters}"))[0] == 400

@@ -1,4 +1,4 @@
-"""The sandbox as its clients meet it: order of judgement, limits, faults, the log and its file."""
+"""The sandbox over HTTP: order of judgment, limits, faults, the log and its file."""
 
 import json
 
@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from sandbox_client import EVENTS, client_of, event
 
 from sidecar.clock import SystemClock
-from sidecar.http import Stopping
+from sidecar.http import Shutdown
 from sidecar.sandbox import Faults, Outage, serve_sandbox
 from sidecar.sandbox.report import largest_window
 
 
-async def test_an_event_is_stored_and_answered_as_px_does(make_box, autojump_clock):
+async def test_an_event_is_stored_and_answered_201(make_box, autojump_clock):
     box = make_box()
     async with client_of(box) as call:
         status, headers, body = await call("POST", EVENTS, event(date=5))
@@ -46,14 +46,14 @@ async def test_an_event_is_stored_and_answered_as_px_does(make_box, autojump_clo
         ("POST", "/events/custom", b"{}", "wrong", 401),
     ],
 )
-async def test_the_key_is_judged_before_the_permission_before_the_body(make_box, method, path, body, key, status):
+async def test_key_permission_and_body_are_judged_in_this_order(make_box, method, path, body, key, status):
     box = make_box()
     async with client_of(box) as call:
         assert (await call(method, path, body, key=key))[0] == status
     assert box.report().stored == 0
 
 
-async def test_above_the_limit_of_a_second_is_429_and_that_counts_too(make_box, autojump_clock):
+async def test_above_the_second_limit_is_429_which_counts_too(make_box, autojump_clock):
     box = make_box(per_second=3, per_day=0)
     async with client_of(box) as call:
         statuses = [(await call("POST", EVENTS, event(seq=n)))[0] for n in range(5)]
@@ -66,7 +66,7 @@ async def test_above_the_limit_of_a_second_is_429_and_that_counts_too(make_box, 
     assert (report.requests, report.by_status, report.largest_second) == (7, {"201": 4, "429": 3}, 6)
 
 
-async def test_above_the_limit_of_a_day_is_429_until_the_day_is_over(make_box, autojump_clock):
+async def test_above_the_day_limit_is_429_until_24_hours_have_passed(make_box, autojump_clock):
     box = make_box(per_second=0, per_day=2)
     async with client_of(box) as call:
         assert [(await call("POST", EVENTS, event()))[0] for _ in range(3)] == [201, 201, 429]
@@ -75,7 +75,7 @@ async def test_above_the_limit_of_a_day_is_429_until_the_day_is_over(make_box, a
         assert (await call("POST", EVENTS, event()))[0] == 201
 
 
-async def test_latency_delays_the_answer_and_not_the_deed(make_box, autojump_clock):
+async def test_latency_delays_the_answer_and_not_the_storing(make_box, autojump_clock):
     box = make_box(faults=Faults(latency_s=2))
     async with client_of(box) as call, trio.open_nursery() as nursery:
         nursery.start_soon(call, "POST", EVENTS, event())
@@ -100,7 +100,7 @@ async def test_jitter_stays_within_its_bounds(make_box, autojump_clock):
 
 
 @pytest.mark.parametrize(("how", "expected"), [("refuse", None), ("503", 503), ("hang", "hangs")])
-async def test_an_outage_has_its_window(make_box, autojump_clock, how, expected):
+async def test_an_outage_applies_within_its_window(make_box, autojump_clock, how, expected):
     box = make_box()
     async with client_of(box) as call:
 
@@ -119,7 +119,7 @@ async def test_an_outage_has_its_window(make_box, autojump_clock, how, expected)
     assert box.report().stored == 2
 
 
-async def test_a_dropped_answer_is_an_event_stored(make_box):
+async def test_a_dropped_answer_belongs_to_a_stored_event(make_box):
     box = make_box(faults=Faults(dropped_answers=1))
     async with client_of(box) as call:
         assert await call("POST", EVENTS, event()) is None
@@ -134,7 +134,7 @@ async def test_a_hanging_request_is_not_processed(make_box, autojump_clock):
     assert box.report().by_status == {"0": 1}
 
 
-async def test_errors_come_at_their_rate_and_in_their_words(make_box):
+async def test_errors_have_their_rate_status_body_and_length(make_box):
     box = make_box(
         faults=Faults(error_rate=0.3, error_status=500, error_body="<h1>no</h1>", error_bytes=20), per_second=0
     )
@@ -146,14 +146,14 @@ async def test_errors_come_at_their_rate_and_in_their_words(make_box):
     assert box.report().stored == 300 - len(errors)
 
 
-async def test_garbage_is_not_http(make_box):
+async def test_a_garbage_answer_is_not_http(make_box):
     box = make_box(faults=Faults(garbage=1))
     async with client_of(box) as call:
         with pytest.raises(h11.RemoteProtocolError):
             await call("POST", EVENTS, event())
 
 
-async def test_a_dripping_answer_takes_its_time(make_box, autojump_clock):
+async def test_a_dripped_body_arrives_byte_by_byte(make_box, autojump_clock):
     box = make_box(faults=Faults(drip_s=1))
     async with client_of(box) as call:
         status, _, body = await call("POST", EVENTS, event())
@@ -161,7 +161,7 @@ async def test_a_dripping_answer_takes_its_time(make_box, autojump_clock):
         assert trio.current_time() == pytest.approx(len(body), abs=1)
 
 
-async def test_a_firewall_dislikes_names_and_a_user_fails(make_box):
+async def test_firewall_names_and_fail_users_match_globs(make_box):
     box = make_box(faults=Faults(firewall_names=("*sleep(*",), fail_users=("bad-*",), fail_status=500))
     async with client_of(box) as call:
         status, headers, body = await call("POST", EVENTS, event(name=",sleep(100)"))
@@ -181,7 +181,7 @@ async def test_a_firewall_dislikes_names_and_a_user_fails(make_box):
         ("", None),
     ],
 )
-async def test_retry_after_in_every_form(make_box, autojump_clock, asked, header):
+async def test_retry_after_has_every_form(make_box, autojump_clock, asked, header):
     box = make_box(per_second=1, faults=Faults(retry_after=asked))
     async with client_of(box) as call:
         assert b"retry-after" not in (await call("POST", EVENTS, event()))[1]
@@ -189,7 +189,7 @@ async def test_retry_after_in_every_form(make_box, autojump_clock, asked, header
         assert (status, headers.get(b"retry-after")) == (429, header)
 
 
-async def test_faults_are_changed_by_the_control_path(make_box):
+async def test_the_control_path_changes_faults(make_box):
     box = make_box()
     async with client_of(box) as call:
         assert (await call("POST", "/sandbox/faults", {"error_rate": 1, "error_status": 500}, key=None))[0] == 200
@@ -203,12 +203,12 @@ async def test_faults_are_changed_by_the_control_path(make_box):
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"error_rate":2}', b'{"eror_rate":1}', b'{"error_status":1}'])
-async def test_wrong_faults_change_nothing(make_box, body):
+async def test_invalid_faults_change_nothing(make_box, body):
     box = make_box(faults=Faults(latency_s=0.0, fail_users=("x",)))
     async with client_of(box) as call:
         status, _, answer = await call("POST", "/sandbox/faults", body)
         assert status == 400
-        assert json.loads(answer)["error"].startswith("The faults stay as they were")
+        assert json.loads(answer)["error"].startswith("The faults are unchanged")
     assert box.faults == Faults(fail_users=("x",))
 
 
@@ -229,7 +229,7 @@ async def test_the_control_path_shows_log_events_and_report_and_resets(make_box,
     assert (box.report().requests, box.events) == (0, [])
 
 
-async def test_a_key_tells_events_apart_where_bodies_do_not(make_box):
+async def test_a_report_key_identifies_events_instead_of_bodies(make_box):
     box = make_box()
     async with client_of(box) as call:
         await call("POST", EVENTS, event(seq=1, date=1))
@@ -240,16 +240,16 @@ async def test_a_key_tells_events_apart_where_bodies_do_not(make_box):
     assert box.report("attributes.none").duplicates == 0
 
 
-async def test_a_killed_sandbox_goes_on_where_it_was(make_box, autojump_clock, tmp_path):
+async def test_a_killed_sandbox_continues_from_its_state_file(make_box, autojump_clock, tmp_path):
     state = tmp_path / "state"
     first = make_box(state=state, per_second=3, per_day=0)
     async with client_of(first) as call:
         await call("POST", EVENTS, event(seq=1, date=1) | {"url": "https://x/ü\n"})
         await call("POST", EVENTS, b"\nnot json\n")
         await call("POST", "/v1/users", {"identifyId": "u", "propertyKeys": ["AP-X-2"]})
-    # No close: a kill leaves the file as it is, perhaps with half a record.
-    whole = state.read_bytes()
-    state.write_bytes(whole + b"5.0 201 1 POST /v1/events/custom 1 500\n{half")
+    # Not closed: a kill leaves the file as it is, possibly with an incomplete record.
+    complete = state.read_bytes()
+    state.write_bytes(complete + b"5.0 201 1 POST /v1/events/custom 1 500\n{half")
     second = make_box(state=state, per_second=3, per_day=0)
     assert (second.log(), second.events) == (first.log(), first.events)
     assert msgspec.structs.asdict(second.report()) == msgspec.structs.asdict(first.report())
@@ -257,7 +257,7 @@ async def test_a_killed_sandbox_goes_on_where_it_was(make_box, autojump_clock, t
         assert (await call("GET", "/v1/users/u"))[0] == 429
         await trio.sleep(2)
         assert (await call("GET", "/v1/users/u"))[0] == 200
-    assert state.read_bytes().startswith(whole)
+    assert state.read_bytes().startswith(complete)
     assert b"half" not in state.read_bytes()
 
 
@@ -268,11 +268,11 @@ def test_the_largest_window_is_exact(times):
     assert largest_window(times, 1.0) == max(every_window, default=0)
 
 
-async def test_it_runs_inside_a_nursery_until_it_is_stopped(make_box):
+async def test_serve_sandbox_serves_until_it_is_stopped(make_box):
     box = make_box(clock=SystemClock())
-    stopping = Stopping()
+    shutdown = Shutdown()
     async with trio.open_nursery() as nursery:
-        url = await nursery.start(lambda task_status: serve_sandbox(box, stopping=stopping, task_status=task_status))
+        url = await nursery.start(lambda task_status: serve_sandbox(box, shutdown=shutdown, task_status=task_status))
         async with httpx.AsyncClient(base_url=url, headers={"X-APTRINSIC-API-KEY": "sandbox-key"}) as client:
             for seq in (1, 2):
                 assert (await client.post(EVENTS, json=event(seq=seq))).status_code == 201
@@ -281,12 +281,12 @@ async def test_it_runs_inside_a_nursery_until_it_is_stopped(make_box):
             box.set_faults(Faults(dropped_answers=1))
             with pytest.raises(httpx.ReadError):
                 await client.post(EVENTS, json=event(seq=3))
-        stopping.set()
+        shutdown.set()
     assert box.report("attributes.seq").distinct == 3
 
 
 @pytest.mark.parametrize("count", [0, 500, 501])
-async def test_all_stored_events_are_shown_one_a_line(make_box, count):
+async def test_all_stored_events_are_listed_one_per_line(make_box, count):
     box = make_box(per_second=0, per_day=0)
     async with client_of(box) as call:
         for number in range(count):

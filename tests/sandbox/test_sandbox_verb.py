@@ -1,4 +1,4 @@
-"""``px-sidecar sandbox`` as a process."""
+"""``px-sidecar sandbox`` as a process: greeting, report, options, errors."""
 
 import json
 import re
@@ -14,8 +14,8 @@ import pytest
 EVENT = b'{"identifyId":"u","propertyKey":"AP-X-2","userType":"USER","eventName":"Feature Used"}'
 
 
-class Running:
-    """A sandbox process and its address."""
+class SandboxProcess:
+    """A sandbox process, its greeting and its URL."""
 
     def __init__(self, *options: str) -> None:
         command = [sys.executable, "-m", "sidecar", "sandbox", "--port", "0", *options]
@@ -43,18 +43,18 @@ class Running:
 def start():
     running = []
 
-    def make(*options: str) -> Running:
-        running.append(Running(*options))
+    def make(*options: str) -> SandboxProcess:
+        running.append(SandboxProcess(*options))
         return running[-1]
 
     yield make
-    for one in running:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.communicate()
+    for box in running:
+        if box.process.poll() is None:
+            box.process.kill()
+            box.process.communicate()
 
 
-def test_it_says_how_to_use_it_and_reports_at_the_end(start):
+def test_it_prints_how_to_use_it_and_a_json_report_at_the_end(start):
     box = start("--json")
     text = "".join(box.greeting)
     assert f"PX_SIDECAR_PX_BASE_URL={box.url}" in text
@@ -66,7 +66,7 @@ def test_it_says_how_to_use_it_and_reports_at_the_end(start):
     assert (code, report["requests"], report["stored"]) == (0, 3, 1)
 
 
-def test_a_person_gets_a_report_too_on_ctrl_c(start):
+def test_ctrl_c_prints_a_readable_report(start):
     box = start("--per-second", "1")
     assert [box.post(), box.post()] == [201, 429]
     code, out = box.end(signal.SIGINT)
@@ -87,7 +87,7 @@ def test_options_become_faults(start):
     box.end(signal.SIGTERM)
 
 
-def test_a_state_file_outlives_a_kill(start, tmp_path):
+def test_a_state_file_survives_a_kill(start, tmp_path):
     state = str(tmp_path / "log")
     first = start("--state", state)
     assert first.post() == 201
@@ -105,9 +105,9 @@ def run(*options: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_an_occupied_port_is_one_sentence():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
+def test_an_occupied_port_is_reported_in_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
         ended = run("--port", port)
     assert ended.returncode == 1
     assert len(ended.stderr.strip().splitlines()) == 1
@@ -115,14 +115,14 @@ def test_an_occupied_port_is_one_sentence():
     assert "--port" in ended.stderr
 
 
-def test_a_state_file_that_cannot_be_used_is_one_sentence(tmp_path):
+def test_an_unusable_state_file_is_reported_with_its_path(tmp_path):
     ended = run("--port", "0", "--state", str(tmp_path / "missing" / "log"))
     assert ended.returncode == 1
     assert str(tmp_path / "missing" / "log") in ended.stderr
 
 
 @pytest.mark.parametrize("options", [["--outage", "5s"], ["--outage", "5s-2s"], ["--latency", "soon"], ["--hang", "2"]])
-def test_wrong_options_are_wrong_usage(options):
+def test_invalid_options_exit_with_2(options):
     ended = run(*options)
     assert ended.returncode == 2
     assert options[0] in ended.stderr

@@ -15,7 +15,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from stage import Stage, wait_until
+from process_harness import ProcessHarness, wait_until
+
+pytestmark = pytest.mark.whole
 
 HERE = Path(__file__).parent
 NODE_MODULES = HERE / "node" / "node_modules"
@@ -32,7 +34,7 @@ OUTCOMES = {
 }
 STATES = {4: "delivered", 5: "dropped", 6: "dead"}
 
-# Language, SDK, and whether it is told to compress; Segment's for Node cannot.
+# Language, SDK, and whether it compresses; Segment's for Node cannot.
 APPS = [
     *(("python", sdk, gzip) for sdk in ("segment", "old", "rudder") for gzip in ("plain", "gzip")),
     ("node", "@segment/analytics-node", "plain"),
@@ -77,22 +79,22 @@ class App:
     """A running app that makes ``count`` calls."""
 
     def __init__(
-        self, stage: Stage, command: tuple[list[str], dict[str, str]], gzip: str, count: int, name: str
+        self, harness: ProcessHarness, command: tuple[list[str], dict[str, str]], gzip: str, count: int, name: str
     ) -> None:
         arguments, environ = command
         self.count = count
         self.name = name
-        self.log = stage.folder / f"{name}.log"
+        self.log = harness.folder / f"{name}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*arguments, f"http://{stage.http}", gzip, str(count), name],
+                [*arguments, f"http://{harness.http}", gzip, str(count), name],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=stage.environ(**environ),
+                env=harness.environ(**environ),
             )
-        stage.processes.append(self.process)
+        harness.processes.append(self.process)
 
     def half_way(self) -> None:
         """Wait until it has made half of its calls."""
@@ -108,20 +110,20 @@ class App:
         return made - set(json.loads(out))
 
 
-def kept(stage: Stage) -> list[tuple[str, str, str | None]]:
+def kept(harness: ProcessHarness) -> list[tuple[str, str, str | None]]:
     """Message id, state and reason of every event in the outbox of a daemon that has ended."""
-    with sqlite3.connect(f"file:{stage.outbox}?mode=ro", uri=True) as database:
+    with sqlite3.connect(f"file:{harness.outbox}?mode=ro", uri=True) as database:
         rows = database.execute("SELECT body, state, reason FROM events ORDER BY id").fetchall()
     database.close()
     return [(json.loads(body)["messageId"], STATES.get(state, "pending"), reason) for body, state, reason in rows]
 
 
-def account(stage: Stage, daemon: subprocess.Popen[bytes], sent: set[str]) -> None:
+def account(harness: ProcessHarness, daemon: subprocess.Popen[bytes], sent: set[str]) -> None:
     """Every event that was sent is stored once, and has come to its end once."""
-    wait_until(lambda: stage.status()["pending"] == 0, 60, what="the delivery")
-    arrived = Counter(event["eventId"] for event in stage.arrived())
-    assert stage.stop(daemon) == 0
-    events = kept(stage)
+    wait_until(lambda: harness.status()["pending"] == 0, 60, what="the delivery")
+    arrived = Counter(event["eventId"] for event in harness.arrived())
+    assert harness.stop(daemon) == 0
+    events = kept(harness)
     times = Counter(message_id for message_id, _, _ in events)
     assert set(times.values()) == {1}, [one for one, count in times.items() if count > 1]
     assert sent <= times.keys()
@@ -131,26 +133,26 @@ def account(stage: Stage, daemon: subprocess.Popen[bytes], sent: set[str]) -> No
     assert arrived == Counter(delivered)
 
 
-def check(stage: Stage, command, apps: list[tuple[str, str, str]], count: int, *, inherited: bool) -> None:
-    stage.start_sandbox("--per-second", "0")
-    stage.write_config(deliver="per_second = 2000")
-    with listening(stage.http) if inherited else socket.socket() as listener:
+def check(harness: ProcessHarness, command, apps: list[tuple[str, str, str]], count: int, *, inherited: bool) -> None:
+    harness.start_sandbox("--per-second", "0")
+    harness.write_config(deliver="per_second = 2000")
+    with listening(harness.http) if inherited else socket.socket() as listener:
         http = listener if inherited else None
-        daemon = stage.start_daemon(http=http)
+        daemon = harness.start_daemon(http=http)
         running = [
-            App(stage, command(language, sdk), gzip, count, f"{sdk}-{gzip}".replace("/", "-"))
+            App(harness, command(language, sdk), gzip, count, f"{sdk}-{gzip}".replace("/", "-"))
             for language, sdk, gzip in apps
         ]
         running[0].half_way()
-        assert stage.stop(daemon) == 0
-        daemon = stage.start_daemon(http=http)
+        assert harness.stop(daemon) == 0
+        daemon = harness.start_daemon(http=http)
         for app in running[1:]:
             app.half_way()
         sent = {app.name: app.sent() for app in running}
         if inherited:
             refused = {name for name, ids in sent.items() if len(ids) < count}
             assert not refused, "some were refused, though the socket was open all the time"
-        account(stage, daemon, set().union(*sent.values()))
+        account(harness, daemon, set().union(*sent.values()))
 
 
 def listening(address: str) -> socket.socket:
@@ -159,17 +161,17 @@ def listening(address: str) -> socket.socket:
 
 
 @pytest.mark.parametrize("language", ["python", "node"])
-def test_every_event_is_there_once_through_a_restart_with_the_socket_inherited(stage, command, language):
-    check(stage, command, [app for app in APPS if app[0] == language], COUNT, inherited=True)
+def test_every_event_is_there_once_through_an_inherited_socket(harness, command, language):
+    check(harness, command, [app for app in APPS if app[0] == language], COUNT, inherited=True)
 
 
 @pytest.mark.parametrize("language", ["python", "node"])
-def test_what_an_sdk_reports_as_sent_is_there_once_through_a_restart_that_refuses(stage, command, language):
-    check(stage, command, [app for app in APPS if app[0] == language and app[2] == "plain"], COUNT, inherited=False)
+def test_what_an_sdk_reports_as_sent_is_there_once_after_a_restart(harness, command, language):
+    check(harness, command, [app for app in APPS if app[0] == language and app[2] == "plain"], COUNT, inherited=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("inherited", [True, False], ids=["inherited", "refusing"])
 @pytest.mark.parametrize("app", APPS, ids="-".join)
-def test_a_thousand_of_each_kind(stage, command, app, inherited):
-    check(stage, command, [app], COUNT * len(OUTCOMES), inherited=inherited)
+def test_a_thousand_of_each_kind(harness, command, app, inherited):
+    check(harness, command, [app], COUNT * len(OUTCOMES), inherited=inherited)

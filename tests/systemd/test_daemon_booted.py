@@ -132,7 +132,7 @@ class Stream:
         return {mid for mid, outcome in self.outcomes.items() if outcome == "accepted"}
 
 
-def test_the_first_connection_starts_the_daemon_which_delivers_with_the_key_of_the_credential(machine):
+def test_the_first_connection_starts_a_daemon_with_credentials(machine):
     assert machine.show("px-sidecar", "ActiveState") == {"ActiveState": "inactive"}
     assert Stream(machine, "first", 0.3).wait().keys() == {"accepted"}
     assert machine.show("px-sidecar", "ActiveState") == {"ActiveState": "active"}
@@ -145,7 +145,7 @@ def test_the_first_connection_starts_the_daemon_which_delivers_with_the_key_of_t
     assert line.startswith("open, 0 pending")
 
 
-def test_a_stream_of_events_survives_restarts_and_kills_without_a_refused_connection(machine):
+def test_restarts_and_kills_refuse_no_connection(machine):
     machine.run("systemctl", "start", "px-sidecar")
     stream = Stream(machine, "stream", 15)
     for action in ("restart", "kill -s KILL", "restart"):
@@ -157,7 +157,7 @@ def test_a_stream_of_events_survives_restarts_and_kills_without_a_refused_connec
     outcomes = stream.wait()
     assert "ConnectionRefusedError" not in outcomes, outcomes
     assert outcomes["accepted"] > 150  # fifty around each of the three
-    # What a killed daemon had read and not answered was not accepted; an orderly restart costs nobody an answer.
+    # What a killed daemon had read and not answered was not accepted; an orderly restart costs no client an answer.
     assert outcomes.total() - outcomes["accepted"] <= 2, outcomes
     wait_until(lambda: status(machine)["pending"] == 0, "everything is delivered")
     assert stream.accepted() <= set(arrived(machine))
@@ -189,9 +189,9 @@ def test_a_reload_takes_a_good_file_and_refuses_a_bad_one_aloud(machine):
     write(machine, "config.toml", CONFIG.replace("per_second = 1000", 'per_second = "fast"'))
     machine.run("systemctl", "reload", "px-sidecar")
     wait_until(lambda: "per_second" in status_text(machine), "STATUS= tells what is wrong")
-    time.sleep(1.5)  # and goes on telling
+    time.sleep(1.5)  # and continues to report
     assert "per_second" in status_text(machine)
-    assert "the old one goes on" in machine.journal("px-sidecar")
+    assert "the old one stays in force" in machine.journal("px-sidecar")
     assert status(machine)["ceiling"] == 1000
     assert any("per_second" in warning for warning in status(machine)["warnings"])
     write(machine, "config.toml", CONFIG.replace("per_second = 1000", "per_second = 77"))
@@ -248,3 +248,37 @@ def test_a_damaged_outbox_does_not_keep_the_daemon_from_starting(machine):
     assert "was damaged" in machine.journal("px-sidecar")
     assert "px_sidecar_outbox_set_aside 1.0" in ask(machine, 8321, "/metrics")
     assert any("set aside as outbox.db.damaged-" in warning for warning in status(machine)["warnings"])
+
+
+def test_pending_events_move_off_a_live_host_and_back(machine):
+    """The sockets restarted the daemon behind every stop, so that an export was refused or met a running daemon."""
+    machine.run("systemctl", "start", "px-sidecar")
+    machine.run("px-sidecar", "pause")
+    assert Stream(machine, "before", 1).wait().keys() == {"accepted"}
+    stream = Stream(machine, "during", 8)
+    wait_until(lambda: len(stream.outcomes) > 20, "traffic")
+    machine.sh("mkdir -p /root; cd /root; systemctl stop px-sidecar; px-sidecar outbox export moved.ndjson")
+    assert machine.sh("stat -c '%U %a' /root/moved.ndjson") == "root 600\n"
+    accepted = stream.accepted()
+    stream.wait()
+    assert stream.accepted() == accepted, "clients are refused, and none starts the daemon"
+    assert machine.show("px-sidecar", "ActiveState") == {"ActiveState": "inactive"}
+    assert "px-sidecar.socket, px-sidecar-http.socket stay stopped" in machine.sh(
+        "px-sidecar status | tr -s ' \\n' ' '; true"
+    )
+    back = json.loads(machine.sh("cd /root; px-sidecar outbox import --back moved.ndjson --json"))
+    assert back["accepted"] >= len(accepted)
+    assert Stream(machine, "after", 0.5).wait().keys() == {"accepted"}, "the sockets start the daemon again"
+    machine.run("px-sidecar", "resume")
+    wait_until(lambda: status(machine)["pending"] == 0, "everything is delivered")
+    assert accepted <= set(arrived(machine))
+
+
+def test_a_start_of_the_daemon_ends_an_export(machine):
+    machine.run("systemctl", "start", "px-sidecar")
+    machine.sh("cd /root; rm -f moved.ndjson; px-sidecar outbox export moved.ndjson")
+    assert machine.show("px-sidecar.socket", "ActiveState") == {"ActiveState": "inactive"}
+    machine.run("systemctl", "start", "px-sidecar")
+    assert machine.show("px-sidecar.socket", "ActiveState") == {"ActiveState": "active"}
+    assert "is over: this daemon was started" in machine.journal("px-sidecar")
+    assert Stream(machine, "started", 0.3).wait().keys() == {"accepted"}

@@ -1,0 +1,103 @@
+"""Requests that verbs send to PX directly: is the key valid (``check --live``), which events exist (``reconcile``).
+
+They do not count against the day's quota: its counters belong to the daemon, and these are a few requests a run. The
+distance of ``deliver.per_day`` to PX's limit covers them (sidecar/px/README.md#limits).
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from sidecar.cli.common import global_option
+from sidecar.clock import SystemClock
+from sidecar.config import Config, Secret, api_key
+from sidecar.errors import ConfigError, Failed
+from sidecar.px import Kind, PxAnswer, PxRequest, Reply, classify, read_events
+from sidecar.px.transport import HttpxNetwork
+
+__all__ = ["ask_px", "decode_events", "effective_key", "is_in_px"]
+
+TIMEOUT_S: Final = 30.0
+WINDOW_MS: Final = 60_000
+KEY_FOLDER: Final = Path("/etc/px-sidecar")  # LoadCredential= in systemd/*.service
+
+
+def effective_key(config: Config, environ: Mapping[str, str] = os.environ) -> Secret:
+    """Return the API key that the daemon uses. Raises ConfigError if there is none.
+
+    systemd passes the key to the daemon as a credential, which an operator's shell does not have. In that case the key
+    is read from the file that ``LoadCredential=`` names, if this user can read it.
+    """
+    try:
+        return api_key(config.px, environ)
+    except ConfigError:
+        instance = global_option("instance")
+        path = KEY_FOLDER / (f"{instance}.api_key" if instance else "api_key")
+        own = config.px.api_key or config.px.api_key_file
+        if not own and path.exists() and not os.access(path, os.R_OK):
+            raise ConfigError(
+                f"Asking PX needs the API key, and {path} is open to root only; use sudo, or leave out what asks PX."
+            ) from None
+        if config.px.api_key or config.px.api_key_file or not os.access(path, os.R_OK):
+            raise
+        return api_key(msgspec.structs.replace(config.px, api_key_file=str(path)), {})
+
+
+def ask_px(config: Config, requests: Sequence[PxRequest]) -> list[Reply]:
+    """Send the requests one after another on one connection; return PX's replies. Raises ConfigError without a key."""
+    network = HttpxNetwork(config.px, effective_key(config), min(TIMEOUT_S, config.deliver.timeout))
+
+    async def ask() -> list[Reply]:
+        lane = network.lane()
+        try:
+            return [await lane.send(request) for request in requests]
+        finally:
+            await lane.aclose()
+
+    return trio.run(ask)
+
+
+def decode_events(reply: Reply) -> dict[str, Any]:
+    """Return PX's answer to ``px.read_events``: ``customEvents``, ``totalHits``, ``scrollId``. Raises Failed."""
+    verdict = classify(reply, wall_ms=SystemClock().wall_ms())
+    if not isinstance(reply, PxAnswer) or verdict.kind is not Kind.DELIVERED:
+        if verdict.kind is Kind.WRONG_KEY:
+            raise Failed(
+                f"The API key may not read events (PX answered {verdict.status}); give it the Read permission "
+                "under Administration > Integrations > REST API."
+            )
+        raise Failed(f"The events could not be read back from PX: {verdict.message}")
+    try:
+        answer = msgspec.json.decode(reply.body)
+        if isinstance(answer["customEvents"], list) and isinstance(answer["totalHits"], int):
+            return dict(answer)
+    except (msgspec.DecodeError, KeyError, TypeError):
+        pass  # an answer of another shape: reported below
+    raise Failed("PX's answer about events is not understood; check px.base_url and px.region.")
+
+
+def is_in_px(config: Config, payload: dict[str, Any]) -> bool:
+    """Return whether PX shows the event with this body, by its name, user and date. Raises Failed or ConfigError.
+
+    PX's filter reads ``;`` as "and" and cannot quote it: a name or user with one is compared here instead.
+    """
+    name, user = str(payload["eventName"]), str(payload["identifyId"])
+    request = read_events(
+        event_name=None if ";" in name else name,
+        user_id=None if ";" in user else user,
+        from_ms=payload["date"] - WINDOW_MS,
+        until_ms=payload["date"] + WINDOW_MS,
+        page_size=1_000,
+    )
+    found = decode_events(ask_px(config, [request])[0])["customEvents"]
+    return any(
+        event.get("date") == payload["date"]
+        and event.get("eventName", name) == name
+        and event.get("identifyId", user) == user
+        for event in found
+        if isinstance(event, dict)
+    )

@@ -1,0 +1,66 @@
+"""Which requests are looked at: the page's own, and no other page's. Pure.
+
+A server on loopback can be reached by every page in a browser on the same host. Each rule stops a known way in
+(sidecar/console/README.md#attacks); all of them are checked on every request, streams included.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from sidecar.http import Request
+
+__all__ = ["Guard", "headers"]
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST"})
+
+
+class Guard:
+    """The rules for a console that listens at ``address`` and ``port``."""
+
+    def __init__(self, address: str, port: int) -> None:
+        names = {"127.0.0.1", "localhost", "[::1]"} if address in ("127.0.0.1", "::1", "localhost") else set()
+        names.add(f"[{address}]" if ":" in address else address)
+        self.hosts = frozenset(f"{name}:{port}" for name in names)
+        self.origins = frozenset(f"http://{host}" for host in self.hosts)
+
+    def refusal(self, request: Request) -> tuple[int, str] | None:
+        """Return status and sentence for a request that is not answered, or None."""
+        if request.method not in METHODS:
+            return 405, "Only GET, HEAD and POST are allowed."
+        hosts = _values(request, b"host")
+        if len(hosts) != 1 or hosts[0] not in self.hosts:
+            return 403, "The Host header names another server; open the address that the console printed."
+        if any(origin not in self.origins for origin in _values(request, b"origin")):
+            return 403, "The request comes from a page of another origin."
+        if any(site not in ("same-origin", "none") for site in _values(request, b"sec-fetch-site")):
+            return 403, "The request comes from a page of another site."
+        if request.method == "POST":
+            kinds = _values(request, b"content-type")
+            # A form or a fetch without permission of this server cannot send this type (https://fetch.spec.whatwg.org/#cors-safelisted-request-header).
+            if [kind.partition(";")[0].strip() for kind in kinds] != ["application/json"]:
+                return 415, "Send JSON, with Content-Type: application/json."
+        return None
+
+
+def headers() -> tuple[tuple[str, str], ...]:
+    """Return the headers of every answer. Scripts and styles come from this server's files only, none is inline."""
+    policy = (
+        "default-src 'none'; "
+        "script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+    return (
+        ("Content-Security-Policy", policy),
+        ("X-Content-Type-Options", "nosniff"),
+        ("X-Frame-Options", "DENY"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cross-Origin-Opener-Policy", "same-origin"),
+        ("Cross-Origin-Resource-Policy", "same-origin"),
+        ("Permissions-Policy", "camera=(), geolocation=(), microphone=()"),
+        ("Cache-Control", "no-store"),
+    )
+
+
+def _values(request: Request, name: bytes) -> Sequence[str]:
+    return [value.decode("latin-1") for key, value in request.headers if key == name]

@@ -1,0 +1,106 @@
+"""The audit trail of the control API: every call that changes something, with the peer who made it.
+
+The peer is what the kernel says about the other end of the control socket (SO_PEERCRED, unix(7)), so that no client can
+give another name than its own. What is recorded of a call is its parameters, without values that can name a user.
+"""
+
+import pwd
+import socket
+import struct
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from sidecar.control.answers import Int64, Params, RequestError, RouteTable, decode_body, decode_query, json_response
+from sidecar.http import Request, Response
+from sidecar.outbox import Outbox
+from sidecar.outbox.audit import add_audit, audit_page
+
+__all__ = ["AUDITED", "AuditQuery", "AuditRoutes", "Note", "describe_peer", "peer"]
+
+AUDITED: Final = {
+    "/v1/pause": "pause",
+    "/v1/resume": "resume",
+    "/v1/reload": "reload",
+    "/v1/dead/retry": "dead retry",
+    "/v1/dead/discard": "dead discard",
+    "/v1/events/discard": "events discard",
+    "/v1/resend": "resend",
+    "/v1/backfill": "backfill",
+    "/v1/forget": "forget",
+    "/v1/forget/px": "forget in PX",
+    "/v1/import": "import",
+    "/v1/send": "send",
+}
+"""The action of each call that is recorded."""
+
+# Parameters that are recorded as given; of all others only the name.
+_SHOWN: Final = frozenset({"ids", "name", "reason", "since_ms", "until_ms", "all", "source"})
+MAX_DETAIL: Final = 2_000
+
+peer: ContextVar[str] = ContextVar("peer", default="this process")
+"""Who is connected: set for each connection, in its task."""
+
+
+class AuditQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """The parameters of ``GET /v1/audit``."""
+
+    before: Int64 | None = None
+    limit: Int64 = 100
+
+
+class Note(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /v1/audit``: a change that was made outside the daemon, such as a saved configuration."""
+
+    action: str
+    detail: str = ""
+
+
+def describe_peer(connection: socket.socket | Any) -> str:
+    """Return the user and process at the other end of a Unix socket, such as ``root (uid 0, pid 4711)``."""
+    try:
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _ = struct.unpack("3i", raw)
+    except (OSError, AttributeError):
+        return "unknown"
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = "?"
+    return f"{name} (uid {uid}, pid {pid})"
+
+
+class AuditRoutes:
+    """``/v1/audit``, and ``record``, which the server calls after each audited call."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self.routes: RouteTable = {"/v1/audit": ("GET", self._list), "/v1/audit/note": ("POST", self._note)}
+
+    async def record(self, request: Request) -> None:
+        """Record a call that has succeeded, if it is one of ``AUDITED``. Only the first page of a paged call is."""
+        action = AUDITED.get(request.path.rstrip("/"))
+        given: dict[str, Any] = msgspec.json.decode(request.body or b"{}", type=dict[str, Any]) if action else {}
+        if action is not None and not given.get("after"):
+            shown = {key: value if key in _SHOWN else "…" for key, value in given.items()}
+            await self._add(action, msgspec.json.encode(shown).decode() if shown else "")
+
+    async def _add(self, action: str, detail: str) -> None:
+        who = peer.get()
+        await self._outbox.write(lambda store, now_ms: add_audit(store, now_ms, who, action[:100], detail[:MAX_DETAIL]))
+
+    async def _list(self, _request: Request, params: Params) -> Response:
+        query = decode_query(params, AuditQuery)
+        limit = max(1, min(query.limit, 1_000))
+        rows = await self._outbox.read(partial(audit_page, before=query.before, limit=limit))
+        following = rows[-1].id if len(rows) == limit else None
+        return json_response({"changes": [row._asdict() for row in rows], "next": following})
+
+    async def _note(self, request: Request, _params: Params) -> Response:
+        note = decode_body(request, Note)
+        if not note.action.strip():
+            raise RequestError(400, "The action is empty; say what was changed.")
+        await self._add(note.action, note.detail)
+        return json_response({"recorded": True})

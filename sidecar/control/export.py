@@ -1,0 +1,163 @@
+"""Export pending events to another host, from an outbox file that no daemon has open.
+
+A daemon holds some pending events in memory and some are in flight to PX: exporting those would deliver them twice.
+Therefore the daemon must be stopped first. Importing works with and without one (``OutboxAdmin.import_events``).
+"""
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from typing import Final, cast
+
+import msgspec
+
+from sidecar.control.outbox_admin import ExportedEvent
+from sidecar.control.selection import Class
+from sidecar.events import decode_stored
+from sidecar.mapping import NO_ACCOUNT, PRIORITIES, Account, Mapper, Priority, Settings
+from sidecar.outbox import EventState, Page, Row, Settlement, Store, hashed_values
+from sidecar.outbox.steps import READ_BYTES
+from sidecar.units import iso_utc, show_count
+
+__all__ = [
+    "ExportNote",
+    "export_note",
+    "exported_events",
+    "lift_export",
+    "mark_exported",
+    "note_export",
+    "pending_pages",
+]
+
+PAGE_ROWS: Final = 500
+NOTE: Final = "export"  # the outbox's meta key
+
+
+class ExportNote(msgspec.Struct, frozen=True):
+    """What the last export did: when (epoch milliseconds), into which file, how many events, which units it stopped.
+
+    It is in the outbox until an import, or until a daemon starts.
+    """
+
+    at_ms: int
+    file: str
+    moved: int
+    units: list[str]
+
+    def describe(self) -> str:
+        """Return what it means for the operator, and what to do, in one sentence."""
+        moved = f"{show_count(self.moved)} events were moved to {self.file} at {iso_utc(self.at_ms)}"
+        if not self.units:
+            return f"{moved}; `px-sidecar outbox import --back {self.file}` makes them pending here again."
+        return (
+            f"{moved}, and {', '.join(self.units)} stay stopped, so that no connection starts the daemon, until "
+            f"`px-sidecar outbox import`, `px-sidecar outbox import --back {self.file}` or a start of the daemon."
+        )
+
+
+def note_export(store: Store, note: ExportNote) -> None:
+    """Record an export. Call it before the first event is marked, and at the end with the number."""
+    with store.transaction():
+        store.set_meta(NOTE, msgspec.json.encode(note).decode())
+
+
+def export_note(store: Store) -> ExportNote | None:
+    """Return the note of an export that is not lifted yet; None if there is none or it cannot be read."""
+    try:
+        return msgspec.json.decode(store.get_meta(NOTE) or "null", type=ExportNote | None)
+    except msgspec.DecodeError:
+        return None
+
+
+def lift_export(store: Store) -> ExportNote | None:
+    """Remove the note of an export, and return it."""
+    note = export_note(store)
+    if note is not None:
+        with store.transaction():
+            store.set_meta(NOTE, "null")
+    return note
+
+
+def pending_pages(store: Store) -> Iterator[list[Row]]:
+    """Yield all pending events in pages, in the order of acceptance: the memory of the other host follows it.
+
+    Older rows of a waiting user may be parked while newer ones are not; unparking all first restores their order.
+    """
+    with store.transaction():  # the pages below read unparked rows only
+        store.unpark_all()
+    classes = [chain.from_iterable(_pages(partial(store.page, priority=priority))) for priority in PRIORITIES]
+    page: list[Row] = []
+    size_bytes = 0
+    for row in heapq.merge(*classes, key=lambda row: row.id):
+        page.append(row)
+        size_bytes += len(row.body)
+        if len(page) == PAGE_ROWS or size_bytes >= READ_BYTES:
+            yield page
+            page, size_bytes = [], 0
+    if page:
+        yield page
+
+
+def _pages(read_page: Callable[..., Page]) -> Iterator[list[Row]]:
+    after_id, more = 0, True
+    while more:
+        page = read_page(after_id=after_id, limit=PAGE_ROWS)
+        more = page.more
+        if page.rows:
+            after_id = page.rows[-1].id
+            yield page.rows
+
+
+def exported_events(store: Store, rows: Sequence[Row], settings: Settings) -> list[tuple[Row, ExportedEvent]]:
+    """Return the rows of a page in the form that is exported, redacted by the privacy rules.
+
+    Redaction removes only what the mapping removes as well, so the importing host maps an event to the same request.
+    A row whose body cannot be decoded is left out: it stays in this outbox, and the mapping reports it. Raises sqlite3.Error.
+    """
+    keys = [(settings.product_of(row.source), row.user) for row in rows]
+    store.accounts.load((product, user) for product, user in keys if user is not None)
+    lines = []
+    for row, (product, user) in zip(rows, keys, strict=True):
+        memory = NO_ACCOUNT if user is None else store.accounts.of((product, user))
+        line = _exported(row, product, memory, settings.mapper)
+        if line is not None:
+            lines.append((row, line))
+    return lines
+
+
+def _exported(row: Row, product: str, memory: Account, mapper: Mapper) -> ExportedEvent | None:
+    try:
+        event = decode_stored(row.body)
+    except msgspec.DecodeError:
+        return None
+    shown, hashed = mapper.export(event, hashed_values(row.hashed))
+    account, account_from = _revealed(row.account, mapper)
+    memory_id, memory_from = _revealed(memory, mapper)
+    return ExportedEvent(
+        property_key=product,
+        received_ms=row.received_ms,
+        event=shown,
+        hashed=hashed or None,
+        priority=cast(Class, row.priority.name.lower()),
+        account=None if row.account is None else account,
+        account_from=account_from,
+        memory=memory_id or None,
+        memory_from=memory_from,
+    )
+
+
+def _revealed(account: Account | None, mapper: Mapper) -> tuple[str, str]:
+    """Return an account under today's privacy rules, and its path."""
+    shown = (account and mapper.reveal_account(account)) or ""
+    # What a rule has hashed already has no path: the rules of the other host must not hash it again.
+    return shown, account.path if account and shown == account.id else ""
+
+
+def mark_exported(store: Store, rows: Sequence[Row], now_ms: int) -> None:
+    """Settle exported rows as dropped with reason ``moved``, in one transaction.
+
+    Call it after the exported lines are synced to disk: from then on only the export holds these events.
+    """
+    with store.transaction():
+        store.settle([Settlement(row.id, row.priority, EventState.DROPPED, "moved") for row in rows], now_ms)

@@ -1,0 +1,243 @@
+"""Routes that map without sending: events that the caller gives, and recent real events under a changed mapping.
+
+Rules
+-----
+* Both mappings see the events as the privacy rules in force show them. Where the changed rules would send what today's
+  rules hide, the row says so (``reveals``) and does not show it.
+* A rule for a name *matches nothing* if it decides no name that ever came; another one, if leaving it out changes the
+  result of no recent event. That is what an operator wants to know, and it needs no second implementation of the rules.
+* All of it runs in a worker thread with mappers of its own: the event loop continues, and the settings' mapper is not
+  thread-safe.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from sidecar.config import Config, ConfigFile, MappingConfig
+from sidecar.control.answers import Params, RequestError, RouteTable, decode_body, json_response
+from sidecar.control.config_calls import check_text
+from sidecar.errors import ConfigError, Failed
+from sidecar.events import decode_or_empty, judge, name_of
+from sidecar.http import Request, Response
+from sidecar.mapping import Known, LiveSettings, Mapped, Mapper, Settings, compile_mapping
+from sidecar.outbox import Outbox, Remembered, Store, hashed_values, queries
+from sidecar.outbox.selection import EventFilter
+from sidecar.px import preview
+
+__all__ = ["MapCommand", "MappingRoutes", "PreviewCommand"]
+
+EVENTS_PER_NAME: Final = 50
+# Pages of queries.SCAN_ROWS rows that are looked through for events of one name: about 0.1 s of the store's thread.
+PAGES_MAX: Final = 5
+NAMES_MAX: Final = 2_000
+# Leaving out each rule means mapping all events again: 100 rules and 100 events take about 0.3 s of a worker thread.
+RULES_MAX: Final = 100
+RULE_EVENTS: Final = 100
+
+
+class MapCommand(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /v1/map``; ``toml`` is a whole configuration file, by default the one in force."""
+
+    events: list[dict[str, Any]]
+    toml: str | None = None
+
+
+class PreviewCommand(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /v1/mapping/preview``: a configuration file, and the event name to look at (default: all)."""
+
+    toml: str | None = None
+    name: str | None = None
+    unmatched: bool = False
+
+
+class _Recent(msgspec.Struct, frozen=True):
+    """Recent events and what is needed to map them: the memory of their users, and the names ever seen."""
+
+    rows: list[queries.EventRow]
+    known: list[Remembered]
+    names: list[tuple[str, str, int, int]]
+
+
+class MappingRoutes:
+    """``/v1/map`` and ``/v1/mapping/preview``."""
+
+    def __init__(self, outbox: Outbox, settings: LiveSettings, file: ConfigFile | None) -> None:
+        self._outbox = outbox
+        self._settings = settings
+        self._file = file
+        self.routes: RouteTable = {
+            "/v1/map": ("POST", self._map),
+            "/v1/mapping/preview": ("POST", self._preview),
+        }
+
+    async def _map(self, request: Request, _params: Params) -> Response:
+        command = decode_body(request, MapCommand)
+        if len(command.events) > 1_000:
+            raise RequestError(400, f"There are {len(command.events):,} events; send at most 1,000.")
+        settings = self._settings.now
+        config = settings.config if command.toml is None else self._judged(command.toml)
+        if isinstance(config, dict):
+            return json_response(config)
+        results = await trio.to_thread.run_sync(_map_events, command.events, config)
+        return json_response({"ok": True, "error": None, "line": None, "results": results})
+
+    async def _preview(self, request: Request, _params: Params) -> Response:
+        command = decode_body(request, PreviewCommand)
+        settings = self._settings.now
+        then = settings.config if command.toml is None else self._judged(command.toml)
+        if isinstance(then, dict):
+            return json_response(then)
+        recent = await self._outbox.read(partial(_recent, name=command.name))
+        work = partial(_compare, settings, then, recent, unmatched=command.unmatched)
+        return json_response({"ok": True, "error": None, "line": None} | await trio.to_thread.run_sync(work))
+
+    def _judged(self, toml: str) -> Config | dict[str, Any]:
+        if self._file is None:
+            raise Failed("There is no configuration file to compare with; run the daemon with --config.")
+        return check_text(self._file, toml)
+
+
+def _recent(store: Store, name: str | None) -> _Recent:
+    """Return the newest events of a name, and every name that was ever seen with its count."""
+    rows: list[queries.EventRow] = []
+    before = None
+    for _ in range(PAGES_MAX if name is not None else 1):
+        page = queries.list_events(
+            store, which=EventFilter(name=name), limit=EVENTS_PER_NAME - len(rows), before=before
+        )
+        rows += page.events
+        before = page.next_before
+        if before is None or len(rows) >= EVENTS_PER_NAME:
+            break
+    users = {row.user for row in rows if row.user is not None}
+    return _Recent(rows, store.known(users), store.names.newest(NAMES_MAX))
+
+
+def _map_events(events: Sequence[dict[str, Any]], config: Config) -> list[dict[str, Any]]:
+    mapper = compile_mapping(config.mapping, config.people, config.identity)
+    results = []
+    for event in events:
+        judged = judge(event, config.outbox.max_event_bytes)
+        if judged.bad is not None or judged.event is None:
+            results.append({"dead": "bad_event", "detail": judged.bad})
+        else:
+            mapped = mapper.map(judged.event, Known(), property_key=config.px.property_key, received_ms=0)
+            results.append(_result(mapped))
+    return results
+
+
+def _compare(settings: Settings, then: Config, recent: _Recent, *, unmatched: bool) -> dict[str, Any]:
+    """Map the recent events with both mappings."""
+    now_mapper = compile_mapping(settings.config.mapping, settings.config.people)
+    then_mapper = compile_mapping(then.mapping, then.people)
+    events = [_Event(row, settings, recent.known, now_mapper) for row in recent.rows]
+    rows = []
+    for event in events:
+        before, after = event.map(now_mapper), event.map(then_mapper)
+        reveals = event.map(then_mapper, raw=True).intents != after.intents
+        row = {"id": event.row.id, "name": name_of(event.shown), "state": event.row.state, "user": event.row.user}
+        row |= {"received_ms": event.row.received_ms, "event": event.shown}
+        shown_before, shown_after = _result(before), _result(after)
+        row |= {"now": shown_before, "then": shown_after, "same": shown_before == shown_after, "reveals": reveals}
+        rows.append(row)
+    names = [
+        {
+            "type": kind,
+            "name": name,
+            "events": count,
+            "last_ms": last_ms,
+            "now": _px_name(now_mapper, kind, name),
+            "then": _px_name(then_mapper, kind, name),
+        }
+        for kind, name, count, last_ms in recent.names
+    ]
+    answer: dict[str, Any] = {"rows": rows, "names": names}
+    if unmatched:
+        named = [{"type": kind, "event": name, "name": name} for kind, name, *_ in recent.names]
+        answer["unmatched"] = [*_idle_names(then.mapping, then_mapper, [*named, *(event.raw for event in events)])]
+        answer["unmatched"] += _unmatched(then, then_mapper, events[:RULE_EVENTS])
+    return answer
+
+
+class _Event:
+    """One recent event, as the privacy rules in force show it, with what is needed to map it."""
+
+    def __init__(self, row: queries.EventRow, settings: Settings, known: Sequence[Remembered], mapper: Mapper) -> None:
+        self.row = row
+        self.raw = decode_or_empty(row.body)
+        self._carried = hashed_values(row.hashed)
+        self.shown, self._hashed = mapper.export(self.raw, self._carried)
+        self._product = settings.product_of(row.source)
+        memory = (user.known for user in known if (user.user, user.property_key) == (row.user, self._product))
+        self._known = Known.decode(next(memory, b"{}"))
+
+    def map(self, mapper: Mapper, *, raw: bool = False) -> Mapped:
+        return mapper.map(
+            self.raw if raw else self.shown,
+            self._known,
+            account=self.row.account,
+            property_key=self._product,
+            received_ms=self.row.received_ms,
+            hashed=self._carried if raw else self._hashed,
+        )
+
+
+def _result(mapped: Mapped) -> dict[str, Any]:
+    """Return what PX would get: ``requests``, ``dropped`` or ``dead``, and what was changed on the way."""
+    result: dict[str, Any] = {}
+    if mapped.intents:
+        result["requests"] = preview(mapped.intents)
+    if mapped.dropped:
+        result["dropped"] = mapped.dropped
+    if mapped.dead:
+        result |= {"dead": mapped.dead, "detail": mapped.detail}
+    if mapped.changes:
+        result["changes"] = [{"field": change.field, "what": change.what} for change in mapped.changes]
+    return result
+
+
+def _px_name(mapper: Mapper, kind: str, name: str) -> str | None:
+    """Return what a name becomes; None if its events are dropped, or are no custom events."""
+    return mapper.px_name({"type": kind, "event": name, "name": name})
+
+
+def _idle_names(mapping: MappingConfig, mapper: Mapper, calls: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield the entries of [mapping.events] that decide the name of no call."""
+    resolved = (mapper.rules.names.resolve(call) for call in calls)
+    deciding = {name.rule for name in resolved if name is not None}
+    yield from (f"mapping.events.{name}" for name in mapping.events if f'mapping.events "{name}"' not in deciding)
+
+
+def _unmatched(config: Config, mapper: Mapper, events: Sequence[_Event]) -> Iterator[str]:
+    """Yield the rules for attributes without which every recent event would become the same."""
+    results = [event.map(mapper, raw=True) for event in events]
+    for rule, without in _rules_left_out(config.mapping):
+        try:
+            other = compile_mapping(without, config.people)
+        except ConfigError:
+            continue  # the rest contradicts itself without this rule, so the rule has an effect
+        if [event.map(other, raw=True) for event in events] == results:
+            yield rule
+
+
+def _rules_left_out(mapping: MappingConfig) -> Iterator[tuple[str, MappingConfig]]:
+    """Yield the name of each rule for attributes, and the mapping without it; at most ``RULES_MAX``."""
+    replace = msgspec.structs.replace
+    rules: list[tuple[str, MappingConfig]] = []
+    attributes = mapping.attributes
+    for table in ("rename", "set"):
+        entries: dict[str, Any] = getattr(attributes, table)
+        for name in entries:
+            rest = {key: value for key, value in entries.items() if key != name}
+            changed = replace(mapping, attributes=replace(attributes, **{table: rest}))
+            rules.append((f"mapping.attributes.{table}.{name}", changed))
+    for table in ("drop", "hash"):
+        listed: list[str] = getattr(attributes, table)
+        for name in listed:
+            without = replace(attributes, **{table: [item for item in listed if item != name]})
+            rules.append((f"mapping.attributes.{table}: {name}", replace(mapping, attributes=without)))
+    yield from rules[:RULES_MAX]

@@ -1,0 +1,52 @@
+"""From a checked event to the row that asks to be accepted: its class, its user, and the account it speaks of.
+
+One function for every way in (HTTP, NDJSON, import, backfill), so that an event means the same however it came.
+"""
+
+from enum import IntEnum
+
+from sidecar.events import JudgedEvent, kind_and_name
+from sidecar.mapping import Account, Priority, Settings
+from sidecar.outbox.records import NewEvent
+
+__all__ = ["Via", "new_event"]
+
+
+class Via(IntEnum):
+    """How an event came in; stored with it."""
+
+    UNKNOWN = 0
+    HTTP = 1
+    UNIX_HTTP = 2
+    NDJSON = 3
+    IMPORT = 4
+    RESEND = 5
+    BACKFILL = 6
+
+
+def new_event(
+    settings: Settings,
+    source: int,
+    checked: JudgedEvent,
+    *,
+    via: Via = Via.UNKNOWN,
+    carried: Account | None = None,
+    hashed: str | None = None,
+) -> NewEvent:
+    """Classify an event by the settings in force; a bad one has neither class nor user.
+
+    ``carried`` and ``hashed`` are what an exported line says of its account and of values that are hashed already.
+    """
+    event, mapper = checked.event, settings.mapper
+    if event is None:
+        return NewEvent(source, Priority.NORMAL, None, checked.message_id, checked.body, checked.bad, via=via)
+    kind, name = kind_and_name(event.get("type"), event.get("event"), event.get("name"))
+    if checked.bad is not None:
+        return NewEvent(
+            source, Priority.NORMAL, None, checked.message_id, checked.body, checked.bad, kind=kind, name=name, via=via
+        )
+    return NewEvent(
+        *(source, mapper.priority_of(event), mapper.user_of(event), checked.message_id, checked.body, None),
+        *(settings.product_of(source), kind, name, mapper.account_said(event), via, carried),
+        hashed=hashed,
+    )

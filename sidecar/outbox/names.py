@@ -1,0 +1,107 @@
+"""The catalogue of event names: every name that was accepted, how often, and when first and last.
+
+Theory
+------
+Each event row holds the number of its name, so that events can be found by name without decoding them. A name gets its
+number in the transaction that accepts its first event. How often it came is counted in memory and written by
+housekeeping, since writing it with every commit would cost the ordinary event a page more; after a crash the counts of
+the last minute are missing.
+
+An app that makes names of ids could fill memory and disk: beyond ``NAMES_MAX`` no name gets a number any more, and
+``crowded`` counts the events that have none.
+"""
+
+import sqlite3
+from typing import Final
+
+__all__ = ["NAMES_MAX", "NameCatalogue"]
+
+NAMES_MAX: Final = 10_000
+OTHER: Final = 0  # the number of an event whose name has none
+
+NameKey = tuple[str, str]  # type, name as sent
+
+
+class NameCatalogue:
+    """The numbers of names. Used by the store inside a transaction; then ``committed`` or ``rolled_back``."""
+
+    def __init__(self, connection: sqlite3.Connection, *, names_max: int = NAMES_MAX) -> None:
+        self._connection = connection
+        self._names_max = names_max
+        self._numbers: dict[NameKey, int] = {
+            (kind, name): number for number, kind, name in connection.execute("SELECT id, type, name FROM names")
+        }
+        self._new: dict[NameKey, int] = {}
+        self._counted: dict[int, int] = {}
+        self._last_ms: dict[int, int] = {}
+        self._open: list[int] = []
+        self.crowded = 0
+
+    def number(self, key: NameKey, now_ms: int) -> int:
+        """The number of a name, given now if it is new, inside a transaction; counts the event. Raises sqlite3.Error."""
+        number = self._numbers.get(key) or self._new.get(key)
+        if number is None:
+            number = self._add(key, now_ms)
+        self._open.append(number)
+        return number
+
+    def _add(self, key: NameKey, now_ms: int) -> int:
+        if len(self._numbers) + len(self._new) >= self._names_max:
+            return OTHER
+        number = self._connection.execute(
+            "INSERT INTO names (type, name, events, first_ms, last_ms) VALUES (?, ?, 0, ?, ?)", (*key, now_ms, now_ms)
+        ).lastrowid
+        assert number is not None
+        self._new[key] = number
+        return number
+
+    def committed(self, now_ms: int) -> None:
+        """The transaction is on disk."""
+        if not self._open:
+            return
+        self._numbers.update(self._new)
+        self._new.clear()
+        for number in self._open:
+            self._counted[number] = self._counted.get(number, 0) + 1
+            self._last_ms[number] = now_ms
+        self.crowded += self._open.count(OTHER)
+        self._open.clear()
+
+    def rolled_back(self) -> None:
+        """The transaction is undone: its names have no number."""
+        self._new.clear()
+        self._open.clear()
+
+    def flush(self) -> None:
+        """Write the counts, inside a transaction. Raises sqlite3.Error."""
+        rows = [(count, self._last_ms[number], number) for number, count in self._counted.items() if number]
+        self._connection.executemany("UPDATE names SET events = events + ?, last_ms = ? WHERE id = ?", rows)
+        self._counted.clear()
+        self._last_ms.clear()
+
+    def unflushed(self) -> dict[int, tuple[int, int]]:
+        """Events counted and not written, and when the last came (epoch milliseconds), by the number of the name."""
+        return {number: (count, self._last_ms[number]) for number, count in self._counted.items()}
+
+    def numbers(self, name: str) -> list[int]:
+        """The numbers of a name as sent, of any type."""
+        return [number for (_, one), number in self._numbers.items() if one == name]
+
+    def selected_by(self, name: str) -> list[int]:
+        """The numbers of the names that ``events.has_name`` selects: as sent, or all of that type but ``track``."""
+        return [
+            number
+            for (kind, sent), number in [*self._numbers.items(), *self._new.items()]
+            if name == (sent if kind == "track" else kind) or (name and name == sent)
+        ]
+
+    def newest(self, limit: int) -> list[tuple[str, str, int, int]]:
+        """Type, name, number of events and time of the last one, of the names that came last."""
+        rows = self._connection.execute(
+            "SELECT id, type, name, events, last_ms FROM names ORDER BY last_ms DESC LIMIT ?", (limit,)
+        )
+        counted, last_ms = self._counted, self._last_ms
+        return [
+            (kind, name, events + counted.get(number, 0), last_ms.get(number, stored_ms))
+            for number, kind, name, events, stored_ms in rows
+        ]

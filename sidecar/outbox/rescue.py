@@ -1,0 +1,244 @@
+"""What happens when the file is taken away under an open outbox: it is noticed by `stat`, and put back or rescued.
+
+Theory
+------
+On Linux an open file that is removed, renamed or replaced stays readable and writable for the process that has it open, and nothing
+finds it any more after a restart. So after each commit, before any caller is answered, the path is looked up: it must
+lead to the file, and to the log, that this process has open. Looking is done with stat(2) alone: opening and closing the
+file would drop SQLite's locks on it (https://www.sqlite.org/howtocorrupt.html section 2.2).
+
+Where nothing stands in its place, the content is copied from the open connection into a new file (SQLite's backup API,
+https://www.sqlite.org/backup.html), synced, locked, and renamed to the old path. Where another file stands there, that
+file is left alone: an operator may have put back a backup on purpose. The content is then copied beside it, and the
+process ends. If the copy fails, for want of space or of rights, it is tried again with the next batch for as long as the
+process runs: ending it would lose everything that is in the file.
+"""
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from sidecar.errors import ConfigError
+from sidecar.outbox.database import copy_database, damaged
+from sidecar.outbox.pages import wal_path
+from sidecar.outbox.store import Store
+
+__all__ = ["DAMAGED", "RESCUED", "FileWatch", "OutboxReplaced", "files_set_aside", "mark_imported", "rescued_files"]
+
+RESCUED: Final = ".rescued-"  # between the outbox's name and the time
+DAMAGED: Final = ".damaged-"
+IMPORTED: Final = ".imported"  # at the end of the name of a rescued file that was taken in
+NAMED: Final = 3  # files that are named one by one
+
+FileId = tuple[int, int] | None
+
+
+class OutboxReplaced(ConfigError):
+    """Another file stands where the outbox was; restarting would use that one, so that an operator has to decide."""
+
+
+def rescued_files(path: Path) -> list[Path]:
+    """Return the rescued copies beside the outbox that were not taken in yet, oldest first."""
+    return [file for file in _beside(path, RESCUED) if not file.name.endswith(IMPORTED)]
+
+
+def _beside(path: Path, kind: str) -> list[Path]:
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return []
+    start = path.name + kind
+    return sorted(
+        path.with_name(name) for name in names if name.startswith(start) and not name.endswith(("-wal", "-shm"))
+    )
+
+
+def files_set_aside(path: Path) -> list[str]:
+    """Return one sentence for each rescued or damaged file beside the outbox: what it is and what to do with it."""
+    sentences = [
+        f"{file} holds events of this outbox that were rescued when another file was put in its place; take them in with "
+        f"`px-sidecar outbox import {file}`, or remove it."
+        for file in rescued_files(path)
+    ]
+    sentences += [
+        f"{file} is a damaged outbox that was set aside; what can be read of it was recovered, so remove it when you no "
+        "longer need it."
+        for file in _beside(path, DAMAGED)
+    ]
+    more = len(sentences) - NAMED
+    return sentences if more <= 0 else [*sentences[:NAMED], f"{more} more such files are in {path.parent}."]
+
+
+def mark_imported(file: Path) -> Path:
+    """Rename a rescued file that was taken in, so that it is not named any more; return its path. Raises OSError."""
+    done = file.with_name(file.name + IMPORTED)
+    file.rename(done)
+    return done
+
+
+class FileWatch:
+    """Whether the outbox's path still leads to the files that the store has open."""
+
+    def __init__(self, store: Store, alive: Callable[[], object] = lambda: None) -> None:
+        """``alive`` is called again and again while a large file is copied; ``rescuing`` is true meanwhile."""
+        self._store = store
+        self._alive = alive
+        self.rescuing = False
+        self.log_bytes = 0  # the size of the log at the last look
+        # Texts: all three are looked up after every commit, and a Path would be made into a text each time.
+        self._path_text, self._log_text = str(store.path), str(wal_path(store.path))
+        self._index_text = str(_index_path(store.path))
+        self._open_files()
+
+    def _open_files(self) -> None:
+        """Take what stands at the path now for what is open: the store has just opened it."""
+        self._file, self._wal = _file_id(self._path_text), _file_id(self._log_text)
+        self._index = _file_id(self._index_text)
+        self._size_bytes = 0
+
+    def check(self) -> str | None:
+        """Return one sentence about what was mended, or None if all is in place.
+
+        Raises OutboxReplaced if another file is in the place of the outbox; its content is then in a rescued copy. Raises
+        OSError or sqlite3.Error if it could be neither put back nor copied, or if another program has overwritten it.
+        """
+        path = self._store.path
+        file = _file_id(self._path_text)
+        if self.in_place():
+            self._ensure_found(path)
+            self._ensure_not_cut()
+            return self._renew_index(path)
+        self.rescuing = True
+        try:
+            copy = self._rescue()
+        finally:
+            self.rescuing = False
+        if file not in (None, self._file):
+            raise OutboxReplaced(
+                f"The outbox {path} was replaced by another file while it was in use; its events are in {copy}. Remove "
+                f"the file that should not be there, then start px-sidecar; `px-sidecar outbox import {copy}` takes the "
+                "rescued events in."
+            )
+        self._put_back(copy, over=file)
+        return (
+            f"The outbox {path} was removed or moved while it was in use; it was put back from memory and no event is lost. "
+            "Find out what removes files there, and stop px-sidecar before you move its outbox."
+        )
+
+    def _ensure_found(self, path: Path) -> None:
+        """Raise OutboxReplaced if the configured path, by a link in it, leads elsewhere now: a restart would not find this."""
+        configured = self._store.configured
+        if configured != path and _file_id(configured) != self._file:
+            raise OutboxReplaced(
+                f"outbox.path = {configured} no longer leads to the outbox {path} that is in use: a link in it was changed. "
+                f"Let it lead there again, or take its events into the new place with `px-sidecar outbox import {path}`."
+            )
+
+    def _ensure_not_cut(self) -> None:
+        """Raise sqlite3.DatabaseError if the file became smaller and SQLite did not do that.
+
+        A copy over the file (`cp backup outbox.db`) keeps its identity. If it is as large as the outbox, it is not seen.
+        """
+        size_bytes = os.stat(self._path_text).st_size
+        if size_bytes < self._size_bytes and not (size_bytes and self._store.may_shrink):
+            raise damaged("another program has cut it, or copied another file over it")
+        self._size_bytes = size_bytes
+
+    def _renew_index(self, path: Path) -> str | None:
+        """Open the store again if the index of its log is gone: another program would make one that knows nothing of ours."""
+        index = _file_id(self._index_text)
+        if self._index is None:
+            self._index = index
+        if index == self._index:
+            return None
+        self._store.reopen()
+        self._open_files()
+        return f"The file {_index_path(path)} was removed while it was in use; it was made again and no event is lost."
+
+    def in_place(self) -> bool:
+        """Return True if the path leads to the file and the log that the store has open.
+
+        Of a store that could not be opened again only the file counts: closing it has removed the log.
+        """
+        if not self._store.is_open:
+            return _file_id(self._path_text) == self._file
+        wal = self._look_at_log()
+        if self._wal is None:
+            self._wal = wal
+        return bool((_file_id(self._path_text), wal) == (self._file, self._wal))
+
+    def _look_at_log(self) -> FileId:
+        try:
+            status = os.stat(self._log_text)
+        except (FileNotFoundError, NotADirectoryError):
+            self.log_bytes = 0
+            return None
+        self.log_bytes = status.st_size
+        return status.st_dev, status.st_ino
+
+    def _rescue(self) -> Path:
+        """Copy the open database into a file beside the outbox, complete and on disk when this returns."""
+        path = self._store.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.rescuing")
+        try:
+            part.unlink(missing_ok=True)
+            copy_database(self._store.connection, part, self._alive)
+            _sync(part)
+            # Only a complete copy has the name of a rescued file.
+            copy = path.with_name(f"{path.name}{RESCUED}{datetime.now(UTC):%Y%m%dT%H%M%S}Z")
+            part.replace(copy)
+            _sync(path.parent)
+        except BaseException:
+            part.unlink(missing_ok=True)  # half a copy is of no use, and would keep the disk full
+            raise
+        return copy
+
+    def _put_back(self, copy: Path, over: FileId) -> None:
+        """Make the copy the outbox and open it. ``over``: what stands at the path, None or the file that is open.
+
+        Raises FileExistsError if another file stands there by now; the copy stays.
+        """
+        path = self._store.path
+        self._store.claim(copy)
+        # A log or an index that is left belongs to the file that is gone: SQLite would apply it to the new one.
+        for leftover in (wal_path(path), _index_path(path)):
+            leftover.unlink(missing_ok=True)
+        if over is None:
+            path.hardlink_to(copy)  # unlike a rename it never overwrites a file that was put there meanwhile
+            copy.unlink()
+        else:
+            copy.replace(path)
+        _sync(path.parent)
+        # Everything is in place now: if opening fails, it is tried again as after any error of the disk.
+        self._file = _file_id(path)
+        self._wal = None
+        self._store.reopen()
+        self._open_files()
+
+    def reopened(self) -> None:
+        """The store has reopened its files."""
+        self._open_files()
+
+
+def _index_path(path: Path) -> Path:
+    return path.with_name(path.name + "-shm")
+
+
+def _file_id(path: str | Path) -> FileId:
+    """Return what tells the file at ``path`` from any other; None if there is none. Raises OSError."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

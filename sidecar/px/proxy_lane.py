@@ -1,0 +1,237 @@
+"""Lanes through a proxy: the only place that uses httpx, which knows tunnels and the credentials of proxies.
+
+Theory
+------
+* **The transport is used and not the client**: ``httpx.AsyncClient`` adds cookies, redirects, environment proxies and
+  header merging for nearly twice the processor time.
+* **Sent or not sent.** httpcore asks for the body's bytes once the headers are written; if the deadline passes before
+  that, no server can have a complete request.
+* The rest is as in ``connection.py``: one connection, one deadline, and the status decides.
+"""
+
+import re
+import ssl
+from collections.abc import AsyncIterator, Callable
+from functools import lru_cache
+
+import httpx
+import trio
+
+from sidecar.clock import boot_s
+from sidecar.errors import ConfigError
+from sidecar.px.answers import NotSent, PxAnswer, Reply, Unknown
+from sidecar.px.connection import BODY_MAX_BYTES, CLOSE_TIMEOUT_S, KEEPALIVE_S, LIFE_S, Headers, innermost_text
+from sidecar.px.network import AT_ONCE, Departure, wait_until_due
+from sidecar.px.requests import PxRequest
+
+__all__ = ["HttpxLane", "Proxy"]
+
+MAX_PORT = 65_535
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.ProxyError)
+
+
+class Proxy:
+    """The configured proxy. Raises ConfigError without quoting the address: it may hold a password."""
+
+    def __init__(self, address: str, tls: ssl.SSLContext) -> None:
+        self._tls = tls
+        try:
+            proxy = httpx.Proxy(address)
+            # With ? or # in a password that is not encoded, the user would be taken for the host.
+            is_address = (
+                proxy.url.raw_path in (b"", b"/") and not proxy.url.fragment and (proxy.url.port or 1) <= MAX_PORT
+            )
+            if proxy.url.scheme not in ("http", "https") or not proxy.url.host or not is_address:
+                raise ValueError
+            self._proxy = httpx.Proxy(address, ssl_context=tls) if proxy.url.scheme == "https" else proxy
+        except (ValueError, httpx.InvalidURL):
+            advice = (
+                "write special characters of its user and password percent-encoded (@ is %40, : is %3A, / is %2F, # is "
+                "%23, ? is %3F, % is %25), as in http://name:p%40ss@host:3128"
+                if "@" in address
+                else "write http://host:port or http://name:password@host:port"
+            )
+            raise ConfigError(f"px.proxy is not the address of an HTTP proxy; {advice}.") from None
+
+    @property
+    def password(self) -> bytes:
+        """The password in the address; empty without one."""
+        return self._proxy.raw_auth[1] if self._proxy.raw_auth else b""
+
+    def lane(
+        self,
+        origin: str,
+        headers: Callable[[], Headers],
+        *,
+        timeout_s: float,
+        connect_timeout_s: float,
+        mask: Callable[[bytes], bytes],
+    ) -> "HttpxLane":
+        """Return a new lane to ``origin``; it connects with its first request."""
+        return HttpxLane(
+            self._transport, origin, headers, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s, mask=mask
+        )
+
+    def _transport(self) -> httpx.AsyncHTTPTransport:
+        """Return a new transport for one connection."""
+        return httpx.AsyncHTTPTransport(
+            verify=self._tls,
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_S),
+            proxy=self._proxy,
+        )
+
+
+class HttpxLane:
+    """One connection to PX through the proxy, opened by the first request and kept while its state is known."""
+
+    def __init__(
+        self,
+        transport: Callable[[], httpx.AsyncHTTPTransport],
+        origin: str,
+        headers: Callable[[], Headers],
+        *,
+        timeout_s: float,
+        connect_timeout_s: float,
+        mask: Callable[[bytes], bytes],
+    ) -> None:
+        self._new_transport = transport
+        self._origin = origin
+        self._headers = headers
+        self._timeout_s = timeout_s
+        self._timeouts = {"timeout": {"connect": connect_timeout_s}}
+        self._mask = mask
+        # Parsing a URL costs more than building the rest of a request; nearly all requests share one path.
+        self._url = lru_cache(maxsize=64)(lambda path: httpx.URL(origin + path))
+        self._transport: httpx.AsyncHTTPTransport | None = None
+        self._renew_at_s = 0.0
+        self._busy = False
+
+    def __repr__(self) -> str:
+        connection = "no connection" if self._transport is None else "a connection"
+        return f"<HttpxLane to {self._origin}, {'busy' if self._busy else 'idle'}, {connection}>"
+
+    async def send(self, request: PxRequest, departure: Departure = AT_ONCE) -> Reply:
+        """Send one request; see ``Lane``. A concurrent second call is a bug of the caller and fails an assertion."""
+        assert not self._busy, "a lane carries one request at a time"
+        self._busy, reusable = True, False
+        exchange = _ProxyExchange(_RequestBody(request.body, departure))
+        try:
+            with trio.move_on_after(self._timeout_s):
+                reusable = await self._run(request, exchange)
+            return self._reply(exchange)
+        finally:
+            # Also after a cancellation from outside: a connection with half an exchange on it must not be used again.
+            if not reusable:
+                await self.aclose()
+            self._busy = False
+
+    async def aclose(self) -> None:
+        """Close the connection; see ``Lane``. Shielded and bounded by 2 s, since it also runs during a cancellation."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+                await transport.aclose()
+
+    async def _run(self, request: PxRequest, exchange: "_ProxyExchange") -> bool:
+        """Send the request and record the progress in ``exchange``. Return whether the connection is reusable."""
+        if self._transport is not None and boot_s() >= self._renew_at_s:
+            await self.aclose()
+        if self._transport is None:
+            self._transport, self._renew_at_s = self._new_transport(), boot_s() + LIFE_S
+        try:
+            prepared = self._request(request, exchange.request_body)
+            response = await self._transport.handle_async_request(prepared)
+            exchange.response = response
+            async for part in response.stream:  # type: ignore[union-attr]  # an async transport's stream is async
+                exchange.body += part
+                # Leaving the loop would abandon httpcore's generators half-way. With the transport closed, the next
+                # read fails instead, and all of them end in order.
+                if len(exchange.body) > BODY_MAX_BYTES:
+                    await self.aclose()
+            await response.aclose()
+        except httpx.HTTPError as error:
+            exchange.error = error
+            return False
+        exchange.complete = True
+        return True
+
+    def _request(self, request: PxRequest, body: "_RequestBody") -> httpx.Request:
+        """Convert a request to httpx's form, with the headers that all requests share."""
+        headers = list(self._headers())
+        if request.method != "GET":
+            headers.append((b"Content-Length", b"%d" % len(request.body)))
+        url = self._url(request.path)
+        return httpx.Request(request.method, url, headers=headers, stream=body, extensions=self._timeouts)
+
+    def _reply(self, exchange: "_ProxyExchange") -> Reply:
+        # The order matters: once there is a status, neither an error nor the deadline changes the outcome.
+        if exchange.response is not None:
+            return self._answer(exchange.response, exchange)
+        if exchange.error is None:
+            return exchange.timeout_reply(self._timeout_s)
+        reason = self._mask(_describe_error(exchange.error).encode()).decode()
+        # httpx reports a proxy's refusal as an error; 407 is configuration and must not look like an absent PX.
+        if isinstance(exchange.error, httpx.ProxyError) and str(exchange.error).startswith("407"):
+            return PxAnswer(407, b"the proxy asks for authentication")
+        return NotSent(reason) if isinstance(exchange.error, _NOT_SENT) else Unknown(reason)
+
+    def _answer(self, response: httpx.Response, exchange: "_ProxyExchange") -> PxAnswer:
+        headers = {name.lower(): self._mask(value) for name, value in response.headers.raw}
+        retry_after = headers.get(b"retry-after")
+        return PxAnswer(
+            response.status_code,
+            self._mask(bytes(exchange.body[:BODY_MAX_BYTES])),
+            None if retry_after is None else retry_after.decode("latin-1"),
+            headers.get(b"content-type", b"").decode("latin-1"),
+            not exchange.complete,
+        )
+
+
+class _RequestBody(httpx.AsyncByteStream):
+    """A request body that records whether it was asked for; before that, no server can have the request.
+
+    It is an iterator and not a generator, because a generator that a cancellation interrupts is never finished.
+    """
+
+    def __init__(self, data: bytes, departure: Departure) -> None:
+        self._unsent = data
+        self._departure = departure
+        self.requested = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self.requested = True
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._unsent:
+            self._departure.left()
+            raise StopAsyncIteration
+        await wait_until_due(self._departure)
+        data, self._unsent = self._unsent, b""
+        return data
+
+
+class _ProxyExchange:
+    """The progress of one exchange. It lives outside of the exchanging code, which the deadline may end anywhere."""
+
+    __slots__ = ("body", "complete", "error", "request_body", "response")
+
+    def __init__(self, request_body: _RequestBody) -> None:
+        self.request_body = request_body
+        self.response: httpx.Response | None = None
+        self.error: httpx.HTTPError | None = None
+        self.body = bytearray()
+        self.complete = False
+
+    def timeout_reply(self, timeout_s: float) -> Reply:
+        """Return the reply for a deadline that passed before a status was read."""
+        if self.request_body.requested:
+            return Unknown(f"no answer within {timeout_s:g} s")
+        return NotSent(f"no connection within {timeout_s:g} s")
+
+
+def _describe_error(error: httpx.HTTPError) -> str:
+    """Return the error as one line: its kind, and the text of the innermost cause that has one."""
+    text = innermost_text(error)
+    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
+    return f"{kind}: {text}" if text else kind

@@ -1,0 +1,79 @@
+"""`px-sidecar trace`, with and without a daemon."""
+
+import pytest
+from px_sidecar_client import Client
+from running_daemon import DaemonDir, always, wait_until
+
+
+@pytest.mark.parametrize("alive", [True, False], ids=["with a daemon", "from the file"])
+def test_a_delivered_event_has_a_story_of_80_columns(daemon_dir: DaemonDir, verb, alive: bool):
+    with daemon_dir.running() as daemon:
+        with Client(daemon_dir.unix) as client:
+            group_id = client.group("u-1", "acme")
+        message_id = daemon.track("u-1", "Feature Used", properties={"plan": "gold"})
+        daemon.settle()
+        if alive:
+            ran = verb("trace", message_id, *daemon_dir.flags)
+    if not alive:
+        ran = verb("trace", message_id, *daemon_dir.flags)
+    assert ran.code == 0
+    text = " ".join(ran.out.split())
+    assert "by the Unix socket, as a line" in text
+    assert f"acme, from groupId of the group call {group_id}" in text
+    assert "PX answered 201" in text
+    assert max(map(len, ran.out.splitlines())) <= 80
+
+
+def test_a_dead_event_tells_what_px_refused(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running(always(400, b'{"message":"propertyKey is wrong"}')) as daemon:
+        daemon.track("u-1", "Feature Used")
+        wait_until(lambda: daemon.status()["dead"] == 1, "the dead letter")
+        ran = verb("trace", "--user", "u-1", "--json", *daemon_dir.flags)
+        shown = verb("trace", "--user", "u-1", *daemon_dir.flags)
+    (story,) = ran.json["stories"]
+    assert (story["state"], story["reason"], story["status"]) == ("dead", "refused", 400)
+    assert "propertyKey is wrong" in " ".join(shown.out.split())
+
+
+def test_what_is_not_there_exits_1_and_says_what_came_instead(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running() as daemon:
+        daemon.track("u-1", "Report Exported")
+        daemon.settle()
+        ran = verb("trace", "--event", "Report Exportd", *daemon_dir.flags)
+        as_json = verb("trace", "--event", "Report Exportd", "--json", *daemon_dir.flags)
+        user = verb("trace", "--user", "u-2", *daemon_dir.flags)
+        late = verb("trace", "--user", "u-1", "--since", "2999-01-01T00:00", "--json", *daemon_dir.flags)
+    assert ran.code == as_json.code == user.code == late.code == 1
+    assert "No such event was received" in ran.err
+    assert "Report Exported" in ran.err
+    assert as_json.json["instead"]["names"][0]["name"] == "Report Exported"
+    assert "Nothing was received of this user." in user.err
+    assert late.json["stories"] == []
+
+
+def test_verify_asks_px(px, tmp_path, verb):
+    sandboxed = px.daemon_dir(tmp_path)
+    with sandboxed.running(network=px.network(sandboxed)) as daemon:
+        daemon.track("u-1", "Feature Used")
+        daemon.settle()
+        ran = verb("trace", "--user", "u-1", "--verify", "--json", *sandboxed.flags)
+        px.box.reset()
+        again = verb("trace", "--user", "u-1", "--verify", *sandboxed.flags)
+    assert ran.json["stories"][0]["in_px"] is True
+    assert "not yet" in again.out
+
+
+def test_the_call_that_names_an_account_is_its_own_source(daemon_dir: DaemonDir, verb):
+    """The account of a group call was said to come from "a call that is pruned"."""
+    with daemon_dir.running() as daemon:
+        with Client(daemon_dir.unix) as client:
+            group_id = client.group("u-1", "acme")
+        daemon.settle()
+        ran = verb("trace", group_id, *daemon_dir.flags)
+    assert "acme, from groupId of the event itself" in " ".join(ran.out.split())
+
+
+def test_an_event_has_to_be_named(verb):
+    ran = verb("trace")
+    assert ran.code == 2
+    assert "Name the event" in ran.err

@@ -1,0 +1,60 @@
+"""Masked text of a configuration: no secret in it, and the same text again once they are put back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.config import as_toml, effective, load_text, mask_secrets, restore_secrets, without_secrets
+
+TEXT = """[px]
+api_key = "key-1"  # "quoted" comment
+proxy = "http://user:pass@proxy:3128"
+[[source]]
+"write_key" = 'key-2'
+[mapping.attributes]
+hash_salt = \"\"\"
+key-3\"\"\"
+# write_key = "key-4"
+other_write_key = "visible"
+"""
+
+
+def test_every_secret_is_masked_and_restored():
+    masked, secrets = mask_secrets(TEXT)
+    assert "key-" not in masked
+    assert "visible" in masked
+    assert len(secrets) == 4
+    assert restore_secrets(masked, secrets) == TEXT
+
+
+def test_the_text_for_display_hides_credentials_in_urls():
+    assert "user:pass" not in without_secrets(TEXT)
+
+
+def test_an_empty_secret_stays_empty():
+    assert mask_secrets('api_key = ""\n') == ('api_key = ""\n', [])
+
+
+def test_an_unknown_placeholder_stays():
+    assert restore_secrets('write_key = "****9"', ["'a'"]) == 'write_key = "****9"'
+
+
+@given(st.text(max_size=40).filter(lambda text: not any(char in text for char in '"\\\n\r')))
+def test_masking_and_restoring_gives_the_same_text(secret):
+    text = f'write_key = "{secret}"\nname = "x"\n'
+    assert restore_secrets(*mask_secrets(text)) == text
+
+
+@pytest.mark.parametrize(
+    "password", ["MARKED", "p@MARKED", "p/MARKED", "p#MARKED", "p MARKED", "p?MARKED", "p:MARKED", "p'MARKED"]
+)
+def test_the_password_of_a_proxy_is_masked_whatever_it_contains(password):
+    """A password that is not percent-encoded was shown by `config show` from its first special character on."""
+    config = load_text(f'[px]\nproxy = "http://user:{password}@proxy:3128"\n')
+    for view in (
+        as_toml(config),
+        str(effective(config)),
+        without_secrets(f'proxy = "http://user:{password}@proxy:3128"'),
+    ):
+        assert "MARKED" not in view
+        assert "proxy:3128" in view

@@ -1,0 +1,152 @@
+"""Codes and tokens, the guard of every request, and what may be shown on a screen that others can see."""
+
+import pytest
+import trio
+import trio.testing
+
+from sidecar.config import ConfigFile
+from sidecar.console import Console, Options
+from sidecar.console.guard import Guard, headers
+from sidecar.console.session import CODE_S, IDLE_S, MAX_WRONG, Sessions, TooManyGuesses
+from sidecar.console.upstream import SHOWN, hide
+from sidecar.control.openapi import CALLS
+from sidecar.http import Request
+
+
+def test_a_code_works_once():
+    sessions = Sessions(0)
+    code = sessions.new_code(0)
+    token = sessions.redeem(code, 1)
+    assert token
+    assert sessions.use(token, 2)
+    assert sessions.redeem(code, 3) is None
+
+
+def test_a_code_expires():
+    sessions = Sessions(0)
+    assert sessions.redeem(sessions.new_code(0), CODE_S + 1) is None
+
+
+def test_each_page_has_a_token_of_its_own():
+    sessions = Sessions(0)
+    first, second = (sessions.redeem(sessions.new_code(0), 0) for _ in range(2))
+    assert first != second
+    assert sessions.use(first, 0)
+    assert sessions.use(second, 0)
+
+
+def test_an_unknown_token_is_refused_and_does_not_count_as_use():
+    sessions = Sessions(0)
+    assert not sessions.use("x", 100)
+    assert not sessions.use("\ud800", 100)
+    assert sessions.idle_s(100) == 100
+
+
+def test_a_console_ends_after_half_an_hour_without_use():
+    async def main() -> float:
+        page = Console(Options("control.sock", ConfigFile("config.toml", {})))
+        began_s = trio.current_time()
+        await page.run()
+        return trio.current_time() - began_s
+
+    assert trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01)) == IDLE_S
+
+
+def test_guessing_is_stopped_for_a_minute():
+    sessions = Sessions(0)
+    for _ in range(MAX_WRONG):
+        assert sessions.redeem("wrong", 0) is None
+    code = sessions.new_code(0)
+    with pytest.raises(TooManyGuesses):
+        sessions.redeem(code, 59)
+    assert sessions.redeem(code, 61)
+
+
+def request(method: str = "GET", **given: str) -> Request:
+    sent = {"host": "127.0.0.1:80"} | {name.replace("_", "-"): value for name, value in given.items()}
+    pairs = [(name.encode(), value.encode()) for name, value in sent.items() if value]
+    return Request(method, "/", "", pairs, b"", "1.1", True)
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        ({}, None),
+        ({"host": "localhost:80", "origin": "http://localhost:80", "sec_fetch_site": "same-origin"}, None),
+        ({"sec_fetch_site": "none"}, None),
+        ({"method": "POST", "content_type": "application/json; charset=utf-8"}, None),
+        ({"host": "evil.example:80"}, 403),
+        ({"host": "127.0.0.1:81"}, 403),
+        ({"host": "127.0.0.1"}, 403),
+        ({"host": ""}, 403),
+        ({"origin": "http://127.0.0.1:81"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "https://127.0.0.1:80"}, 403),
+        ({"sec_fetch_site": "cross-site"}, 403),
+        ({"sec_fetch_site": "same-site"}, 403),
+        ({"method": "TRACE"}, 405),
+        ({"method": "CONNECT"}, 405),
+        ({"method": "OPTIONS"}, 405),
+        ({"method": "PUT"}, 405),
+        ({"method": "POST"}, 415),
+        ({"method": "POST", "content_type": "text/plain"}, 415),
+        ({"method": "POST", "content_type": "application/x-www-form-urlencoded"}, 415),
+    ],
+)
+def test_only_requests_of_the_own_page_are_looked_at(given, status):
+    refusal = Guard("127.0.0.1", 80).refusal(request(**given))
+    assert (refusal and refusal[0]) == status
+
+
+def test_two_host_headers_are_refused():
+    twice = request()
+    twice.headers.append((b"host", b"127.0.0.1:80"))
+    assert Guard("127.0.0.1", 80).refusal(twice) is not None
+
+
+def test_another_address_admits_itself_only():
+    guard = Guard("192.0.2.7", 80)
+    assert guard.refusal(request(host="192.0.2.7:80")) is None
+    assert guard.refusal(request(host="127.0.0.1:80")) is not None
+
+
+def test_nothing_inline_is_allowed():
+    policy = dict(headers())["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "require-trusted-types-for 'script'" in policy
+
+
+def test_hidden_answers_hold_names_states_and_counts_only():
+    event = {
+        "id": 1,
+        "what": "delivered",
+        "name": "Opened",
+        "user": "ann",
+        "event": {"a": 1},
+        "payload": {},
+        "detail": "x",
+    }
+    assert hide("/v1/live", event) == {"id": 1, "what": "delivered", "name": "Opened"}
+    assert hide("/v1/events", {"events": [event], "next": None})["events"] == [
+        {"id": 1, "what": "delivered", "name": "Opened"}
+    ]
+    group = {"reason": "refused", "name": "Opened", "status": 400, "count": 3, "detail": "ann@example.com"}
+    assert hide("/v1/dead/groups", {"groups": [group], "dead": 3})["groups"] == [group | {"detail": ""}]
+    spoken = "User ann@example.com had 900 events today; PX drops what is beyond 1,000."
+    status = {
+        "pending": 1,
+        "last_problem": {"message": "ann"},
+        "slowest_user": {"user": "ann"},
+        "refused": {"last_message": "ann"},
+    }
+    status |= {"reasons": [], "warnings": [spoken], "problems": [{"severity": "limit", "message": spoken}]}
+    shown = hide("/v1/status", status)
+    assert "ann" not in str(shown)
+    assert shown["problems"] == [{"severity": "limit", "message": spoken.replace("ann@example.com", "…")}]
+    assert (shown["pending"], shown["last_problem"]) == (1, None)
+    assert hide("/v1/series", {"seconds": 1}) == {"seconds": 1}
+
+
+def test_every_shown_call_exists():
+    assert CALLS.keys() >= SHOWN

@@ -1,0 +1,218 @@
+"""The calls that the console needs, against a daemon with real sockets and a scripted PX."""
+
+import json
+import os
+
+import pytest
+from running_daemon import DaemonDir, always, wait_until
+
+from sidecar.config import ConfigFile
+from sidecar.errors import Failed
+from sidecar.px import PxAnswer
+
+REFUSED = always(400, b'{"message":"propertyKey is wrong"}')
+
+
+@pytest.fixture
+def configured(tmp_path):
+    return DaemonDir(
+        tmp_path,
+        '[[source]]\nwrite_key = "wk_secret"\nproperty_key = "AP-YYYYYYYYYY-2"\n'
+        '[mapping.events]\n"Clicked" = "Click"\n[mapping.attributes]\nrename = { plan_name = "plan" }\ndrop = ["email"]\n',
+    )
+
+
+def test_the_series_counts_what_was_accepted_and_delivered(daemon_dir: DaemonDir):
+    with daemon_dir.running() as daemon:
+        daemon.track("u1", "Opened")
+        daemon.settle()
+        wait_until(lambda: sum(daemon.client.get("/v1/series")["seconds"]["requests"]) == 1, "the second to be over")
+        seconds = daemon.client.get("/v1/series")["seconds"]
+    assert sum(seconds["accepted"]) == sum(seconds["delivered"]) == 1
+    assert seconds["step_s"] == 1
+
+
+def test_the_live_feed_is_a_sample_that_says_so(daemon_dir: DaemonDir):
+    with daemon_dir.running() as daemon, daemon.client.lines("/v1/live", {"what": "delivered"}, timeout_s=5) as lines:
+        assert next(lines) == {"sample": {"seen": 0, "matched": 0, "shown": 0}}
+        daemon.track("u1", "Opened", properties={"a": 1})
+        record = next(line for line in lines if "what" in line)
+        counts = next(lines)
+    assert record["event"]["properties"] == {"a": 1}
+    assert record["payload"]["attributes"] == {"a": 1}
+    assert record["status"] == 201
+    assert counts == {"sample": {"seen": 2, "matched": 1, "shown": 1}}
+
+
+def test_dead_letters_are_grouped_and_counted_before_they_are_moved(daemon_dir: DaemonDir):
+    with daemon_dir.running(REFUSED) as daemon:
+        for number in range(5):
+            daemon.track(f"u{number}", "Opened" if number else "Closed")
+        wait_until(lambda: daemon.status()["dead"] == 5, "five dead letters")
+        answer = daemon.client.get("/v1/dead/groups")
+        count = daemon.client.post("/v1/dead/count", {"name": "Opened"})
+        assert daemon.client.post("/v1/dead/count", {"ids": []}) == {"count": 0, "complete": True}
+        with pytest.raises(Failed, match="Nothing is selected"):
+            daemon.client.post("/v1/dead/count", {})
+    assert [(group["name"], group["count"], group["status"]) for group in answer["groups"]] == [
+        ("Opened", 4, 400),
+        ("Closed", 1, 400),
+    ]
+    assert "propertyKey is wrong" in answer["groups"][0]["detail"]
+    assert answer["complete"]
+    assert count == {"count": 4, "complete": True}
+
+
+def test_the_preview_shows_recent_events_under_both_mappings(configured: DaemonDir):
+    with running(configured) as daemon:
+        daemon.track("u1", "Clicked", properties={"email": "a@b.c", "planName": "pro"})
+        daemon.settle()
+        changed = configured.file.read_text().replace('"Clicked" = "Click"', '"Clicked" = "Button Clicked"')
+        answer = daemon.client.post("/v1/mapping/preview", {"toml": changed, "unmatched": True})
+        same = daemon.client.post("/v1/mapping/preview", {"name": "Clicked"})
+    (row,) = answer["rows"]
+    assert row["now"]["requests"][0]["body"]["eventName"] == "Click"
+    assert row["then"]["requests"][0]["body"]["eventName"] == "Button Clicked"
+    assert not row["same"]
+    assert "a@b.c" not in json.dumps(answer)
+    (name,) = [name for name in answer["names"] if name["name"] == "Clicked"]
+    assert (name["now"], name["then"]) == ("Click", "Button Clicked")
+    assert answer["unmatched"] == ["mapping.attributes.rename.plan_name"]
+    assert same["rows"][0]["same"]
+
+
+def test_every_rule_for_names_is_compared_with_all_names_that_came(configured: DaemonDir):
+    """With 500 rules the preview took a second, and judged 100 of them."""
+    rules = (
+        "".join(f'"Name {number}" = "Mapped {number}"\n' for number in range(300))
+        + '"Page *" = "A page"\n"Click*" = ""\n'
+    )
+    with running(configured) as daemon:
+        for name in ("Name 7", "Clicked"):
+            daemon.track("u1", name)
+        daemon.settle()
+        toml = configured.file.read_text().replace("[mapping.events]", f"[mapping.events]\n{rules}")
+        unmatched = daemon.client.post("/v1/mapping/preview", {"toml": toml, "unmatched": True})["unmatched"]
+    names = [rule.removeprefix("mapping.events.") for rule in unmatched if rule.startswith("mapping.events.")]
+    assert names == [*(f"Name {number}" for number in range(300) if number != 7), "Page *", "Click*"]
+
+
+def test_the_preview_says_when_a_change_would_reveal_what_is_hidden(configured: DaemonDir):
+    with running(configured) as daemon:
+        daemon.track("u1", "Clicked", properties={"email": "a@b.c"})
+        daemon.settle()
+        changed = configured.file.read_text().replace('drop = ["email"]', "")
+        answer = daemon.client.post("/v1/mapping/preview", {"toml": changed})
+    assert answer["rows"][0]["reveals"]
+    assert "a@b.c" not in json.dumps(answer)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "said"),
+    [
+        ('"Clicked" = "Click"', '"Clicked" = ', 14, "not valid TOML"),
+        ("[mapping.events]", 'preset = 1\n[mapping]\npreset = "no"\n[mapping.events]', None, ""),
+        ('rename = { plan_name = "plan" }', 'rename = { plan_name = "email" }', None, "creates 'email'"),
+    ],
+)
+def test_a_wrong_text_is_answered_with_its_line(configured: DaemonDir, old, new, line, said):
+    with running(configured) as daemon:
+        text = configured.file.read_text().replace(old, new)
+        checked = daemon.client.post("/v1/config/check", {"toml": text})
+        preview = daemon.client.post("/v1/mapping/preview", {"toml": text})
+    assert not checked["ok"]
+    assert checked == preview
+    assert said in checked["error"]
+    if line:
+        assert checked["line"] == line
+
+
+def test_check_lists_the_changes_and_what_waits_for_a_restart(configured: DaemonDir):
+    with running(configured) as daemon:
+        text = configured.file.read_text().replace("[mapping.events]", "[deliver]\nper_second = 7\n[mapping.events]")
+        checked = daemon.client.post("/v1/config/check", {"toml": text.replace('http = ""', 'http = "127.0.0.1:1"')})
+    changes = {change["key"]: change for change in checked["changes"]}
+    assert checked["ok"]
+    assert changes["deliver.per_second"] == {"key": "deliver.per_second", "now": 190, "then": 7, "restart": False}
+    assert changes["listen.http"]["restart"]
+
+
+def test_the_file_is_shown_without_secrets(configured: DaemonDir):
+    with running(configured) as daemon:
+        shown = daemon.client.get("/v1/config/file")
+    assert shown["path"] == str(configured.file)
+    assert shown["variables"] == {}
+    assert 'write_key = "****1"' in shown["toml"]
+    assert "wk_secret" not in shown["toml"]
+
+
+def test_a_reload_over_the_socket_says_what_it_did(configured: DaemonDir):
+    with running(configured) as daemon:
+        good = configured.file.read_text()
+        configured.file.write_text(good + '[log]\nlevel = "debug"\n')
+        assert daemon.client.post("/v1/reload")["reloaded"]
+        configured.file.write_text("[px\n")
+        with pytest.raises(Failed, match="was not reloaded, the old one stays in force"):
+            daemon.client.post("/v1/reload")
+
+
+def test_every_change_is_audited_with_the_peer(daemon_dir: DaemonDir):
+    with daemon_dir.running() as daemon:
+        daemon.client.post("/v1/pause")
+        daemon.client.post("/v1/resume")
+        daemon.client.post("/v1/forget", {"user": "ann@example.com"})
+        daemon.client.post("/v1/dead/retry", {"name": "Opened"})
+        daemon.client.post("/v1/audit/note", {"action": "configuration saved", "detail": "mapping.events"})
+        daemon.client.post("/v1/dead/count", {"all": True})
+        rows = daemon.client.get("/v1/audit")["changes"]
+    assert [row["action"] for row in rows] == ["configuration saved", "dead retry", "forget", "resume", "pause"]
+    assert rows[1]["detail"] == '{"name":"Opened"}'
+    assert rows[2]["detail"] == '{"user":"…"}'
+    assert f"uid {os.getuid()}, pid {os.getpid()}" in rows[0]["who"]
+
+
+def test_a_refused_call_is_not_audited(daemon_dir: DaemonDir):
+    with daemon_dir.running() as daemon:
+        with pytest.raises(Failed):
+            daemon.client.post("/v1/dead/retry", {})
+        assert daemon.client.get("/v1/audit")["changes"] == []
+
+
+def test_a_test_event_is_sent_for_a_source_and_read_back(configured: DaemonDir):
+    async def px(request):
+        if request.method == "GET":
+            body = {"customEvents": [{"date": 1_700_000_000_000}], "totalHits": 1}
+            return PxAnswer(200, json.dumps(body).encode(), content_type="application/json")
+        return PxAnswer(201, b"{}", content_type="application/json")
+
+    event = {"type": "track", "event": "Test", "userId": "u", "timestamp": "2023-11-14T22:13:20Z"}
+    with running(configured, px) as daemon:
+        sent = daemon.client.post("/v1/send", {"event": event, "source": 0})
+        daemon.settle()
+        shown = daemon.client.get("/v1/events", {"message_id": sent["messageId"]})["events"][0]
+        body = daemon.client.get(f"/v1/events/{shown['id']}")["mapped"]["requests"][0]["body"]
+        query = {"name": "Test", "user": "u", "date_ms": body["date"]}
+        assert daemon.client.get("/v1/verify", query)["found"]
+        with pytest.raises(Failed, match="no \\[\\[source\\]\\] number 7"):
+            daemon.client.post("/v1/send", {"event": event, "source": 7})
+        with pytest.raises(Failed, match="cannot be accepted"):
+            daemon.client.post("/v1/send", {"event": {"type": "track"}})
+    assert body["propertyKey"] == "AP-YYYYYYYYYY-2"
+
+
+def test_reconcile_puts_delivered_and_px_side_by_side(daemon_dir: DaemonDir):
+    async def px(request):
+        if request.method == "GET":
+            return PxAnswer(200, b'{"customEvents": [], "totalHits": 41}', content_type="application/json")
+        return PxAnswer(201, b"{}", content_type="application/json")
+
+    with daemon_dir.running(px) as daemon:
+        daemon.track("u1", "Opened", timestamp="2020-01-01T00:00:00Z")
+        daemon.settle()
+        answer = daemon.client.get("/v1/reconcile", {"hours": 4_000})
+    assert answer["problem"] is None
+    assert answer["names"] in ([], [{"name": "Opened", "delivered": 1, "px": 41}])
+
+
+def running(daemon_dir: DaemonDir, script=None):
+    return daemon_dir.running(script, config_file=ConfigFile(str(daemon_dir.file), {}))

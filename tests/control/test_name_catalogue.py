@@ -1,0 +1,63 @@
+"""The catalogue of names: findings, merging, comparing."""
+
+import msgspec
+import pytest
+
+from sidecar.control.names import NameEntry, differences, findings, kind_of, merged
+
+
+def entry(name="Clicked", **fields):
+    return msgspec.convert({"type": "track", "name": name} | fields, NameEntry)
+
+
+@pytest.mark.parametrize(("value", "kind"), [(True, "boolean"), (1, "number"), (1.5, "number"), ("x", "string")])
+def test_types_are_those_of_px(value, kind):
+    assert kind_of(value) == kind
+
+
+def test_twins_that_become_one_event_are_not_reported():
+    assert findings([entry("Feature Used", px="Used"), entry("feature_used", px="Used")]) == []
+    (finding,) = findings([entry("Feature Used", px="Feature Used"), entry("feature_used", px="feature_used")])
+    assert finding.startswith('"Feature Used", "feature_used" differ only in spelling')
+
+
+def test_what_was_cut_is_reported():
+    (finding,) = findings([entry(cut=2, sampled=5)])
+    assert "2 of 5 events" in finding
+
+
+def test_limits_of_px_that_are_near_are_reported():
+    many = [entry(f"E{number}x", px=f"E{number}x") for number in range(1_600)]
+    assert any("1,600 names" in finding for finding in findings(many))
+    wide = entry(attributes={f"a{number}": {"string": 1} for number in range(40)})
+    assert any("40 attributes" in finding for finding in findings([wide]))
+
+
+def test_a_name_that_px_does_not_show_is_reported():
+    (finding,) = findings([entry(px="Click", in_px=0)])
+    assert "registered" in finding
+    assert findings([entry(px="Click", in_px=3)]) == []
+
+
+def test_catalogues_of_hosts_are_added_up():
+    first = entry(events=2, first_ms=10, last_ms=20, day=1, px="Click", attributes={"a": {"string": 1}}, in_px=5)
+    second = entry(events=3, first_ms=5, last_ms=15, day=3, not_sent={"no_user": 1}, attributes={"a": {"number": 2}})
+    (both,) = merged([[first], [second]])
+    assert (both.events, both.first_ms, both.last_ms, both.day, both.share, both.in_px) == (5, 5, 20, 4, 1.0, 5)
+    assert both.attributes == {"a": {"string": 1, "number": 2}}
+    assert both.not_sent == {"no_user": 1}
+    assert first.events == 2, "the input is not changed"
+
+
+def test_a_comparison_ignores_counts_and_names_what_changed():
+    old = [entry(events=1, px="Click", attributes={"a": {"string": 1}, "b": {"string": 1}}), entry("Gone")]
+    assert differences(old, [msgspec.structs.replace(each, events=99, last_ms=9) for each in old]) == []
+    new = [entry(px="Other", attributes={"a": {"string": 1, "number": 1}, "c": {"string": 1}}), entry("New")]
+    assert differences(old, new) == [
+        "new: New (track)",
+        "gone: Gone (track)",
+        "Clicked: becomes Other in PX, was Click",
+        "Clicked: new attribute c",
+        "Clicked: attribute b is gone",
+        "Clicked: attribute a is now also a number",
+    ]

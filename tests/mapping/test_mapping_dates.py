@@ -1,0 +1,119 @@
+"""Timestamps by language: each form has the right value, or the time of receipt with a report."""
+
+import pytest
+from mapping_help import KEY, NOTHING_KNOWN, RECEIVED_MS, body_of, changes_by_field, map_one, mapper, track
+
+T_MS = 1_717_689_600_000  # 2024-06-06T16:00:00Z
+FRACTION_MS = T_MS + 123
+DAY_MS = 86_400_000
+RECEIPT = None
+
+FORMS = [
+    ("JavaScript toISOString", "2024-06-06T16:00:00.123Z", FRACTION_MS),
+    ("JavaScript toString", "Thu Jun 06 2024 18:00:00 GMT+0200 (Central European Summer Time)", T_MS),
+    ("JavaScript toString, German", "Thu Jun 06 2024 18:00:00 GMT+0200 (Mitteleuropäische Sommerzeit)", T_MS),
+    ("JavaScript toUTCString", "Thu, 06 Jun 2024 16:00:00 GMT", T_MS),
+    ("JavaScript toLocaleString", "6/6/2024, 4:00:00 PM", RECEIPT),
+    ("JavaScript Date.now()", 1717689600123, FRACTION_MS),
+    ("JavaScript Date.now() as text", "1717689600123", FRACTION_MS),
+    ("Python datetime.isoformat()", "2024-06-06T16:00:00.123456", FRACTION_MS),
+    ("Python str(datetime)", "2024-06-06 16:00:00.123456+00:00", FRACTION_MS),
+    ("Python time.time()", 1717689600.123, FRACTION_MS),
+    ("Python str(time.time())", "1717689600.123", FRACTION_MS),
+    ("Python time.time_ns()", 1717689600123456789, FRACTION_MS),
+    ("Python email.utils.formatdate()", "Thu, 06 Jun 2024 16:00:00 -0000", T_MS),
+    ("Python time.ctime(), C asctime", "Thu Jun  6 16:00:00 2024", T_MS),
+    ("Go RFC3339Nano", "2024-06-06T16:00:00.123456789Z", FRACTION_MS),
+    ("Go Time.String()", "2024-06-06 18:00:00.123456789 +0200 CEST", FRACTION_MS),
+    ("Go Time.String(), monotonic", "2024-06-06 16:00:00.123456789 +0000 UTC m=+0.000012345", FRACTION_MS),
+    ("Go Time.String(), zone without a name", "2024-06-06 18:00:00 +0200 +0200", T_MS),
+    ("Go RFC1123Z", "Thu, 06 Jun 2024 18:00:00 +0200", T_MS),
+    ("Go RFC850", "Thursday, 06-Jun-24 16:00:00 GMT", T_MS),
+    ("Go UnixDate", "Thu Jun  6 16:00:00 UTC 2024", T_MS),
+    ("Go zero time", "0001-01-01T00:00:00Z", RECEIPT),
+    ("Java Instant", "2024-06-06T16:00:00.123Z", FRACTION_MS),
+    ("Java ZonedDateTime", "2024-06-06T18:00:00.123+02:00[Europe/Berlin]", FRACTION_MS),
+    ("Java ZonedDateTime in UTC", "2024-06-06T16:00Z[UTC]", T_MS),
+    ("Java ZonedDateTime, an offset as zone", "2024-06-06T18:00:00.123+02:00[UTC+02:00]", FRACTION_MS),
+    ("a region behind a blank", "2024-06-06T18:00:00+02:00 [Europe/Berlin]", T_MS),
+    ("a day and UTC", "2024-06-06 UTC", T_MS - 16 * 3_600_000),
+    ("basic form and UTC", "20240606T160000 UTC", T_MS),
+    ("strftime %Z", "2024-06-06 12:00:00 EDT", T_MS),
+    ("strftime %Z, summer in Europe", "2024-06-06 18:00:00.123 CEST", FRACTION_MS),
+    ("strftime %Z, ambiguous zone", "2024-06-06 21:30:00 IST", RECEIPT),
+    ("JavaScript Intl, British, a day", "6 June 2024", T_MS - 16 * 3_600_000),
+    ("a day with its weekday", "Thursday, 6 June 2024", T_MS - 16 * 3_600_000),
+    ("a day with a year of two digits", "24 Jun 06", RECEIPT),
+    ("Java Date.toString()", "Thu Jun 06 12:00:00 EDT 2024", T_MS),
+    ("Java Date.toString(), ambiguous zone", "Thu Jun 06 21:30:00 IST 2024", RECEIPT),
+    ("Ruby Time#to_s", "2024-06-06 18:00:00 +0200", T_MS),
+    ("Ruby Time#utc.to_s", "2024-06-06 16:00:00 UTC", T_MS),
+    ("Ruby Time#httpdate", "Thu, 06 Jun 2024 16:00:00 GMT", T_MS),
+    ("PHP DATE_ATOM", "2024-06-06T16:00:00+00:00", T_MS),
+    ("PHP DATE_COOKIE", "Thursday, 06-Jun-2024 16:00:00 UTC", T_MS),
+    ("PHP time()", 1717689600, T_MS),
+    ("PHP time() as text", "1717689600", T_MS),
+    (".NET round trip", "2024-06-06T16:00:00.1230000Z", FRACTION_MS),
+    (".NET JavaScriptSerializer", "/Date(1717689600123)/", FRACTION_MS),
+    (".NET DateTime.ToString()", "06/06/2024 16:00:00", RECEIPT),
+    (".NET DateTime.MinValue", "0001-01-01T00:00:00", RECEIPT),
+    ("Rust chrono Display", "2024-06-06 16:00:00.123 UTC", FRACTION_MS),
+    ("Swift description", "2024-06-06 16:00:00 +0000", T_MS),
+    ("Elixir DateTime.to_string", "2024-06-06 16:00:00Z", T_MS),
+    ("PostgreSQL timestamptz", "2024-06-06 16:00:00+00", T_MS),
+    ("ISO 8601 basic", "20240606T160000Z", T_MS),
+    ("ISO 8601 with a comma", "2024-06-06T16:00:00,123Z", FRACTION_MS),
+    ("lower case", "2024-06-06t16:00:00z", T_MS),
+    ("JavaScript Intl, medium", "Jun 6, 2024, 4:00:00\u202fPM", T_MS),
+    ("JavaScript Intl, long", "June 6, 2024 at 4:00:00 PM UTC", T_MS),
+    ("JavaScript expanded year", "+002024-06-06T16:00:00.123Z", FRACTION_MS),
+    ("JavaScript JSON.stringify(date)", '"2024-06-06T16:00:00.123Z"', FRACTION_MS),
+    ("a number in scientific notation", "1.717689600123E12", FRACTION_MS),
+    ("half days", "2024-06-06 04:00:00 PM", T_MS),
+    ("half days, noon", "2024-06-06 12:00:00 PM", T_MS - 4 * 3_600_000),
+    ("half days, midnight", "2024-06-06 12:00 AM", T_MS - 16 * 3_600_000),
+    ("half days, no such hour", "Jun 6, 2024 16:00:00 PM", RECEIPT),
+    ("year first, slashes", "2024/06/06 16:00:00 UTC", T_MS),
+    ("day first, dots", "06.06.2024 16:00:00", RECEIPT),
+    ("an offset from UTC in words", "2024-06-06 18:00:00 UTC+2", T_MS),
+    ("an offset from GMT in words", "2024-06-06 21:30:00 GMT+05:30", T_MS),
+    ("a typographic minus", "2024-06-06T14:00:00\u221202:00", T_MS),
+    ("hour 24", "2024-06-06T24:00:00Z", T_MS + 8 * 3_600_000),
+    ("hour 24 and more", "2024-06-06T24:00:01Z", RECEIPT),
+    ("git log", "Thu Jun 6 18:00:00 2024 +0200", T_MS),
+    ("log of a web server", "06/Jun/2024:16:00:00 +0000", T_MS),
+    ("date of a shell with half days", "Thu 06 Jun 2024 04:00:00 PM UTC", T_MS),
+    ("blanks around", " 2024-06-06T16:00:00Z\n", T_MS),
+    ("a day", "2024-06-06", T_MS - 16 * 3_600_000),
+    ("a leap second", "2016-12-31T23:59:60Z", 1483228800000),
+    ("nine digits are an epoch", "171806077", RECEIPT),  # `datetime` reads 1718-06-07
+    ("epoch 0", 0, RECEIPT),
+    ("no date", "soon", RECEIPT),
+    ("an object", {"$date": 1}, RECEIPT),
+]
+
+
+@pytest.mark.parametrize(("sent", "date_ms"), [form[1:] for form in FORMS], ids=[form[0] for form in FORMS])
+def test_date_of_each_language_is_read_or_reported(sent: object, date_ms: int | None):
+    mapped = map_one(track(timestamp=sent))
+    assert body_of(mapped)["date"] == (RECEIVED_MS if date_ms is None else date_ms)
+    assert ("date" in changes_by_field(mapped)) == (date_ms is None)
+
+
+@pytest.mark.parametrize("digits", range(171_000_000, 1_799_999_999, 37_123_457))
+def test_text_of_nine_or_more_digits_is_an_epoch(digits: int):
+    mapped = map_one(track(timestamp=str(digits)))
+    plausible = 946_684_800 <= digits <= RECEIVED_MS / 1000 + 86_400
+    assert body_of(mapped)["date"] == (digits * 1000 if plausible else RECEIVED_MS)
+
+
+@pytest.mark.parametrize("clock_ms", [0, 300_000, 946_684_800_000, 1_500_000_000_000])
+def test_clock_that_was_not_set_does_not_replace_a_timestamp(clock_ms: int):
+    sent = mapper().map(track(timestamp=T_MS), NOTHING_KNOWN, property_key=KEY, received_ms=clock_ms)
+    assert (body_of(sent)["date"], sent.changes) == (T_MS, ())
+
+
+def test_receipt_by_a_clock_that_was_not_set_is_reported():
+    mapped = mapper().map(track(), NOTHING_KNOWN, property_key=KEY, received_ms=300_000)
+    assert body_of(mapped)["date"] == 1_577_836_800_000
+    assert "was not set" in changes_by_field(mapped)["date"]

@@ -1,0 +1,95 @@
+"""Rules that do nothing are named: what matched none of the newest events, and what can never match."""
+
+import pytest
+from mapping_help import identify, track
+
+from sidecar.config import load_text
+from sidecar.mapping.idle_rules import MIN_EVENTS, IdleRules
+
+EVENTS = [
+    track(
+        "Feature Used",
+        properties={"plan_name": "Pro", "Email": "x", "n": {"card": 1}, "link": "https://a.test/?token=1"},
+        context={"groupId": "g", "consent": {"categoryPreferences": {"ads": False}}},
+    ),
+    {"type": "page", "userId": "u", "name": "Pricing", "properties": {}},
+    identify({"plan": "x", "first_name": "Jane"}),
+] * MIN_EVENTS
+
+
+def idle(toml: str, events: list = EVENTS) -> list[str]:
+    rules = IdleRules(load_text(toml).mapping)
+    for event in events:
+        rules.add(event)
+    return rules.sentences()
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        '[mapping.attributes]\ndrop = ["email", "token"]\nhash = ["n.card", "card"]\n',
+        '[mapping.attributes]\nkeep = ["plan_name"]\nrename = { plan_name = "plan" }\n',
+        '[mapping.attributes]\nrename = { name = "page" }\n',
+        '[mapping.events]\n"Feature *" = "X"\npage = "Y"\n',
+        '[mapping.event."Page Viewed"]\npriority = "low"\n',
+        '[mapping.fields]\naccountId = ["context.groupId"]\nuserType = "=LEAD"\n',
+        '[[mapping.drop]]\nwhere = { "properties.plan_name" = "P*" }\n',
+        '[mapping]\nconsent = ["ads"]\nurl_query = ["token"]\n',
+        '[mapping.traits]\nkeep = ["plan", "first_name"]\n',
+    ],
+)
+def test_rule_that_matches_is_not_named(toml: str):
+    assert idle(toml) == []
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        (
+            '[mapping.attributes]\ndrop = ["e-mail"]\n',
+            "mapping.attributes.drop 'e-mail' matched none of the last 60 events",
+        ),
+        ('[mapping.attributes]\nhash = ["phone"]\n', "mapping.attributes.hash 'phone' matched none"),
+        (
+            '[mapping.attributes]\nrename = { planName = "plan" }\n',
+            "mapping.attributes.rename 'planName' matched none of the last 40 events of its kind. "
+            "The apps send 'plan_name': rules see names before camel case.",
+        ),
+        ('[mapping.attributes]\nkeep = ["planName"]\n', "The apps send 'plan_name'"),
+        ('[mapping.events]\n"Features *" = "X"\n', "mapping.events 'Features *' matched none"),
+        ('[mapping.event."Logged In"]\npriority = "low"\n', "mapping.event 'Logged In' matched none"),
+        ('[mapping.fields]\nsessionId = "properties.session"\n', "mapping.fields 'properties.session' matched none"),
+        ('[[mapping.drop]]\nevent = "Debug*"\n', 'mapping.drop, entry 1 (event "Debug*") matched none'),
+        ('[mapping]\nconsent = ["analytics"]\n', "mapping.consent 'analytics' matched none"),
+        ('[mapping]\nurl_query = ["utm_source"]\n', "mapping.url_query 'utm_source' matched none"),
+        ('[mapping.traits]\nrename = { firstName = "x" }\n', "The apps send 'first_name'"),
+    ],
+)
+def test_rule_that_matched_nothing_is_named(toml: str, said: str):
+    (sentence,) = idle(toml)
+    assert said in sentence
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        (
+            '[mapping.attributes]\ndrop = ["a"]\nrename = { A = "b" }\n',
+            "mapping.attributes.rename names 'A', which `drop`",
+        ),
+        ('[mapping.attributes]\nkeep = ["a"]\nrename = { c = "b" }\n', "which is not in `keep`"),
+        ('[mapping.events]\nX = ""\n[mapping.event.X]\npriority = "high"\n', "maps that name to nothing"),
+    ],
+)
+def test_rule_that_can_never_match_is_named_without_events(toml: str, said: str):
+    (sentence,) = idle(toml, [])
+    assert said in sentence
+
+
+def test_few_events_say_nothing_about_rules():
+    assert idle('[mapping.attributes]\ndrop = ["e-mail"]\n', EVENTS[:9]) == []
+
+
+def test_sentences_hold_no_values():
+    toml = '[mapping.attributes]\ndrop = ["x1"]\nrename = { x2 = "y" }\n[[mapping.drop]]\nwhere = { "properties.a" = "b" }\n'
+    assert "Jane" not in repr(idle(toml))

@@ -1,0 +1,54 @@
+"""A stream that takes nothing stops nothing, and says afterwards how much is missing."""
+
+import io
+import threading
+
+from sidecar.observe import QueuedStream
+
+
+class StalledStream(io.StringIO):
+    """A stream that takes nothing until ``resume`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resume = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.resume.wait(10)
+        return super().write(text)
+
+
+def test_lines_are_written_in_order():
+    text = io.StringIO()
+    stream = QueuedStream(text)
+    for number in range(100):
+        stream.write(f"{number}\n")
+    stream.close()
+    assert text.getvalue().splitlines() == [str(number) for number in range(100)]
+
+
+def test_a_stalled_stream_drops_lines_and_says_how_many():
+    stalled = StalledStream()
+    stream = QueuedStream(stalled, lines_max=3)
+    for number in range(20):
+        stream.write(f"{number}\n")
+    stalled.resume.set()
+    while stream.pending:
+        pass
+    stream.write("after\n")
+    stream.close()
+    lines = stalled.getvalue().splitlines()
+    assert lines[-1] == "after"
+    missing = 20 - (len(lines) - 2)
+    assert lines[-2] == f"The log could not be written for a while; {missing} lines are missing here."
+
+
+def test_a_stream_that_fails_is_no_error():
+    class ClosedStream(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    stream = QueuedStream(ClosedStream())
+    stream.write("nobody reads this\n")
+    stream.close()
+    assert not stream.pending

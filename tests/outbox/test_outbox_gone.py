@@ -1,0 +1,258 @@
+"""The outbox is gone from its path and cannot be put back: nothing is stored, nothing is lost, and the process stays."""
+
+import shutil
+import sqlite3
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from outbox_files import accept, delivered, event, pending_ids, raiser, settle
+
+from sidecar.clock import SystemClock, VirtualClock
+from sidecar.errors import Failed
+from sidecar.observe import DaemonTelemetry, RecordingTelemetry
+from sidecar.outbox import Capacity, InlineRunner, Outbox, Store, StoreFailed, ThreadRunner, recovery, rescue
+from sidecar.outbox.committer import OutboxGone
+from sidecar.outbox.rescue import FileWatch, OutboxReplaced, files_set_aside, mark_imported, rescued_files
+
+
+@pytest.fixture
+def store(tmp_path):
+    (tmp_path / "state").mkdir()
+    store = Store(tmp_path / "state" / "o.db")
+    accept(store, [event(number) for number in range(5)])
+    yield store
+    store.close()
+
+
+@asynccontextmanager
+async def running(store):
+    telemetry = RecordingTelemetry()
+    outbox = Outbox(
+        store,
+        VirtualClock(started_s=trio.current_time()),
+        Capacity(store.path, 2**30),
+        InlineRunner(),
+        telemetry=telemetry,
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.run)
+        yield outbox
+        outbox.stop()
+
+
+def no_space(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+async def test_the_process_stays_until_the_file_can_be_put_back(store, monkeypatch, autojump_clock):
+    """After ten failures the process ended, and with it the only copy of everything."""
+    monkeypatch.setattr(rescue, "copy_database", no_space)
+    async with running(store) as outbox:
+        shutil.rmtree(store.path.parent)
+        for number in range(30):
+            with pytest.raises(OutboxGone, match="do not stop it"):
+                await outbox.accept([event(f"refused{number}")])
+            assert outbox.problem is not None
+        monkeypatch.undo()
+        await outbox.accept([event("after")])
+        assert outbox.problem is None
+    # The events that were refused while the first batch was committed are there as well: their clients send them again.
+    assert {"after", *map(str, range(5))} <= {message_id(store, event_id) for event_id in pending_ids(store)}
+    assert rescued_files(store.path) == []
+
+
+def message_id(store, event_id):
+    body = store.connection.execute("SELECT body FROM events WHERE id = ?", (event_id,)).fetchone()[0]
+    return body.split(b'"')[3].decode()[1:]
+
+
+async def test_no_empty_file_is_made_by_reopening(store, monkeypatch, autojump_clock):
+    """After an error of the disk the connection is opened again: where the file was gone, that made an empty outbox."""
+    async with running(store) as outbox:
+        outbox._committer._suspect = True  # as after SQLITE_IOERR
+        for file in store.path.parent.glob("o.db*"):
+            file.unlink()
+        await outbox.accept([event("after")])
+    assert len(pending_ids(store)) == 6
+
+
+async def test_a_file_that_vanished_while_not_open_is_not_made_anew(store, monkeypatch, autojump_clock):
+    async with running(store) as outbox:
+        outbox._committer._suspect = True  # as after SQLITE_IOERR
+        with monkeypatch.context() as patch:
+            patch.setattr("sidecar.outbox.store.open_database", raiser(Failed("The disk fails.")))
+            with pytest.raises(StoreFailed, match="The disk fails"):
+                await outbox.accept([event("refused")])
+        aside = store.path.rename(store.path.with_name("aside"))
+        with pytest.raises(StoreFailed, match="gone from its path"):
+            await outbox.accept([event("refused")])
+        assert not store.path.exists()
+        aside.rename(store.path)
+        await outbox.accept([event("after")])
+    assert len(pending_ids(store)) == 6
+
+
+def test_half_a_copy_is_not_named_rescued(store, monkeypatch):
+    watch = FileWatch(store)
+    store.path.unlink()
+    store.path.write_bytes(b"another file")
+
+    def half(_connection, target, *_):
+        target.write_bytes(b"half a copy")
+        no_space()
+
+    monkeypatch.setattr(rescue, "copy_database", half)
+    with pytest.raises(OSError, match="No space"):
+        watch.check()
+    assert sorted(file.name for file in store.path.parent.iterdir()) == ["o.db", "o.db-shm", "o.db-wal"]
+
+
+def test_the_copy_is_locked_before_it_is_renamed(store):
+    claimed = []
+    store.claim = lambda path=None: claimed.append((path, store.path.exists()))
+    watch = FileWatch(store)
+    store.path.unlink()
+    watch.check()
+    assert [(path is not None, there) for path, there in claimed] == [(True, False), (False, True)]
+
+
+def test_a_large_copy_reports_that_it_is_alive(store, monkeypatch):
+    monkeypatch.setattr("sidecar.outbox.database.BACKUP_PAGES", 2)
+    alive = []
+    watch = FileWatch(store, lambda: alive.append(watch.rescuing))
+    store.path.unlink()
+    watch.check()
+    assert len(alive) > 5
+    assert all(alive)
+    assert not watch.rescuing
+
+
+def test_a_folder_without_permission_is_not_a_missing_file(store, monkeypatch):
+    watch = FileWatch(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(rescue.os, "stat", raiser(PermissionError(13, "Permission denied")))
+        with pytest.raises(PermissionError):
+            watch.check()
+    assert watch.check() is None
+    assert rescued_files(store.path) == []
+
+
+def test_rescued_and_damaged_files_are_named_until_they_are_gone(store):
+    watch = FileWatch(store)
+    store.path.unlink()
+    store.path.write_bytes(b"another file")
+    with pytest.raises(OutboxReplaced):
+        watch.check()
+    (copy,) = rescued_files(store.path)
+    damaged = store.path.with_name("o.db.damaged-20260101T000000Z")
+    for name in (damaged.name, damaged.name + "-wal"):
+        damaged.with_name(name).write_bytes(b"")
+    rescued_sentence, damaged_sentence = files_set_aside(store.path)
+    assert f"outbox import {copy}" in rescued_sentence
+    assert f"{damaged} is a damaged outbox" in damaged_sentence
+    mark_imported(copy)
+    assert files_set_aside(store.path) == [damaged_sentence]
+    damaged.unlink()
+    assert files_set_aside(store.path) == []
+
+
+def test_many_files_set_aside_take_few_lines(store):
+    for number in range(9):
+        store.path.with_name(f"o.db.damaged-2026010{number}T000000Z").write_bytes(b"")
+    sentences = files_set_aside(store.path)
+    assert len(sentences) == 4
+    assert sentences[-1].startswith("6 more such files")
+
+
+def test_a_failing_disk_is_a_problem_of_its_own():
+    assert issubclass(OutboxGone, StoreFailed)
+
+
+async def test_a_long_copy_in_the_store_thread_keeps_the_heartbeat(store):
+    """The heartbeat was beaten in the store's thread, where trio's clock cannot be read: the process ended."""
+    telemetry = DaemonTelemetry(SystemClock(), lambda: lambda event: event, version="0")
+    outbox = Outbox(store, SystemClock(), Capacity(store.path, 2**30), ThreadRunner(), telemetry=telemetry)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.run)
+        store.path.unlink()
+        await outbox.accept([event("after")])
+        outbox.stop()
+    assert len(pending_ids(store)) == 6
+
+
+def test_a_file_that_was_put_there_meanwhile_is_not_overwritten(store, monkeypatch):
+    """Between the look at the path and the end of a long copy an operator may put a backup there."""
+    watch = FileWatch(store)
+    store.path.unlink()
+    real = rescue.copy_database
+
+    def copy_slowly(*given):
+        real(*given)
+        store.path.write_bytes(b"a backup")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rescue, "copy_database", copy_slowly)
+        with pytest.raises(FileExistsError):
+            watch.check()
+    assert store.path.read_bytes() == b"a backup"
+    with pytest.raises(OutboxReplaced):
+        watch.check()
+
+
+def test_a_missing_index_is_made_again(store):
+    watch = FileWatch(store)
+    index = store.path.with_name("o.db-shm")
+    index.unlink()
+    assert "was made again" in (watch.check() or "")
+    assert index.exists()
+    assert watch.check() is None
+    accept(store, [event("after")])
+    assert len(pending_ids(store)) == 6
+
+
+def test_a_link_that_leads_elsewhere_is_noticed(tmp_path):
+    folder, other = tmp_path / "state", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    store = Store(folder / "o.db", configured=link / "o.db")
+    watch = FileWatch(store)
+    assert watch.check() is None
+    link.unlink()
+    link.symlink_to(other)
+    with pytest.raises(OutboxReplaced, match="no longer leads to the outbox"):
+        watch.check()
+    store.close()
+
+
+@pytest.mark.parametrize("size", [0, 4096])
+def test_a_file_that_another_program_cuts_is_damage(store, size):
+    for _ in range(3):
+        store.checkpoint()
+    watch = FileWatch(store)
+    assert watch.check() is None
+    with store.path.open("r+b") as file:
+        file.truncate(size)
+    with pytest.raises(sqlite3.DatabaseError, match="has cut it") as caught:
+        watch.check()
+    assert recovery.is_damage(caught.value)
+
+
+def test_a_file_that_sqlite_makes_smaller_is_not_damage(store):
+    accept(store, [event(f"large{n}", padding=20_000) for n in range(50)])
+    store.checkpoint()
+    watch = FileWatch(store)
+    assert watch.check() is None
+    before = store.path.stat().st_size
+    settle(store, [delivered(event_id) for event_id in pending_ids(store)])
+    with store.transaction():
+        store.connection.execute("DELETE FROM events")
+    for _ in range(20):
+        store.checkpoint()
+        assert watch.check() is None
+        store.vacuum()
+        assert watch.check() is None
+    assert store.path.stat().st_size < before
+    assert not store.may_shrink

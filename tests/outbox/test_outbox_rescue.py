@@ -1,0 +1,112 @@
+"""The file is removed, moved or replaced under the running outbox: what is answered is found by the next start."""
+
+import shutil
+
+import pytest
+import trio
+import trio.testing
+from outbox_files import accept, event, pending_ids
+
+from sidecar.clock import SystemClock
+from sidecar.outbox import Capacity, InlineRunner, Outbox, Store
+from sidecar.outbox.rescue import FileWatch, OutboxReplaced, rescued_files
+
+
+@pytest.fixture
+def store(tmp_path):
+    (tmp_path / "state").mkdir()
+    store = Store(tmp_path / "state" / "o.db")
+    accept(store, [event(number) for number in range(5)])
+    yield store
+    store.close()
+
+
+def taken_away(store, how, tmp_path):
+    folder = store.path.parent
+    match how:
+        case "removed with its log":
+            for file in folder.glob("o.db*"):
+                file.unlink()
+        case "removed alone":
+            store.path.unlink()
+        case "renamed":
+            store.path.rename(folder / "old.db")
+        case "the log removed":
+            (folder / "o.db-wal").unlink()
+        case "its folder moved":
+            folder.rename(tmp_path / "elsewhere")
+        case "its folder removed":
+            shutil.rmtree(folder)
+
+
+WAYS = ["removed with its log", "removed alone", "renamed", "the log removed", "its folder moved", "its folder removed"]
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_missing_file_is_put_back_with_everything(store, how, tmp_path):
+    watch = FileWatch(store)
+    assert watch.check() is None
+    taken_away(store, how, tmp_path)
+    accept(store, [event("after")])
+    mended = watch.check()
+    assert mended is not None
+    assert str(store.path) in mended
+    assert watch.check() is None
+    accept(store, [event("later")])
+    store.close()
+    again = Store(store.path)
+    assert len(pending_ids(again)) == 7
+    assert accept(again, [event("after")]).repeated == 1
+    again.close()
+    assert rescued_files(store.path) == []
+
+
+def test_another_file_in_its_place_is_never_overwritten(store, tmp_path):
+    watch = FileWatch(store)
+    other = tmp_path / "backup.db"
+    other.write_bytes(b"a backup")
+    other.rename(store.path)
+    accept(store, [event("after")])
+    with pytest.raises(OutboxReplaced, match="outbox import") as caught:
+        watch.check()
+    assert caught.value.exit_code == 78
+    assert store.path.read_bytes() == b"a backup"
+    (copy,) = rescued_files(store.path)
+    rescued = Store(copy)
+    assert len(pending_ids(rescued)) == 6
+    rescued.close()
+
+
+async def test_no_event_is_answered_that_a_restart_would_not_find(store, nursery):
+    outbox = Outbox(store, SystemClock(), Capacity(store.path, 2**30), InlineRunner())
+    nursery.start_soon(outbox.run)
+    store.path.unlink()
+    await outbox.accept([event("after")])
+    left = {file.name: file.read_bytes() for file in store.path.parent.iterdir()}
+    crashed = store.path.parent.parent / "crashed"
+    crashed.mkdir()
+    for name, content in left.items():
+        (crashed / name).write_bytes(content)
+    again = Store(crashed / "o.db")
+    assert len(pending_ids(again)) == 6
+    again.close()
+    outbox.stop()
+
+
+async def test_the_writer_ends_with_exit_code_78_if_the_file_was_replaced(store, nursery):
+    outbox = Outbox(store, SystemClock(), Capacity(store.path, 2**30), InlineRunner())
+    refused = []
+
+    async def accept_one():
+        try:
+            await outbox.accept([event("after")])
+        except Exception as error:
+            refused.append(error)
+
+    nursery.start_soon(accept_one)
+    store.path.unlink()
+    store.path.write_bytes(b"another file")
+    with pytest.raises(OutboxReplaced):
+        await outbox.run()
+    await trio.testing.wait_all_tasks_blocked()
+    assert refused

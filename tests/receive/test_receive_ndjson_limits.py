@@ -1,0 +1,153 @@
+"""Many NDJSON clients together occupy bounded memory, and slow ones do not exclude others."""
+
+import pytest
+import trio
+import trio.testing
+from receive_harness import MAX_EVENT_BYTES, receiving
+from test_receive_ndjson import OK, NonReadingStream, line, read_lines
+
+from sidecar.outbox import Accepted, WriteRequest
+from sidecar.receive import ndjson
+
+LONG = 3_000
+# Of 16 parts of half of it, four are for large bodies: less than one line of the harness may have.
+SMALL = 2**17
+MIB = 2**20
+
+
+def long_line(number: int) -> bytes:
+    return line(number).rstrip() + b" " * LONG + b"\n"
+
+
+async def test_long_line_waits_for_a_slot_and_short_ones_do_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(ndjson, "LARGE_BYTES", 1_000)
+    async with receiving(tmp_path / "o.db", max_memory=SMALL) as harness:
+        first, second, third = (harness.connect("unix") for _ in range(3))
+        whole = long_line(1)
+        await first.send_all(whole[:2_000])
+        await trio.testing.wait_all_tasks_blocked()
+        await second.send_all(long_line(2)[:2_000])
+        await trio.testing.wait_all_tasks_blocked()
+        assert harness.memory.unix.statistics().large_waiting == 1
+        await third.send_all(line(3))
+        assert await read_lines(third, 1) == [OK]
+        await first.send_all(whole[2_000:])
+        assert await read_lines(first, 1) == [OK]
+        await second.send_all(long_line(2)[2_000:] + long_line(4))
+        assert await read_lines(second, 2) == [OK, OK]
+        assert harness.memory.unix.statistics().large_bytes == 0
+
+
+async def until_closed(stream) -> list[bytes]:
+    got = b""
+    while data := await stream.receive_some(65_536):
+        got += data
+    return got.splitlines(keepends=True)
+
+
+async def test_slow_long_line_is_answered_timeout_and_frees_its_slot(tmp_path, monkeypatch, autojump_clock):
+    monkeypatch.setattr(ndjson, "LARGE_BYTES", 1_000)
+    async with receiving(tmp_path / "o.db") as harness:
+        stream = harness.connect("unix")
+        began_s = trio.current_time()
+        await stream.send_all(line(1) + long_line(2)[:2_000])
+        stored, refused = await until_closed(stream)
+        assert trio.current_time() - began_s == ndjson.WAIT_S
+        assert stored == OK
+        assert b'"code":"timeout"' in refused
+        assert harness.memory.unix.statistics().large_bytes == 0
+        assert harness.refused == ["timeout"]
+
+
+@pytest.mark.parametrize("others_wait_at_once", [True, False])
+async def test_slow_long_line_gives_its_slot_to_others_that_wait(
+    tmp_path, monkeypatch, autojump_clock, others_wait_at_once
+):
+    monkeypatch.setattr(ndjson, "LARGE_BYTES", 1_000)
+    async with receiving(tmp_path / "o.db", max_memory=SMALL) as harness:
+        first, second, third = (harness.connect("unix") for _ in range(3))
+        await first.send_all(long_line(1)[:2_000])
+        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(0 if others_wait_at_once else 20)
+        began_s = trio.current_time()
+        await second.send_all(long_line(2)[:2_000])
+        assert b'"code":"busy"' in (await until_closed(first))[0]
+        assert trio.current_time() - began_s == (ndjson.LONG_LINE_S if others_wait_at_once else 0)
+        await third.send_all(long_line(3)[:2_000])
+        assert b'"code":"busy"' in (await until_closed(second))[0]
+        await third.send_all(long_line(3)[2_000:])
+        assert await read_lines(third, 1) == [OK]
+        assert harness.memory.unix.statistics().large_bytes == 0
+
+
+async def test_too_long_line_holds_no_slot_while_it_is_skipped(tmp_path, monkeypatch, autojump_clock):
+    monkeypatch.setattr(ndjson, "LARGE_BYTES", 1_000)
+    async with receiving(tmp_path / "o.db") as harness:
+        stream = harness.connect("unix")
+        await stream.send_all(b"{" + b" " * 30_000)
+        await trio.sleep(10 * ndjson.LONG_LINE_S)
+        await stream.send_all(b"\n" + line(1))
+        too_large, stored = await read_lines(stream, 2)
+        assert b'"code":"too_large"' in too_large
+        assert stored == OK
+
+
+async def test_reading_ahead_of_the_disk_is_bounded_for_all_clients(tmp_path):
+    async with receiving(tmp_path / "o.db", max_memory=20 * MIB * 2 * 16 // 3) as harness:
+        submitted, write = [], WriteRequest([], MIB)
+        harness.outbox.submit = lambda events, behind: submitted.append(events) or write
+        streams = [harness.connect("unix") for _ in range(50)]
+        for stream in streams:
+            padded = b"".join(line(number).rstrip() + b" " * 15_000 + b"\n" for number in range(10))
+            harness.nursery.start_soon(stream.send_all, padded)
+        await trio.testing.wait_all_tasks_blocked()
+        # Each connection may exceed the bound by one read, and each may have its first read.
+        assert len(submitted) < 20 + 3 * len(streams)
+        write.result = Accepted(1, 0)
+        write.done.set()
+        for stream in streams:
+            await read_lines(stream, 10)
+        assert len(submitted) == 500
+        assert harness.memory.unix.statistics() == (0, 0, 0, 0)
+
+
+async def test_disconnected_client_gives_its_budget_back(tmp_path, autojump_clock):
+    async with receiving(tmp_path / "o.db") as harness:
+        write = WriteRequest([], MAX_EVENT_BYTES)
+        harness.outbox.submit = lambda events, behind: write
+        harness.shutdown.set()
+        await harness.server.handle_unix(NonReadingStream(line(1) * 10))
+        assert harness.memory.unix.statistics() == (0, 0, 0, 0)
+
+
+async def test_a_client_that_does_not_read_is_bounded_by_itself(tmp_path, autojump_clock):
+    """Responses that were ready were not counted: a crowd that never reads held a megabyte each."""
+    async with receiving(tmp_path / "o.db", max_memory=2 * 2**20) as harness:
+        left = []
+
+        async def never_reads() -> None:
+            await harness.server.handle_unix(NonReadingStream(line(1) * 2_000))
+            left.append(trio.current_time())
+
+        for _ in range(20):
+            harness.nursery.start_soon(never_reads)
+            await trio.testing.wait_all_tasks_blocked()
+            assert harness.memory.unix.statistics().held_bytes <= 2**20 * 3 // 16
+        assert len(left) > 10, "those that did not read for the longest time are gone"
+        assert await harness.lines(*[{"type": "page", "userId": "u"}] * 3) == [{"success": True, "accepted": 1}] * 3
+        await trio.sleep(ndjson.SEND_S + 1)
+        assert len(left) == 20
+        assert harness.memory.unix.statistics() == (0, 0, 0, 0)
+
+
+async def test_an_evicted_unfinished_line_is_answered_busy(tmp_path, autojump_clock):
+    async with receiving(tmp_path / "o.db", max_memory=SMALL) as harness:
+        streams = [harness.connect("unix") for _ in range(5)]
+        for number, stream in enumerate(streams):
+            await stream.send_all(line(number) + long_line(number + 10)[:3_050])
+            await trio.testing.wait_all_tasks_blocked()
+        stored, busy = await read_lines(streams[0], 2)
+        assert stored == OK
+        assert b'"code":"busy"' in busy
+        await streams[-1].send_all(b"\n")
+        assert await read_lines(streams[-1], 2) == [OK, OK]

@@ -1,0 +1,193 @@
+"""A large body is taken apart into the same values as a small one, in slices that leave the loop to others."""
+
+import json
+import math
+
+import pytest
+import trio
+from hypothesis import example, given
+from hypothesis import strategies as st
+from receive_harness import MAX_EVENT_BYTES, receiving, track
+
+from sidecar.events import BadJson, decode
+from sidecar.http import LARGE_BYTES, at_once
+from sidecar.receive import split as splitting
+from sidecar.receive.split import decode_piece, split
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=20,
+)
+batches = st.builds(
+    lambda others, events: others | {"batch": events},
+    st.dictionaries(st.text(max_size=5), values, max_size=3),
+    st.lists(values, max_size=5),
+)
+
+
+def pieces(text: bytes, max_events: int = 10_000):
+    body = at_once(split(text, max_events))
+    others = None if body.values is None else {key: decode_piece(piece) for key, piece in body.values.items()}
+    return others, None if body.events is None else [decode_piece(piece) for piece in body.events]
+
+
+@pytest.mark.parametrize("commas", [400_000, -1], ids=["msgspec", "scanner"])
+@given(value=st.lists(values, max_size=6) | batches, indent=st.none() | st.integers(0, 2))
+@example(value={"batch": [], "x": [[]]}, indent=None)
+@example(value=[[], {}, [[]], '"[,]"', "\\", "\ud800"], indent=1)
+def test_the_pieces_are_those_of_the_whole(commas, value, indent):
+    text = json.dumps(value, indent=indent).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splitting, "_MAX_COMMAS", commas)
+        others, events = pieces(text)
+    whole = decode(text)
+    if isinstance(whole, list):
+        assert (others, events) == (None, whole)
+    else:
+        assert events == whole["batch"]
+        assert others == whole
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[1,2",
+        b"[1,2}",
+        b"[1] x",
+        b"[1,]",
+        b"[,1]",
+        b"[1,,2]",
+        b'{"a":1',
+        b'{"a" 1}',
+        b'{"a":}',
+        b"{1:2}",
+        b'{"batch":[1}',
+        b"{,}",
+        b'["a]',
+        b"[",
+    ],
+)
+@pytest.mark.parametrize("commas", [400_000, -1])
+def test_what_is_not_json_stays_bad(monkeypatch, text, commas):
+    monkeypatch.setattr(splitting, "_MAX_COMMAS", commas)
+    with pytest.raises(BadJson):
+        decode(text)
+    with pytest.raises(BadJson):
+        pieces(text)
+
+
+@given(st.text(alphabet='[]{},:"\\ 1aNn', max_size=30))
+def test_any_structure_is_pieces_or_bad_json(text):
+    try:
+        pieces(text.encode())
+    except BadJson:
+        pass
+
+
+def test_the_scanner_stops_behind_the_allowed_number():
+    _, events = pieces(b"[" + b"1," * 1_000_000 + b"1]", 100)
+    assert len(events) == 101
+
+
+@pytest.mark.parametrize("text", [b"[" + b"1," * 500_000 + b"1]", b'{"batch":[' + b'{"a":NaN},' * 50_000 + b"1]}"])
+def test_scanning_is_done_in_slices(text):
+    assert sum(1 for _ in split(text, 10**9)) > 20
+
+
+async def test_a_small_batch_of_many_events_leaves_the_loop_to_others(tmp_path, monkeypatch):
+    """18 KB of ``1,1,1…`` are 9,000 bad events; they were judged in one step of 150 ms."""
+    ran = ""
+
+    async def other_task() -> None:
+        nonlocal ran
+        while True:
+            ran += "o"
+            await trio.lowlevel.checkpoint()
+
+    def noted(work):
+        nonlocal ran
+        while True:
+            ran += "s"
+            try:
+                next(work)
+            except StopIteration as end:
+                return end.value
+            yield
+
+    async with receiving(tmp_path / "o.db") as harness, trio.open_nursery() as nursery:
+        steps = harness.parser.steps
+        monkeypatch.setattr(harness.parser, "steps", lambda *arguments, **more: noted(steps(*arguments, **more)))
+        nursery.start_soon(other_task)
+        body = b'{"batch":[%b]}' % b",".join([b"1"] * 9_000)
+        assert len(body) < LARGE_BYTES
+        assert len((await harness.post("/v1/batch", body)).json["refused"]) == 9_000
+        nursery.cancel_scope.cancel()
+    assert ran.count("s") > 30
+    assert ran.count("sss") == 0  # two tasks that can run do so in any order
+
+
+async def test_a_large_batch_is_parsed_in_slices(tmp_path):
+    async with receiving(tmp_path / "o.db") as harness:
+        events = [track(number, properties={"x": "y" * 500}) for number in range(2_000)]
+        body = json.dumps({"batch": events}).encode()
+        assert sum(1 for _ in harness.parser.steps(body, "batch", None, trusted=False)) > 10
+        parsed = harness.parser.parse(body, "batch", None, trusted=False)
+        assert [event.message_id for event in parsed.events] == [f"m{number}" for number in range(2_000)]
+
+
+@pytest.mark.parametrize("odd", [None, math.nan, "\ud800"], ids=["strict", "NaN", "surrogate"])
+@pytest.mark.parametrize("kind", ["batch", None])
+async def test_a_large_body_gives_what_a_small_one_gives(tmp_path, odd, kind):
+    batch = {
+        "context": {"app": "shared"},
+        "writeKey": "wk",
+        "batch": [
+            track(1, properties={"p": odd}),
+            {"type": "nothing"},
+            5,
+            {"messageId": "m3", "type": "page", "writeKey": "x"},
+        ],
+    }
+    async with receiving(tmp_path / "o.db") as harness:
+        text = json.dumps(batch).encode()
+        small = harness.parser.parse(text, kind, None, trusted=True)
+        large = harness.parser.parse(text + b" " * LARGE_BYTES, kind, None, trusted=True)
+        assert [event.bad for event in small.events] == [event.bad for event in large.events]
+        assert [event.body for event in small.events if not event.bad] == [
+            event.body for event in large.events if not event.bad
+        ]
+        assert [entry["index"] for entry in large.refused] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "code"),
+    [
+        ("batch", b'{"batch":{}}', "bad_json"),
+        ("batch", b"[1]", "bad_json"),
+        ("batch", b"{", "bad_json"),
+        ("batch", b'{"batch":[{]}', "bad_json"),
+        ("batch", b'{"batch":[],"context":{"a":"%b"}}' % (b"x" * 20 * MAX_EVENT_BYTES), "too_large"),
+        ("track", b'{"event":"E","p":"%b"}' % (b"x" * 20 * MAX_EVENT_BYTES), "bad_event"),
+        ("track", b"[]", "bad_event"),
+        (None, b'{"type":"page","p":"%b"}' % (b"x" * 20 * MAX_EVENT_BYTES), "bad_event"),
+    ],
+)
+async def test_a_large_body_is_refused_as_a_small_one(tmp_path, kind, text, code):
+    async with receiving(tmp_path / "o.db") as harness:
+        answer = harness.parser.parse(text + b" " * LARGE_BYTES, kind, None, trusted=True)
+        assert (answer.status, answer.code) == (400, code)
+
+
+async def test_an_event_that_is_far_too_large_is_stored_short(tmp_path):
+    """Judged by its length, without being decoded: decoded it costs ten times its bytes."""
+    async with receiving(tmp_path / "o.db") as harness:
+        huge = track(1, properties={"list": list(range(40_000))})
+        parsed = harness.parser.parse(json.dumps({"batch": [huge, track(2)]}).encode(), "batch", None, trusted=False)
+        bad, good = parsed.events
+        assert (bad.message_id, good.bad) == ("m1", None)
+        assert "bytes, more than the 2,000 allowed" in bad.bad
+        stored = json.loads(bad.body)
+        assert (stored["event"], stored["call"], stored["messageId"]) == ("Feature Used", "track", "m1")
+        assert len(bad.body) <= MAX_EVENT_BYTES
+        assert "type" not in stored
