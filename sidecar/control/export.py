@@ -15,7 +15,7 @@ import msgspec
 from sidecar.control.outbox_admin import ExportedEvent
 from sidecar.control.selection import Class
 from sidecar.events import decode_stored
-from sidecar.mapping import NO_ACCOUNT, PRIORITIES, Account, Mapper, Priority, Settings
+from sidecar.mapping import NO_ACCOUNT, PRIORITIES, Account, Mapper, Settings
 from sidecar.outbox import EventState, Page, Row, Settlement, Store, hashed_values
 from sidecar.outbox.steps import READ_BYTES
 from sidecar.units import iso_utc, show_count
@@ -139,7 +139,7 @@ def _exported(row: Row, product: str, memory: Account, mapper: Mapper) -> Export
         received_ms=row.received_ms,
         event=shown,
         hashed=hashed or None,
-        priority=cast(Class, row.priority.name.lower()),
+        priority=cast("Class", row.priority.name.lower()),
         account=None if row.account is None else account,
         account_from=account_from,
         memory=memory_id or None,

@@ -178,11 +178,12 @@ class Notices:
 
 
 class _Flow(NamedTuple):
-    """Delivery's part of the state; ``state`` is None without a daemon."""
+    """Delivery's part of the state; ``state`` is None without a daemon, ``fleet`` without [fleet]."""
 
     state: destination.DestinationStatus | None
     quota: QuotaStatus
     pace: float
+    fleet: FleetFacts | None
     in_flight: int = 0
     lanes: int = 0
     lanes_in_use: int = 0
@@ -285,18 +286,17 @@ class StateReader:
             last_delivered_ms=last_delivered_ms,
             set_aside=bool(self._store.notice),
             instance=self.instance,
-            fleet=fleet_facts(self._fleet),
+            fleet=flow.fleet,
         )
 
     def _delivers(self, flow: _Flow) -> bool:
         """Return whether a normal event accepted now would be sent at once."""
-        fleet = fleet_facts(self._fleet)
         return (
             flow.state is not None
             and flow.state.state is destination.DestinationState.OPEN
             and flow.quota.free_in_s == 0
             and flow.pace > 0
-            and not (fleet and fleet.state in SILENT)
+            and not (flow.fleet and flow.fleet.state in SILENT)
             and not self._outbox.clock_trust.delivery_waits_s()
         )
 
@@ -321,11 +321,13 @@ class StateReader:
     def _flow(self, delivery: Delivery) -> _Flow:
         dispatcher, now_s = delivery.dispatcher, self._clock.monotonic_s()
         statistics, state = dispatcher.statistics(), dispatcher.destination.describe(now_s)
+        fleet = fleet_facts(self._fleet)
         failed = [event for event in dispatcher.waiting() if event.row.failure is not None]
         return _Flow(
             state,
             dispatcher.limiter.quota_status(),
-            _pace_in_fleet(fleet_facts(self._fleet), dispatcher.limiter.per_second(state.pace)),
+            _pace_in_fleet(fleet, dispatcher.limiter.per_second(state.pace)),
+            fleet,
             in_flight=len(statistics.in_flight),
             lanes=delivery.lanes_open,
             lanes_in_use=statistics.under_way,
@@ -339,7 +341,9 @@ class StateReader:
         rows = [QuotaRow(*row) for row in await self._outbox.read(Store.quota_rows)]
         trust = self._outbox.clock_trust
         quota = Quota(lambda: self._deliver, clock=self._clock, rows=rows, trust=trust)
-        return _Flow(None, quota.describe(), min(self._deliver.host_per_second, quota.pace_per_s()))
+        return _Flow(
+            None, quota.describe(), min(self._deliver.host_per_second, quota.pace_per_s()), fleet_facts(self._fleet)
+        )
 
     def _not_delivered(self, flow: _Flow) -> list[str]:
         reasons = []
@@ -349,8 +353,8 @@ class StateReader:
             reasons.append(flow.state.message)
         if self._outbox.clock_trust.delivery_waits_s():
             reasons.append(self._outbox.clock_trust.problem())
-        if fleet := fleet_facts(self._fleet):
-            reasons += [text for text in (fleet.problem, FLEET_REASONS.get(fleet.state)) if text]
+        if flow.fleet:
+            reasons += [text for text in (flow.fleet.problem, FLEET_REASONS.get(flow.fleet.state)) if text]
         if flow.quota.free_in_s > 0:
             reasons.append(_quota_reason(flow.quota, _reserve(self._deliver)))
         return reasons

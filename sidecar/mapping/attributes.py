@@ -20,7 +20,7 @@ from sidecar.mapping.names import camel, store_bounded
 from sidecar.mapping.privacy import PrivacyRules
 from sidecar.mapping.values import as_text, clean_text, json_text, within_64_bits
 
-__all__ = ["BROKEN_TEXT", "MAX_ATTRIBUTES", "MAX_KEY", "AttributeMapper", "AttributePlan"]
+__all__ = ["BROKEN_TEXT", "MAX_ATTRIBUTES", "MAX_KEY", "AttributeMapper", "AttributePlan", "report_no_object"]
 
 MAX_ATTRIBUTES: Final = 50  # limits of PX: sidecar/px/README.md#the-custom-event
 MAX_KEY: Final = 1_024  # characters

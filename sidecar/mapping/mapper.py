@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from sidecar.config import IdentityConfig, MappingConfig, PeopleConfig
-from sidecar.mapping.attributes import BROKEN_TEXT, AttributeMapper
+from sidecar.mapping.attributes import BROKEN_TEXT, AttributeMapper, report_no_object
 from sidecar.mapping.filters import is_sampled
 from sidecar.mapping.model import Account, Change, CustomEvent, Known, Mapped, Priority
 from sidecar.mapping.names import MappedName

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from sidecar.config import PeopleConfig
+from sidecar.mapping.attributes import report_no_object
 from sidecar.mapping.model import Change, Intent, Known, Mapped, UpsertAccount, UpsertUser
 from sidecar.mapping.privacy import fold
 from sidecar.mapping.rules import MappingRules
