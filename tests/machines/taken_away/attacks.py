@@ -32,6 +32,7 @@ from sidecar.outbox.rescue import rescued_files  # noqa: E402
 
 NOTICED_S = 2.0
 BEFORE_S, AFTER_S = 2.0, 5.0
+PATIENCE_S = 30.0  # for what has no promised time: the file put back, the end of the daemon
 
 
 class Attack(NamedTuple):
@@ -120,10 +121,16 @@ def bind_mount(place: Place) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "none", place.state], check=True)
 
 
+def remove_folder(place: Place) -> None:
+    """As `rm -rf`: the daemon may put the outbox back into the folder while it is being emptied."""
+    shutil.rmtree(place.state, ignore_errors=True)
+
+
 def move_and_return(place: Place) -> None:
     """The folder is moved away, and moved back over the one that the daemon has made."""
     place.state.rename(place.folder / "moved")
     time.sleep(3)
+    wait_for(place.outbox.exists)
     place.state.rename(place.folder / "made")
     (place.folder / "moved").rename(place.state)
 
@@ -134,6 +141,8 @@ def forbid(place: Place) -> None:
     place.state.chmod(0o700)
 
 
+REPLACED = (replace_by_backup, link_elsewhere, move_and_return)  # another file stands in the place: the daemon ends
+
 ATTACKS = (
     Attack("everything removed", remove_all),
     Attack("the outbox removed", lambda place: place.outbox.unlink()),
@@ -141,7 +150,7 @@ ATTACKS = (
     Attack("the log removed", lambda place: place.files()[1].unlink()),
     Attack("the index removed", lambda place: place.files()[2].unlink()),
     Attack("log and index removed", lambda place: [file.unlink() for file in place.files()[1:]] and None),
-    Attack("the folder removed", lambda place: shutil.rmtree(place.state)),
+    Attack("the folder removed", remove_folder),
     Attack("the folder moved", lambda place: place.state.rename(place.folder / "moved") and None),
     Attack("the folder moved and returned", move_and_return),
     Attack("replaced by a backup", replace_by_backup),
@@ -182,6 +191,8 @@ def try_attack(attack: Attack, folder: Path) -> Outcome:
         time.sleep(AFTER_S)
         client.stopped.set()
         client.join(15)
+        if attack.act in REPLACED:
+            wait_for(lambda: daemon.poll() is not None)
         code = daemon.poll()
         if code is None:
             harness.kill(daemon)
@@ -195,6 +206,13 @@ def try_attack(attack: Attack, folder: Path) -> Outcome:
     lost = [name for name in client.answered if name not in found]
     late = [name for name in lost if client.answered[name] > attacked_s + NOTICED_S]
     return Outcome(len(client.answered), late, lost, code, harness.log("run"))
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Return when the condition is true, or after ``PATIENCE_S``: what comes then says what is missing."""
+    end_s = time.monotonic() + PATIENCE_S
+    while not condition() and time.monotonic() < end_s:
+        time.sleep(0.05)
 
 
 def _back_up(outbox: Path, to: Path) -> None:

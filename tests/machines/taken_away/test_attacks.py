@@ -5,9 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from attacks import ATTACKS, bind_mount, link_elsewhere, move_and_return, replace_by_backup, try_attack
-
-REPLACED = (replace_by_backup, link_elsewhere, move_and_return)
+from attacks import ATTACKS, REPLACED, bind_mount, try_attack
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
