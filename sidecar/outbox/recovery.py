@@ -112,6 +112,7 @@ def open_outbox(
         try:
             return opened()
         except ConfigError as error:
+            # A newer format is a ConfigError, too, and must never be set aside.
             if error.__cause__ is None or not is_damage(error.__cause__):
                 raise
             why = str(error.__cause__)
@@ -193,6 +194,7 @@ def _content_damage(path: Path, ends: list[int]) -> str | None:
             return "its write-ahead log is damaged"
         if connection.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
             return None  # no schema yet, or a newer one: opening the file decides
+        # A larger file would hold up each start for minutes: its damage is noticed when the page is read.
         if pages <= CHECKED_PAGES:
             verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if verdict != "ok":
@@ -271,11 +273,13 @@ def _recover(
     new = path.with_name(path.name + ".recovering")
     needed_bytes = 0
     try:
+        # A copy that a crash interrupted is begun anew: nothing records how far it came.
         _remove_database(new)
         needed_bytes = _make_room(path)
         damaged_file = set_aside(path)
         if not path.exists():  # else an earlier start has completed the new file, and only the marker is left
             salvage(damaged_file, new, why=why, progress=progress)
+            # Complete and synced. With the name before that, a power cut would leave half an outbox that looks whole.
             new.replace(path)
             _sync(path.parent)
         # Last: without the marker the next start would not know that the recovery is unfinished.
