@@ -12,10 +12,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from sidecar.cli.px_queries import ask_px, decode_events
+from sidecar.cli.px_queries import ask_px
 from sidecar.config import Config
 from sidecar.errors import Failed
-from sidecar.px import PxAnswer, PxRequest, Reply, read_events
+from sidecar.px import PxAnswer, PxRequest, Reply, decode_events, read_events
 from sidecar.px.requests import EVENTS, delete_user
 
 __all__ = ["ContractProbe", "Finding", "probes", "run_contract"]

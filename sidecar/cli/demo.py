@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +19,7 @@ from rich.live import Live
 from sidecar.cli.common import own_command
 from sidecar.cli.console import open_browser
 from sidecar.cli.demo_picture import Progress
-from sidecar.cli.demo_traffic import Traffic, answers
+from sidecar.cli.demo_traffic import Traffic, answers, end_process, get_bytes
 from sidecar.errors import Failed
 from sidecar.sandbox.server import free_ports
 from sidecar.units import show_count
@@ -236,7 +235,7 @@ eventId = "messageId"
         ]
         environ = _environ()  # as the daemon's: the checks on the page are about its key
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environ)  # noqa: S603
-        self._stack.callback(_terminate, process)
+        self._stack.callback(end_process, process)
         self._console = process
         assert process.stdout is not None
         with process.stdout:
@@ -262,7 +261,7 @@ eventId = "messageId"
             stderr=log,
             env=_environ(),
         )
-        self._stack.callback(_terminate, process)
+        self._stack.callback(end_process, process)
         return process
 
     def _wait_for(self, process: subprocess.Popen[bytes], verb: str, ready: Callable[[], bool]) -> None:
@@ -279,32 +278,17 @@ eventId = "messageId"
 
     def report(self) -> dict[str, Any]:
         """Return the report of the sandbox."""
-        report: dict[str, Any] = json.loads(self._get(f"127.0.0.1:{self._sandbox_port}/sandbox/report"))
+        report: dict[str, Any] = json.loads(get_bytes(f"127.0.0.1:{self._sandbox_port}/sandbox/report"))
         return report
 
     def events(self) -> list[dict[str, Any]]:
         """Return all events in the sandbox."""
-        return [json.loads(line) for line in self._get(f"127.0.0.1:{self._sandbox_port}/sandbox/events").splitlines()]
+        return [json.loads(line) for line in get_bytes(f"127.0.0.1:{self._sandbox_port}/sandbox/events").splitlines()]
 
     def status(self) -> dict[str, Any]:
         """Return the status of the daemon."""
-        status: dict[str, Any] = json.loads(self._get(f"{self.http_address}/status"))
+        status: dict[str, Any] = json.loads(get_bytes(f"{self.http_address}/status"))
         return status
-
-    @staticmethod
-    def _get(address: str) -> bytes:
-        with urllib.request.urlopen(f"http://{address}", timeout=30) as answer:
-            data: bytes = answer.read()
-        return data
-
-
-def _terminate(process: subprocess.Popen[Any]) -> None:
-    process.terminate()
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _remove(folder: Path) -> None:

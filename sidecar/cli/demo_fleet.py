@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sidecar.cli.common import own_command
-from sidecar.cli.demo_traffic import answers
+from sidecar.cli.demo_traffic import answers, end_process, get_bytes
 from sidecar.errors import Failed
 from sidecar.sandbox.server import free_ports
 from sidecar.units import show_count
@@ -182,7 +182,7 @@ eventId = "messageId"
         environ["PX_SIDECAR_PX_API_KEY"] = "sandbox-key"
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, env=environ)  # noqa: S603
-        self._stack.callback(_end, process)
+        self._stack.callback(end_process, process)
         return process
 
     def send(self, host: int, first: int, until: int) -> None:
@@ -218,27 +218,12 @@ eventId = "messageId"
 
     def report(self) -> dict[str, Any]:
         """Return the report of the stand-in for PX."""
-        report: dict[str, Any] = json.loads(self._get(f"{self._sandbox}/sandbox/report"))
+        report: dict[str, Any] = json.loads(get_bytes(f"{self._sandbox}/sandbox/report"))
         return report
 
     def _lines(self, path: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._get(f"{self._sandbox}{path}").splitlines()]
+        return [json.loads(line) for line in get_bytes(f"{self._sandbox}{path}").splitlines()]
 
     def _status(self, address: str) -> dict[str, Any]:
-        status: dict[str, Any] = json.loads(self._get(f"{address}/status"))
+        status: dict[str, Any] = json.loads(get_bytes(f"{address}/status"))
         return status
-
-    @staticmethod
-    def _get(address: str) -> bytes:
-        with urllib.request.urlopen(f"http://{address}", timeout=30) as answer:
-            data: bytes = answer.read()
-        return data
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

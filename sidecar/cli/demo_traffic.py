@@ -7,15 +7,17 @@ with the same message id, as the SDKs do.
 
 import http.client
 import json
+import subprocess
 import threading
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 from sidecar.client import Client, NotAccepted
 
-__all__ = ["Traffic", "answers"]
+__all__ = ["Traffic", "answers", "end_process", "get_bytes"]
 
 NAMES = ("Feature Used", "Plan Viewed", "Products Searched", "Trial Started", "Logged In")
 BATCH = 20
@@ -32,6 +34,23 @@ def answers(address: str, path: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def get_bytes(address: str) -> bytes:
+    """Return the body of ``http://address``. Raises OSError."""
+    with urllib.request.urlopen(f"http://{address}", timeout=30) as answer:
+        data: bytes = answer.read()
+    return data
+
+
+def end_process(process: subprocess.Popen[Any]) -> None:
+    """Terminate a process; kill it if it has not ended after 5 seconds."""
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 class Traffic:

@@ -14,12 +14,12 @@ import msgspec
 
 from sidecar.cli.backend import control_option, open_backend
 from sidecar.cli.common import hint, json_option, load_config, print_document, print_json
-from sidecar.cli.px_queries import ask_px, decode_events
+from sidecar.cli.px_queries import ask_px
 from sidecar.cli.screen import console, local_time_ms, printable, table
 from sidecar.config import Config
 from sidecar.control.names import NameEntry, differences, findings, merged
 from sidecar.errors import Failed
-from sidecar.px import PxAnswer, read_attributes, read_events
+from sidecar.px import PxAnswer, decode_events, read_attributes, read_events
 from sidecar.units import show_count
 
 __all__ = ["names"]

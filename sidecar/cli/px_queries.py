@@ -13,13 +13,12 @@ import msgspec
 import trio
 
 from sidecar.cli.common import global_option
-from sidecar.clock import SystemClock
 from sidecar.config import Config, Secret, api_key
-from sidecar.errors import ConfigError, Failed
-from sidecar.px import Kind, PxAnswer, PxRequest, Reply, classify, read_events
+from sidecar.errors import ConfigError
+from sidecar.px import PxRequest, Reply, decode_events, read_events
 from sidecar.px.transport import HttpxNetwork
 
-__all__ = ["ask_px", "decode_events", "effective_key", "is_in_px"]
+__all__ = ["ask_px", "effective_key", "is_in_px"]
 
 TIMEOUT_S: Final = 30.0
 WINDOW_MS: Final = 60_000
@@ -59,25 +58,6 @@ def ask_px(config: Config, requests: Sequence[PxRequest]) -> list[Reply]:
             await lane.aclose()
 
     return trio.run(ask)
-
-
-def decode_events(reply: Reply) -> dict[str, Any]:
-    """Return PX's answer to ``px.read_events``: ``customEvents``, ``totalHits``, ``scrollId``. Raises Failed."""
-    verdict = classify(reply, wall_ms=SystemClock().wall_ms())
-    if not isinstance(reply, PxAnswer) or verdict.kind is not Kind.DELIVERED:
-        if verdict.kind is Kind.WRONG_KEY:
-            raise Failed(
-                f"The API key may not read events (PX answered {verdict.status}); give it the Read permission "
-                "under Administration > Integrations > REST API."
-            )
-        raise Failed(f"The events could not be read back from PX: {verdict.message}")
-    try:
-        answer = msgspec.json.decode(reply.body)
-        if isinstance(answer["customEvents"], list) and isinstance(answer["totalHits"], int):
-            return dict(answer)
-    except (msgspec.DecodeError, KeyError, TypeError):
-        pass  # an answer of another shape: reported below
-    raise Failed("PX's answer about events is not understood; check px.base_url and px.region.")
 
 
 def is_in_px(config: Config, payload: dict[str, Any]) -> bool:

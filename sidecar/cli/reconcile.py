@@ -15,12 +15,12 @@ import msgspec
 
 from sidecar.cli.backend import TIMESTAMP, control_option, open_backend
 from sidecar.cli.common import json_option, load_config, print_json
-from sidecar.cli.px_queries import ask_px, decode_events
+from sidecar.cli.px_queries import ask_px
 from sidecar.cli.screen import console, local_time_ms, progress_bar, table
 from sidecar.config import Config
 from sidecar.control.client import ControlApi
 from sidecar.errors import Failed
-from sidecar.px import read_events
+from sidecar.px import decode_events, read_events
 from sidecar.units import show_count
 
 __all__ = ["Reconciliation", "reconcile"]

@@ -20,7 +20,7 @@ from sidecar.events import judge
 from sidecar.http import Request, Response
 from sidecar.mapping import LiveSettings
 from sidecar.outbox import Outbox, Via, new_event
-from sidecar.px import Kind, Network, PxAnswer, PxRequest, Reply, classify, delete_user, read_events
+from sidecar.px import Network, PxAnswer, PxRequest, Reply, classify, decode_events, delete_user, read_events
 
 __all__ = ["ForgetInPxCommand", "PxRoutes", "ReconcileQuery", "SendCommand", "VerifyQuery", "deletions"]
 
@@ -172,21 +172,7 @@ class PxRoutes:
             finally:
                 with trio.CancelScope(shield=True):
                     await lane.aclose()
-        verdict = classify(reply, wall_ms=self._clock.wall_ms())
-        if not isinstance(reply, PxAnswer) or verdict.kind is not Kind.DELIVERED:
-            if verdict.kind is Kind.WRONG_KEY:
-                raise Failed(
-                    f"The API key may not read events (PX answered {verdict.status}); give it the Read permission "
-                    "under Administration > Integrations > REST API."
-                )
-            raise Failed(f"The events could not be read back from PX: {verdict.message}")
-        try:
-            answer = msgspec.json.decode(reply.body)
-            if isinstance(answer["customEvents"], list) and isinstance(answer["totalHits"], int):
-                return dict(answer)
-        except (msgspec.DecodeError, KeyError, TypeError):
-            pass  # an answer of another shape: reported below
-        raise Failed("PX's answer about events is not understood; check px.base_url and px.region.")
+        return decode_events(reply)
 
     async def _send(self, request: Request, _params: Params) -> Response:
         command = decode_body(request, SendCommand)

@@ -8,9 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
-import msgspec
 import trio
 
 from sidecar import __version__
@@ -27,6 +26,7 @@ from sidecar.control.status import (
     QuotaFacts,
     RefusedCalls,
     SlowUser,
+    StateFacts,
     StatusProblem,
     by_reason,
     drain_s,
@@ -61,64 +61,28 @@ SILENT: Final = ("joining", "quiet", "rejoining")  # the states in which a host 
 STORE_TIMEOUT_S: Final = 2.0  # a healthy store answers within milliseconds; status must answer when the disk hangs
 
 
-class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
-    """The daemon's state at one moment. Fields that ``Status`` also has are described there.
+class DaemonState(StateFacts, frozen=True, kw_only=True):
+    """The daemon's state at one moment.
 
     ``counters`` are those of the outbox. ``lanes_in_use`` is the number of requests without an answer. ``changed`` is
     the number of events since the start whose mapping cut or replaced a value. ``set_aside`` is true if a damaged
     outbox was set aside at this start, which ``damage`` describes. ``instance`` is the name that commands in the views
-    carry. ``not_stored`` and ``not_delivered`` are the
-    ``reasons``; ``limits`` and ``notes`` are sentences about limits that are near, and about what else to know.
+    carry. ``not_stored`` and ``not_delivered`` are the ``reasons``; ``limits`` and ``notes`` are sentences about limits
+    that are near, and about what else to know.
     """
 
-    version: str
-    state: Literal["open", "waiting", "probing", "paused", "stopped"]
-    since: str | None
-    next_try_in_s: float | None
-    delivering: bool
-    reasons: list[str]
-    warnings: list[str]
-    accepted: int
-    pending: int
-    pending_high: int
-    delivered: int
-    dropped: int
-    dead: int
-    dropped_by_reason: dict[str, int]
-    dead_by_reason: dict[str, int]
-    repeated: int
-    ambiguous: int
-    retries: int
-    in_flight: int
-    lanes: int
-    rate: float
-    pace: float
-    ceiling: float
-    quota: QuotaFacts
-    oldest_pending_age_s: float | None
-    drain_s: float | None
-    full: str | None
-    outbox: OutboxFacts
-    slowest_user: SlowUser | None
-    last_delivered: str | None
-    last_problem: Problem | None
-    uptime_s: float | None
     counters: Mapping[str, int]
     lanes_in_use: int
     changed: int
-    without_account: int
     last_delivered_ms: int | None
     set_aside: bool
-    instance: str = ""
-    oldest_age_s_by_class: Mapping[str, float] = {}
-    fleet: FleetFacts | None = None
-    not_stored: list[str] = []
-    not_delivered: list[str] = []
-    damage: list[str] = []
-    limits: list[str] = []
-    notes: list[str] = []
-    refused: RefusedCalls | None = None
-    busiest_name: NameShare | None = None
+    instance: str
+    oldest_age_s_by_class: Mapping[str, float]
+    not_stored: list[str]
+    not_delivered: list[str]
+    damage: list[str]
+    limits: list[str]
+    notes: list[str]
 
     @property
     def problems(self) -> list[StatusProblem]:

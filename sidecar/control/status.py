@@ -27,6 +27,7 @@ __all__ = [
     "RefusedCalls",
     "Severity",
     "SlowUser",
+    "StateFacts",
     "Status",
     "StatusProblem",
     "by_reason",
@@ -123,7 +124,7 @@ class NameShare(msgspec.Struct, frozen=True):
     events: int
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True):
+class StateFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The state at one moment. ``state`` is that of the destination, or ``stopped`` without a daemon.
 
     ``delivering`` is true if a normal event accepted now would be sent at once. ``rate`` is delivered events per second
@@ -131,7 +132,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     is the time until nothing is pending if no more events arrive, with the day's quota; None if it cannot be estimated.
     ``oldest_pending_age_s`` excludes users with an event that keeps failing; ``slowest_user`` is the one of them that
     has waited longest. ``without_account`` is the number of custom events delivered since the start without an account.
-    ``problems`` are all problems, the worst first (``problems.py``); ``reasons`` and ``warnings`` hold a part of them.
+    ``reasons`` and ``warnings`` hold a part of the problems.
     """
 
     version: str
@@ -168,9 +169,14 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     uptime_s: float | None
     without_account: int = 0
     fleet: FleetFacts | None = None
-    problems: list[StatusProblem] = []
     refused: RefusedCalls | None = None
     busiest_name: NameShare | None = None
+
+
+class Status(StateFacts, frozen=True, kw_only=True):
+    """What ``/status`` shows. ``problems`` are all problems, the worst first (``problems.py``)."""
+
+    problems: list[StatusProblem] = []
 
 
 def by_reason(counters: Mapping[str, int], state: str) -> dict[str, int]:

@@ -4,7 +4,7 @@
 and tests. What is known about PX, and how reliably, is in sidecar/px/README.md.
 """
 
-from sidecar.px.answers import Kind, NotSent, PxAnswer, Reply, Unknown, Verdict, classify
+from sidecar.px.answers import Kind, NotSent, PxAnswer, Reply, Unknown, Verdict, classify, decode_events
 from sidecar.px.network import AT_ONCE, Departure, Lane, Network
 from sidecar.px.requests import CHECK_KEY, CallSequence, PxRequest, delete_user, preview, read_attributes, read_events
 
@@ -23,6 +23,7 @@ __all__ = [
     "Unknown",
     "Verdict",
     "classify",
+    "decode_events",
     "delete_user",
     "preview",
     "read_attributes",

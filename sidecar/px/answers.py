@@ -38,6 +38,8 @@ from typing import Any
 
 import msgspec
 
+from sidecar.errors import Failed
+
 __all__ = [
     "EXCERPT_CHARS",
     "RETRY_AFTER_MAX_S",
@@ -49,6 +51,7 @@ __all__ = [
     "Unknown",
     "Verdict",
     "classify",
+    "decode_events",
     "retry_after_s",
 ]
 
@@ -154,6 +157,25 @@ def classify(reply: Reply, *, call: PxCall = PxCall.EVENT, wall_ms: int) -> Verd
         retry_after_s(reply.retry_after, wall_ms),
         _message(kind, reply.status, excerpt),
     )
+
+
+def decode_events(reply: Reply) -> dict[str, Any]:
+    """Return PX's answer to ``read_events``: ``customEvents``, ``totalHits``, ``scrollId``. Raises Failed."""
+    verdict = classify(reply, wall_ms=0)  # the time is for a Retry-After, which is not used here
+    if not isinstance(reply, PxAnswer) or verdict.kind is not Kind.DELIVERED:
+        if verdict.kind is Kind.WRONG_KEY:
+            raise Failed(
+                f"The API key may not read events (PX answered {verdict.status}); give it the Read permission "
+                "under Administration > Integrations > REST API."
+            )
+        raise Failed(f"The events could not be read back from PX: {verdict.message}")
+    try:
+        answer = msgspec.json.decode(reply.body)
+        if isinstance(answer["customEvents"], list) and isinstance(answer["totalHits"], int):
+            return dict(answer)
+    except (msgspec.DecodeError, KeyError, TypeError):
+        pass  # an answer of another shape: reported below
+    raise Failed("PX's answer about events is not understood; check px.base_url and px.region.")
 
 
 def _classify_failure(answer: PxAnswer, call: PxCall, excerpt: str) -> Kind:

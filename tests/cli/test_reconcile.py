@@ -6,10 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from running_daemon import DaemonDir
 
-from sidecar.cli.px_queries import decode_events
-from sidecar.errors import Failed
 from sidecar.outbox.overflow import delete_rows
-from sidecar.px import PxAnswer
 
 HOUR_AGO = datetime.now(UTC) - timedelta(hours=1)
 RECONCILIATION = {"since_ms", "until_ms", "complete_since_ms", "names", "delivered", "px", "missing"}
@@ -152,14 +149,6 @@ def test_since_is_limited_to_190_days(sandboxed: DaemonDir, verb):
     ran = verb("reconcile", "--since", "2020-01-01", *sandboxed.flags)
     assert ran.code == 1
     assert "190 days" in ran.err
-
-
-def test_a_malformed_answer_of_px_fails():
-    for body in (b"[]", b"{}", b'{"customEvents":{},"totalHits":1}', b'{"customEvents":[],"totalHits":"1"}'):
-        with pytest.raises(Failed, match=r"is not understood; check px\.base_url and px\.region"):
-            decode_events(PxAnswer(200, body, content_type="application/json"))
-    with pytest.raises(Failed, match="could not be read back from PX"):
-        decode_events(PxAnswer(503, b""))
 
 
 def test_a_date_without_an_offset_is_local(px, sandboxed: DaemonDir, verb):

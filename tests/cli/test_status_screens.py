@@ -69,6 +69,9 @@ def state(**facts) -> DaemonState:
         "without_account": 0,
         "last_delivered_ms": None,
         "set_aside": False,
+        "instance": "",
+        "oldest_age_s_by_class": {},
+        **{name: [] for name in ("not_stored", "not_delivered", "damage", "limits", "notes")},
     }
     return DaemonState(**usual | facts)
 

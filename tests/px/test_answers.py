@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.px import Kind, NotSent, PxAnswer, Unknown, classify
+from sidecar.errors import Failed
+from sidecar.px import Kind, NotSent, PxAnswer, Unknown, classify, decode_events
 from sidecar.px.answers import PxCall, retry_after_s
 
 NOW_MS = 1_700_000_000_000
@@ -276,3 +277,11 @@ def test_a_field_comes_from_the_first_16_kib_in_100_characters():
 @pytest.mark.parametrize(("status", "excerpt"), [(199, "it said"), (200, ""), (201, ""), (299, ""), (300, "it said")])
 def test_every_answer_but_a_delivery_has_an_excerpt(status, excerpt):
     assert classify(PxAnswer(status, b"it said"), wall_ms=0).excerpt == excerpt
+
+
+def test_events_of_another_shape_are_not_understood():
+    for body in (b"[]", b"{}", b'{"customEvents":{},"totalHits":1}', b'{"customEvents":[],"totalHits":"1"}'):
+        with pytest.raises(Failed, match=r"is not understood; check px\.base_url and px\.region"):
+            decode_events(PxAnswer(200, body, content_type="application/json"))
+    with pytest.raises(Failed, match="could not be read back from PX"):
+        decode_events(PxAnswer(503, b""))
