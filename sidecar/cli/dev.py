@@ -361,7 +361,10 @@ def _snippets(base: str, unix: str) -> list[tuple[str, str]]:
         ("Segment, Node", f'new Analytics({{ writeKey: "any", host: "{base}" }})'),
         ("RudderStack, Python", f'rudder_analytics.dataPlaneUrl = "{base}"'),
         ("RudderStack, Node", f'new RudderAnalytics("any", {{ dataPlaneUrl: "{base}", errorHandler: console.error }})'),
-        ("Segment and RudderStack, Go", f'analytics.NewWithConfig("any", analytics.Config{{Endpoint: "{base}"}})'),
+        (
+            "Segment, Go (RudderStack: DataPlaneUrl)",
+            f'analytics.NewWithConfig("any", analytics.Config{{Endpoint: "{base}"}})',
+        ),
         ("Segment, Java (RudderStack: setDataPlaneUrl)", f'Analytics.builder("any").endpoint("{base}")'),
         ("RudderStack, Ruby", f'Rudder::Analytics.new(write_key: "any", data_plane_url: "{base}", ssl: false)'),
     ]

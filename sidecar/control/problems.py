@@ -75,7 +75,8 @@ def _outbox_near(state: "DaemonState") -> str:
         return ""
     return (
         f"The outbox is {used / limit:.0%} full ({show_size(used)} of {show_size(limit)}); at its limit events are refused "
-        "or dropped (outbox.when_full). Raise outbox.max_bytes, or drop what need not be sent with `px-sidecar events discard`."
+        "or dropped (outbox.when_full). Raise outbox.max_bytes and restart the daemon, or "
+        "drop what need not be sent with `px-sidecar events discard`."
     )
 
 

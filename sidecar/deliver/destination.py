@@ -472,8 +472,9 @@ def _add(users: set[str], user: str, enough: int) -> None:
 
 def _refused_message(count: int, verdict: Verdict) -> str:
     return (
-        f"PX refused the last {count} events, of {REFUSED_USERS} users or more, and none is lost; check the mapping and "
-        f"that property_key matches your PX product, then `px-sidecar resume`. The last answer: {verdict.message}"
+        f"PX refused the last {count} events, of {REFUSED_USERS} users or more, and none is lost; check the mapping "
+        "and that px.property_key matches your PX product, then `px-sidecar reload` and `px-sidecar resume`; a changed "
+        f"px.property_key needs a restart instead. The last answer: {verdict.message}"
     )
 
 

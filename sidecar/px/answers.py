@@ -308,11 +308,11 @@ _ADVICE = {
 }
 _NOT_THE_API = (
     "this is not the API of your subscription; set [px] region to us, eu or us2 (it is on the data residency page of "
-    "your contract), and check base_url and proxy."
+    "your contract), check base_url and proxy, and restart the daemon."
 )
 _WRONG_REGION = {
     402: "the PX subscription does not include the API; ask Gainsight about your plan, then run `px-sidecar resume`.",
-    407: "the proxy requires credentials; set [px] proxy to http://name:password@host:port.",
+    407: "the proxy requires credentials; set [px] proxy to http://name:password@host:port and restart the daemon.",
 }
 
 

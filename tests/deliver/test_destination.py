@@ -1,6 +1,7 @@
 """The destination: what waits, pauses, slows down, and decides about refusals."""
 
 import math
+from typing import get_args, get_type_hints
 
 import pytest
 from destination_harness import (
@@ -19,6 +20,7 @@ from destination_harness import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.config.schema import AT_RESTART, PxConfig
 from sidecar.deliver.destination import (
     PROBE_EVERY_S,
     DestinationState,
@@ -392,6 +394,22 @@ def test_fifty_refusals_in_a_row_of_ten_users_pause():
     assert harness.later(PROBE_EVERY_S).probe(BAD) == Outcome(Disposition.REQUEUE)
     assert harness.later(PROBE_EVERY_S).probe(CREATED) == Outcome(Disposition.DELIVERED)
     assert harness.permission() == Open(1.0)
+
+
+@pytest.mark.parametrize(
+    ("reply", "times", "key"),
+    [(BAD, 50, "property_key"), (ELSEWHERE, 1, "region"), (ELSEWHERE, 1, "base_url"), (PxAnswer(407), 1, "proxy")],
+)
+def test_advice_to_change_a_key_names_the_restart_it_needs(reply, times, key):
+    """The advice for a wrong property_key was `px-sidecar resume` alone, which continues with the old one."""
+    harness = DestinationHarness()
+    for number in range(times):
+        harness.reply(reply, f"user-{number % 10}", event=number)
+    kind = get_type_hints(PxConfig, include_extras=True)[key]
+    assert AT_RESTART in get_args(kind)[1:]
+    message = harness.permission().message
+    assert key in message
+    assert "restart" in message
 
 
 def test_long_run_of_few_users_does_not_pause_and_is_bounded():
