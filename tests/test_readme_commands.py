@@ -20,18 +20,12 @@ BLOCKS = {
         "sh",
         0,
     ): "tests/process/test_readme.py::test_the_command_of_the_first_minute_starts",
-    ("Your own event in a minute", "python", 0): "tests/client/test_pytest_plugin.py",
     (
         "Install",
         "sh",
         0,
     ): "not run: it installs what is published, from the network; tests/test_release.py installs the same wheels",
     ("Install", "sh", 1): "tests/systemd/test_package.py::test_the_life_of_a_package",
-    (
-        "Install",
-        "sh",
-        2,
-    ): "not run: it takes the published image; tests/containers runs `dev` in the image of this tree",
     ("Connect an app", "python", 0): "tests/process/test_readme.py::test_a_second_client_beside_the_vendors_works",
     ("Connect an app", "js", 0): "tests/process/test_readme.py::test_a_second_client_for_node_works",
     ("Connect an app", "python", 1): "tests/process/test_readme.py::test_the_client_example_works",
@@ -43,9 +37,7 @@ BLOCKS = {
     ("Operate", "sh", 0): "tests/process/test_readme.py::test_the_commands_to_operate_work",
     ("Configure", "toml", 0): "tests/process/test_readme.py::test_the_example_configuration_loads",
     ("Configure", "sh", 0): "tests/process/test_readme.py::test_the_mapping_example_maps_to_a_request",
-    ("Configure", "toml", 1): "tests/test_readme_commands.py::test_every_toml_block_loads",
     ("How it works", "text", 0): "not run: a drawing of the packages",
-    ("How fast it is", "sh", 0): "not run: half an hour and 12 GB; tests/benchmarks_quick runs each benchmark in small",
 }
 
 
