@@ -1,7 +1,7 @@
 """Measure what the console costs: ``PYTHONPATH=.:tests/support python tests/console/cost.py --events 10000000``.
 
-Fills an outbox, delivers from it to the sandbox, and compares the daemon's processor time per delivered event without a page
-and with pages. A page is what Live asks for: status each second, series every two, and the sampled feed. Rounds alternate,
+Fills an outbox, delivers from it to the sandbox, and compares the daemon's processor time per delivered event, and how long
+the call of an app takes, without a page and with pages. A page is what Live asks for: status each second, series every two, and the sampled feed. Rounds alternate,
 because the machine is not the same a minute later. Times of a browser's first picture and of the mapping's preview follow.
 """
 
@@ -58,10 +58,30 @@ def live_page(console: ConsoleProcess, over: threading.Event) -> list[threading.
     return [threading.Thread(target=call, args=arguments) for call, arguments in calls]
 
 
-def measure(daemon_pid: int, client: DaemonClient, console: ConsoleProcess, pages: int, seconds: float) -> list[float]:
-    """Return CPU seconds of the daemon, delivered events, CPU seconds of the console, and the wall time."""
+def track_steadily(socket: str, over: threading.Event, calls_s: list[float]) -> None:
+    """Send an event every 20 ms, until ``over``, and add how long each call took."""
+    with Client(socket) as app:
+        while not over.wait(0.02):
+            began_s = time.monotonic()
+            app.track(f"u-{len(calls_s) % NAMES}", "Feature Used")
+            calls_s.append(time.monotonic() - began_s)
+
+
+def measure(
+    daemon_pid: int,
+    client: DaemonClient,
+    console: ConsoleProcess,
+    pages: int,
+    seconds: float,
+    app: tuple[str, list[float]],
+) -> list[float]:
+    """Return CPU seconds of the daemon, delivered events, CPU seconds of the console, and the wall time.
+
+    ``app`` is the socket for events, and the list that an app's calls are added to.
+    """
     over = threading.Event()
     threads = [thread for _ in range(pages) for thread in live_page(console, over)]
+    threads.append(threading.Thread(target=track_steadily, args=(app[0], over, app[1])))
     for thread in threads:
         thread.start()
     time.sleep(1)
@@ -74,16 +94,24 @@ def measure(daemon_pid: int, client: DaemonClient, console: ConsoleProcess, page
     return [late - early for early, late in zip(before, after, strict=True)]
 
 
-def compare(daemon_pid: int, client: DaemonClient, console: ConsoleProcess, rounds: int, seconds: float) -> None:
+def compare(
+    daemon_pid: int, client: DaemonClient, console: ConsoleProcess, rounds: int, seconds: float, socket: str
+) -> None:
     sums = {0: [0.0] * 4, 1: [0.0] * 4, 5: [0.0] * 4}
+    calls_s: dict[int, list[float]] = {pages: [] for pages in sums}
     for number in range(rounds):
         for pages in list(sums)[:: 1 if number % 2 else -1]:
-            found = measure(daemon_pid, client, console, pages, seconds)
+            found = measure(daemon_pid, client, console, pages, seconds, (socket, calls_s[pages]))
             sums[pages] = [total + value for total, value in zip(sums[pages], found, strict=True)]
     for pages, (daemon_s, events, console_s, wall_s) in sums.items():
         print(
             f"{pages} pages: {1000 * daemon_s / events:.3f} ms CPU an event, {19_000 * daemon_s / events:.1f} % of a core at "
             f"190/s ({events / wall_s:.0f}/s delivered); console {100 * console_s / wall_s:.2f} %"
+        )
+        taken_ms = sorted(1000 * call_s for call_s in calls_s[pages])
+        print(
+            f"{pages} pages: an app's call takes {statistics.median(taken_ms):.2f} ms, p90 {taken_ms[len(taken_ms) * 9 // 10]:.2f}, "
+            f"p99 {taken_ms[len(taken_ms) * 99 // 100]:.2f}, {len(taken_ms):,} calls"
         )
     print(f"resident: daemon {resident_mb(daemon_pid):.1f} MB, console {resident_mb(console.process.pid):.1f} MB")
 
@@ -164,7 +192,7 @@ def main() -> None:
             console.sign_in()
             first_pictures(console)
             previews(client, toml)
-            compare(processes[1].pid, client, console, chosen.rounds, chosen.seconds)
+            compare(processes[1].pid, client, console, chosen.rounds, chosen.seconds, str(folder / "events.sock"))
 
 
 if __name__ == "__main__":
