@@ -61,6 +61,7 @@ KEPT_BYTES: Final = BODY_MAX_BYTES + 16 * 1024  # of an answer as received; its 
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-9][0-9][0-9])(?=[ \r\n])")
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
+_CONNECTING = re.compile(r"Error connecting to \('(.+?)', (\d+)[^)]*\)")  # trio's words
 _DELIVERED = (201, 204)
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -364,9 +365,15 @@ def causes_of(error: BaseException) -> Iterator[BaseException]:
 
 
 def innermost_text(error: BaseException) -> str:
-    """Return the text of the innermost cause that has one, as one line."""
-    texts = [text for text in map(str, causes_of(error)) if text]
+    """Return the text of the innermost cause that has one, as one line, without what only Python's users can read."""
+    texts = [text for text in map(_own_text, causes_of(error)) if text]
     return " ".join(texts[-1].split())[:200] if texts else ""
+
+
+def _own_text(error: BaseException) -> str:
+    """Return the text of an error alone; of one of the system without its number."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return _CONNECTING.sub(r"\1 port \2", text)
 
 
 def _describe(error: Exception) -> str:

@@ -23,6 +23,7 @@ Closing never waits for the peer: sockets are closed without a TLS close_notify.
 import errno
 import re
 import resource
+import socket
 import ssl
 from typing import TYPE_CHECKING
 
@@ -123,7 +124,7 @@ class HttpxNetwork:
                 return secured
             except (OSError, trio.BrokenResourceError) as error:
                 await _abandon(stream)
-                raise ConnectFailed(NotSent(self.mask_secrets(_connect_error(error).encode()).decode())) from None
+                raise ConnectFailed(NotSent(self.mask_secrets(_connect_error(error, host).encode()).decode())) from None
             except trio.Cancelled:
                 await _abandon(stream)
                 raise
@@ -136,7 +137,7 @@ class HttpxNetwork:
         return data
 
 
-def _connect_error(error: Exception) -> str:
+def _connect_error(error: Exception, host: str) -> str:
     """Return why no connection was made, as one line. Missing descriptors are this host's problem and say so."""
     if any(isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE) for cause in causes_of(error)):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -144,7 +145,8 @@ def _connect_error(error: Exception) -> str:
             f"this host has no file descriptor left for another connection, the limit is {limit}; raise LimitNOFILE in "
             "the unit, or `ulimit -n`"
         )
-    return f"connect error: {innermost_text(error)}"
+    where = f"{host}: " if any(isinstance(cause, socket.gaierror) for cause in causes_of(error)) else ""
+    return f"connect error: {where}{innermost_text(error)}"
 
 
 async def _abandon(stream: trio.SocketStream | None) -> None:

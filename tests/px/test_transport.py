@@ -220,7 +220,9 @@ class Resolver(trio.abc.HostnameResolver):
 async def test_a_failed_or_hanging_name_resolution_is_not_sent(hangs):
     trio.socket.set_custom_hostname_resolver(Resolver(hangs=hangs))
     lane = HttpxNetwork(PxConfig(base_url="https://px.example"), Secret(KEY), SHORT_S).lane()
-    assert isinstance(await lane.send(EVENT), NotSent)
+    reply = await lane.send(EVENT)
+    assert isinstance(reply, NotSent)
+    assert hangs or reply.why == "connect error: px.example: Name or service not known"
     trio.socket.set_custom_hostname_resolver(None)
 
 
@@ -228,8 +230,7 @@ async def test_a_refused_connection_is_not_sent_and_the_lane_recovers():
     port = unused_port()
     lane = LoopbackServer(port).network().lane()
     reply = await lane.send(EVENT)
-    assert isinstance(reply, NotSent)
-    assert "connect" in reply.why
+    assert reply == NotSent(f"connect error: 127.0.0.1 port {port}: Connection refused")
     listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
         await nursery.start(
