@@ -28,41 +28,52 @@ _FIFTY_YEARS_MS: Final = 50 * 365 * _DAY_MS
 _MAX_TEXT: Final = 100  # characters; JavaScript's texts name the zone in words
 _MAX_DIGITS: Final = 40
 _DIGITS: Final = re.compile(r"[+-]?\d{9,}(\.\d*)?", re.ASCII)
-_REGION: Final = re.compile(r" ?\[[\w/+:-]+\]$")  # Java: 2024-06-06T16:00:00Z[UTC], +02:00[UTC+02:00]
+# Java: 2024-06-06T16:00:00Z[UTC], +02:00[UTC+02:00]; RFC 9557: +02:00[!Europe/Berlin][u-ca=gregory];
+# Elixir: 2024-06-06 18:00:00+02:00 CEST Europe/Berlin
+_REGION: Final = re.compile(r"(?:(?: ?\[[^\[\]]+\])+| [A-Za-z][\w+-]*(?:/[\w+-]+)+)$")
+_UTC_REGION: Final = re.compile(r"(?i) ?\[?!?(?:etc/)?(?:utc|uct|gmt|zulu|z)\]?")
+# An offset or the name of a zone behind a time of day.
+_ZONED: Final = re.compile(r"(?i)[t ]\d.*(?:[+-]\d\d(?::?\d\d)*|z|(?<=[ \d])(?!(?:am|pm)$)[a-z]{2,5})$")
+# A day of XML Schema: `datetime` reads the offset as a time of day behind a separator.
+_DAY_AND_OFFSET: Final = re.compile(r"(\d{4}-\d\d-\d\d|\d{8})(Z|[+-](?:0\d|1[0-4]):?[0-5]\d)", re.ASCII)
 _DOTNET: Final = re.compile(r"/Date\((-?\d{1,15})([+-]\d{4})?\)/")
 # Go's Time.String(), Ruby's and Swift's: a space before the offset, then perhaps its name and a monotonic reading.
 _SPACED_OFFSET: Final = re.compile(
     r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?) ?"
-    r"([+-]\d\d:?\d\d|[A-Z]{1,4})(?: [A-Z]{2,5}| [+-]\d\d(?:\d\d)?)?(?: M=[+-][\d.]+)?"
+    r"([+-]\d\d:?\d\d(?::\d\d)?|[A-Z]{1,4})(?: [A-Z]{2,5}| [+-]\d\d(?:\d\d)?)?(?: M=[+-][\d.]+)?"
 )
 # A number as JavaScript and others write large ones: 1.717689600123E12
 _SCIENTIFIC: Final = re.compile(r"\d\.\d{1,18}E\+?(?:9|1\d)", re.ASCII | re.IGNORECASE)
 # The hour of a half day: 2024-06-06 04:00:00 PM
 _HALF_DAY: Final = re.compile(r"(\d{4}-\d\d-\d\d[T ])(0?[1-9]|1[0-2])(:\d\d(?::\d\d(?:[.,]\d+)?)?) ?([AP])M( ?.*)")
 _MIDNIGHT: Final = re.compile(r"(\d{4}-\d\d-\d\d[T ])24(:00(?::00(?:[.,]0+)?)?(?![:.,\d]).*)")  # ISO 8601 ends a day so
-_YEAR_FIRST: Final = re.compile(
-    r"\+?0{0,2}(\d{4})[/-](\d\d)[/-](\d\d)(?=[T ]|$)"
-)  # with slashes, or JavaScript's +002024
+# With slashes, without leading zeros (Japanese: 2024/6/6 9:00:00), or JavaScript's +002024.
+_YEAR_FIRST: Final = re.compile(r"\+?0{0,2}(\d{4})([/-])(\d{1,2})\2(\d{1,2})(?:([T ])(\d{1,2})(?=:)|(?=[TZ ]|$))")
+_LEAP_SECOND: Final = re.compile(r"(\d\d:?\d\d:?)60(?![:\d])")
+_ZERO_AND_Z: Final = re.compile(r"[+-]00:?00Z$")  # Python: datetime.now(UTC).isoformat() + "Z"
 _UTC_OFFSET: Final = re.compile(r" ?(?:UTC|GMT)([+-])(\d{1,2})(?::?(\d\d))?$")
 # What Intl.DateTimeFormat and typesetters put in place of blanks and hyphens.
 _LOOKALIKES: Final = str.maketrans({"\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u2212": "-"})
 _TIME: Final = r"(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::(?P<second>\d\d)(?P<fraction>\.\d+)?)?(?: ?(?P<half>[AP])M)?"
-_ZONE: Final = r"(?: ?(?P<zone>[A-Z]{1,5})?(?P<offset>[+-]\d\d:?\d\d)?)?(?: \([^)]*\))?"
+# `UTC +00:00`, as Rails inspects times: the name and its offset.
+_ZONE: Final = r"(?: ?(?P<zone>[A-Z]{1,5})?(?: ?(?P<offset>[+-]\d\d:?\d\d))?)?(?: \([^)]*\))?"
 _NO_TIME: Final = "".join(
     f"(?P<{part}>)" for part in ("hour", "minute", "second", "fraction", "half", "zone", "offset")
 )
 _MONTH: Final = r"(?P<month>[A-Z]{3})[A-Z]*"
 _IN_WORDS: Final = (
     # RFC 5322, RFC 9110, RFC 850, logs of web servers: Thu, 06 Jun 2024 16:00:00 GMT, 06/Jun/2024:16:00:00 +0000
-    re.compile(rf"(?:[A-Z]+,? ?)?(?P<day>\d{{1,2}})[ /-]{_MONTH}[ /-](?P<year>\d{{4}}|\d\d)[ :]{_TIME}{_ZONE}"),
+    re.compile(
+        rf"(?:[A-Z]+,? ?)?(?P<day>\d{{1,2}})[ /-]{_MONTH}[ /-](?P<year>\d{{4}}|\d\d)(?:[ :]|, | AT ){_TIME}{_ZONE}"
+    ),
     # A day alone, as Intl.DateTimeFormat writes it in British English: 6 June 2024, Thursday 6 June 2024
     re.compile(rf"(?:[A-Z]+,? )?(?P<day>\d{{1,2}})[ -]{_MONTH}[ -](?P<year>\d{{4}}){_NO_TIME}"),
     # JavaScript: Thu Jun 06 2024 18:00:00 GMT+0200 (Central European Summer Time)
-    re.compile(rf"(?:[A-Z]+,? )?{_MONTH} +(?P<day>\d{{1,2}}),? (?P<year>\d{{4}})(?:(?:,| AT)? {_TIME}{_ZONE})?"),
+    re.compile(rf"(?:[A-Z]+,? )?{_MONTH} +(?P<day>\d{{1,2}}),? (?P<year>\d{{4}})(?:(?:,| AT)? +{_TIME}{_ZONE})?"),
     # asctime of C; date, Java and Ruby put a zone before the year: Thu Jun  6 16:00:00 UTC 2024
     re.compile(rf"[A-Z]+ {_MONTH} +(?P<day>\d{{1,2}}) {_TIME}{_ZONE} (?P<year>\d{{4}})"),
     # git: Thu Jun 6 18:00:00 2024 +0200
-    re.compile(rf"[A-Z]+ {_MONTH} +(?P<day>\d{{1,2}}) {_TIME} (?P<year>\d{{4}}) (?P<zone>)(?P<offset>[+-]\d{{4}})"),
+    re.compile(rf"[A-Z]+ {_MONTH} +(?P<day>\d{{1,2}}) {_TIME} (?P<year>\d{{4}}){_ZONE}"),
 )
 _MONTHS: Final = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 # The names that RFC 5322 section 4.3 defines, and two that no other zone shares. Others are ambiguous (IST, BST).
@@ -101,9 +112,19 @@ def _text_ms(text: str) -> int | None:
     if text[4:5].isdigit() and _DIGITS.fullmatch(bare := text.strip()):
         return _digits_ms(bare)
     try:
-        return _moment_ms(datetime.fromisoformat(text))
+        return _iso_ms(text)
     except ValueError:
         return _unusual_text_ms(text)
+
+
+def _iso_ms(text: str) -> int | None:
+    """Convert ISO 8601 as ``datetime`` reads it. Raises ValueError; None for a form that has two readings."""
+    # A time of day is longer than this, so that the usual timestamp does not pay for the rare form.
+    if len(text) <= 16 and (match := _DAY_AND_OFFSET.fullmatch(text)):
+        if len(match[1]) == 8 and match[2] != "Z":
+            return None  # 20240606-0500: an offset, or five o'clock
+        text = f"{match[1]}T00:00{match[2]}"
+    return _moment_ms(datetime.fromisoformat(text))
 
 
 def _digits_ms(bare: str) -> int | None:
@@ -121,14 +142,19 @@ def _moment_ms(moment: datetime) -> int:
 
 def _unusual_text_ms(text: str) -> int | None:
     """Convert a text that is not ISO 8601 as Python reads it."""
-    bare = _REGION.sub("", text.translate(_LOOKALIKES).strip().strip('"').strip())
+    bare = text.translate(_LOOKALIKES).strip().strip('"').strip()
     if len(bare) > _MAX_TEXT:
         return None
+    if region := _REGION.search(bare):
+        bare = bare[: region.start()]
+        # The local time of a region: its offset is in a table that differs between hosts.
+        if not _UTC_REGION.fullmatch(region[0]) and not _ZONED.search(bare):
+            return None
     if _SCIENTIFIC.fullmatch(bare):
         return _number_ms(float(bare))
     if match := _DOTNET.fullmatch(bare):
         return int(match[1])  # the offset is only for display
-    bare = _YEAR_FIRST.sub(r"\1-\2-\3", bare.upper(), count=1)
+    bare = _ZERO_AND_Z.sub("Z", _YEAR_FIRST.sub(_with_zeros, bare.upper(), count=1))
     if match := _UTC_OFFSET.search(bare):
         bare = f"{bare[: match.start()]} {match[1]}{match[2]:0>2}{match[3] or '00'}"
     if match := _HALF_DAY.fullmatch(bare):
@@ -140,13 +166,19 @@ def _unusual_text_ms(text: str) -> int | None:
         hours = _ZONES.get(match[2])
         bare = match[1] + (match[2] if hours is None else f"{hours:+03}:00")
     try:
-        return _moment_ms(datetime.fromisoformat(bare.removesuffix(" UTC")))
+        return _iso_ms(bare.removesuffix(" UTC"))
     except ValueError:
         pass
-    if ":60" in bare:  # a leap second, which `datetime` does not have
-        before = _text_ms(bare.replace(":60", ":59", 1))
-        return None if before is None else before + 1000
+    if _LEAP_SECOND.search(bare):  # `datetime` does not have them; they are the last second of a day in UTC
+        before = _text_ms(_LEAP_SECOND.sub(r"\g<1>59", bare, count=1))
+        return before + 1000 if before is not None and before % _DAY_MS >= _DAY_MS - 1000 else None
     return _words_ms(bare)
+
+
+def _with_zeros(match: re.Match[str]) -> str:
+    """Return a date that begins with the year in the form of ISO 8601."""
+    day = f"{match[1]}-{match[3]:0>2}-{match[4]:0>2}"
+    return f"{day}{match[5]}{match[6]:0>2}" if match[5] else day
 
 
 def _words_ms(text: str) -> int | None:
