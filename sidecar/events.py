@@ -26,6 +26,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any, Final
 
 import msgspec
@@ -332,7 +333,15 @@ def _decode_tolerant(data: bytes) -> Any:
 
 
 def _load(text: str) -> Any:
-    return json.loads(text, parse_constant=lambda _name: None, parse_int=_parse_int, strict=False)
+    return json.loads(
+        text, parse_constant=lambda _name: None, parse_int=_parse_int, parse_float=_parse_float, strict=False
+    )
+
+
+def _parse_float(digits: str) -> float | None:
+    """Return the number, or None beyond the range of a double, which is how the event is stored."""
+    number = float(digits)
+    return number if isfinite(number) else None
 
 
 def _parse_int(digits: str) -> int | None:

@@ -90,11 +90,20 @@ class AttributeMapper:
 
     def __call__(self, values: Any, changes: list[Change]) -> dict[str, Value]:
         """Return the attributes of one object, sorted by name; append changes that no rule asks for to ``changes``."""
+        return self._map(values, changes, {})
+
+    def origins(self, values: Any) -> dict[str, str]:
+        """Return for each attribute that is made from ``values``, before the cap, the app's name that gives it."""
+        taken: dict[str, str] = {}
+        self._map(values, [], taken)
+        return {self.plan_for(name).final or "": name for name in taken.values()}
+
+    def _map(self, values: Any, changes: list[Change], taken: dict[str, str]) -> dict[str, Value]:
+        """Map ``values``; fill ``taken``: the folded name in PX and the name of the app that holds it."""
         values = values if type(values) is dict else {}
         sent, values = values, self.flatten(values)
         plans = self._plans
         out: dict[str, Value] = {}
-        taken: dict[str, str] = {}  # folded name in PX → name of the app that holds it
         for name, value in values.items():
             plan = plans.get(name) or self._cached_plan(name)
             final = plan.final

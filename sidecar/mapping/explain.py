@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
+from sidecar.mapping.attributes import MAX_ATTRIBUTES
 from sidecar.mapping.dates import to_epoch_ms
-from sidecar.mapping.mapper import Mapper, attribute_values, call_values
+from sidecar.mapping.mapper import USER_TYPES, Mapper, attribute_values, call_values
 from sidecar.mapping.model import CustomEvent, Mapped, UpsertUser
 from sidecar.mapping.paths import Field
 from sidecar.mapping.values import as_text
@@ -74,7 +75,7 @@ def _custom_event(mapper: Mapper, event: dict[str, Any], body: dict[str, Any]) -
         "propertyKey": lambda: "the source's property_key, else px.property_key",
         "userType": lambda: _user_type_source(mapper, event, plan.user_type),
         "eventName": lambda: name.rule,
-        "date": lambda: _path(rules.date, event, to_epoch_ms) or "time of receipt",
+        "date": lambda: _date_source(rules.date, event, body["date"]),
         "sessionId": lambda: _path(rules.session_id, event) or "",
         "accountId": lambda: _path(rules.account_id, event) or "memory of the user (identify, group)",
         "globalContext": lambda: "mapping.fields",
@@ -94,34 +95,55 @@ def _attributes(mapper: Mapper, event: dict[str, Any], attributes: dict[str, Any
     own = event.get("properties")
     from_call = {key for key in call_values(event) if not isinstance(own, dict) or own.get(key) is None}
     unsent: list[Reason] = []
-    origin = dict.fromkeys(attributes, "set")  # until a property claims the name
-    for sent in sorted(compiled.flatten(properties)) if isinstance(properties, dict) else ():
+    origins = compiled.origins(properties)
+    sources = dict.fromkeys(attributes, "set")  # what no property gives
+    for sent in sorted(flat := compiled.flatten(properties)) if isinstance(properties, dict) else ():
         plan = compiled.plan_for(sent)
         path = sent if sent in from_call else f"properties.{sent}"
-        if plan.final in attributes:
-            # The same order as in AttributeMapper: the name in final form wins, else the first by spelling.
-            wins = origin[plan.final] == "set" or plan.rank == 0
-            origin[plan.final] = path + (f" ({plan.reason})" if plan.reason else "") if wins else origin[plan.final]
+        if plan.final is None:
+            unsent.append(Reason("not sent", path, plan.reason))
+        elif origins.get(plan.final) == sent and plan.final in attributes:
+            sources[plan.final] = path + (f" ({plan.reason})" if plan.reason else "")
+        elif flat[sent] is None:
+            unsent.append(Reason("not sent", path, "null"))
+        elif sent in origins.values():
+            unsent.append(Reason("not sent", path, f"over {MAX_ATTRIBUTES} attributes"))
         else:
-            unsent.append(Reason("not sent", path, plan.reason if plan.final is None else "null, or cut by a cap"))
+            unsent.append(Reason("not sent", path, "no value for PX, or a name that another property has in PX"))
     for final, value in attributes.items():
-        yield Reason(f"attributes.{final}", value, origin[final])
+        yield Reason(f"attributes.{final}", value, sources[final])
     yield from unsent
 
 
 def _path(field: Field, event: dict[str, Any], convert: Callable[[Any], Any] = as_text) -> str | None:
-    """Return the first path of a field whose value can be converted."""
+    """Return the first path of a field whose value can be converted and is not rejected."""
     return next(
-        (path for path, read in zip(field.paths, field.reads, strict=True) if convert(read(event)) is not None), None
+        (
+            path
+            for path, read in zip(field.paths, field.reads, strict=True)
+            if (value := convert(read(event))) is not None and value not in field.reject
+        ),
+        None,
     )
+
+
+def _date_source(field: Field, event: dict[str, Any], sent_ms: int) -> str:
+    """Return the path whose time is sent; an absurd one is not, and then neither are those behind it."""
+    path = _path(field, event, to_epoch_ms)
+    read = dict(zip(field.paths, field.reads, strict=True)).get(path or "")
+    return path if path and read and to_epoch_ms(read(event)) == sent_ms else "time of receipt"
 
 
 def _user_type_source(mapper: Mapper, event: dict[str, Any], override: str | None) -> str:
     if override:
         return "mapping.event, user_type"
-    if path := _path(mapper.rules.user_type, event):
+    if path := _path(mapper.rules.user_type, event, _as_user_type):
         return path
     return "default" if mapper.rules.identify_id.text(event) else "mapping.anonymous"
+
+
+def _as_user_type(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.upper() in USER_TYPES else None
 
 
 def _drop_reason(mapper: Mapper, event: dict[str, Any], mapped: Mapped) -> str:

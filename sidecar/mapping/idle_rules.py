@@ -16,8 +16,8 @@ from sidecar.mapping.filters import DropFilter
 from sidecar.mapping.mapper import call_values
 from sidecar.mapping.names import CALL_NAMES
 from sidecar.mapping.paths import Read, compile_path
-from sidecar.mapping.privacy import fold
-from sidecar.mapping.urls import parameter_names, rewrite_parameters
+from sidecar.mapping.privacy import fold, forms
+from sidecar.mapping.urls import parameter_names, rewrite_form, rewrite_parameters
 
 __all__ = ["EVENTS_OF_A_KIND", "MIN_EVENTS", "IdleRules"]
 
@@ -72,7 +72,7 @@ class IdleRules:
         if len(self._anywhere) >= _SPELLINGS_MAX:
             return
         if path:
-            self._anywhere.update((path, path.rpartition(".")[2]))
+            self._anywhere.update((*forms(path), *forms(path.rpartition(".")[2])))
         if isinstance(value, dict):
             for key, inner in value.items():
                 below = "" if key == "traits" and not path else fold(key)
@@ -80,11 +80,12 @@ class IdleRules:
         elif isinstance(value, list):
             for item in value:
                 self._walk(item, path)
-        elif isinstance(value, str) and ("?" in value or "#" in value):
+        elif isinstance(value, str) and "=" in value:
             rewrite_parameters(value, self._note_parameter)
+            rewrite_form(value, self._note_parameter)
 
     def _note_parameter(self, name: str, value: str) -> str:
-        names = [fold(part) for part in parameter_names(name)]
+        names = [form for part in parameter_names(name) for form in forms(part)]
         self._parameters.update(names)
         self._anywhere.update(names)
         return value
@@ -159,7 +160,7 @@ class IdleRules:
                     yield _idle(f"{table}.{key}", name, events, self._alike(name))
 
     def _alike(self, name: str) -> str:
-        """Return a name that the apps send instead of this one: the same but for case and underscores; or an empty text."""
+        """Return a name that the apps send instead of this one: the same but for case and punctuation; or an empty text."""
         alike = sorted(sent for sent in self._properties | self._traits if fold(sent) == fold(name) and sent != name)
         return alike[0] if alike else ""
 

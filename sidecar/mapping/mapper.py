@@ -234,12 +234,12 @@ class Mapper:
             "eventName": name.px,
             "date": rules.date.ms(event, received_ms, changes),
         }
-        if session := rules.session_id.text(event):
+        if session := rules.session_id.text(event, changes):
             body["sessionId"] = session
         if account := rules.account_id.text(event, changes) or held:
             body["accountId"] = account
         for field in rules.page_texts if event.get("type") == "page" else rules.texts:
-            if text := field.text(event):
+            if text := field.text(event, changes):
                 body[field.name] = text
         if rules.global_context is not None and (context := rules.global_context(event)):
             body["globalContext"] = context

@@ -17,7 +17,7 @@ from sidecar.mapping.dates import CLOCK_SET_MS, is_implausible_ms, to_epoch_ms
 from sidecar.mapping.model import Change
 from sidecar.mapping.values import as_text
 
-__all__ = ["DEFAULT_PATHS", "Field", "Read", "compile_path"]
+__all__ = ["DEFAULT_PATHS", "Field", "Read", "compile_path", "report_no_text"]
 
 Read = Callable[[dict[str, Any]], Any]
 
@@ -30,6 +30,13 @@ DEFAULT_PATHS: dict[str, tuple[str, ...]] = {
     "url": ("context.page.url",),
     "referrer": ("context.page.referrer",),
 }
+
+
+def report_no_text(field: str, path: str, value: Any, changes: list[Change]) -> None:
+    """Report a value that is left out because it is neither a text nor a number; a blank text is no value."""
+    if value is not None and not isinstance(value, str):
+        kind = {dict: "an object", list: "a list", bool: "true or false"}.get(type(value), "not a number of 1,024 bits")
+        changes.append(Change(field, f"{path} left out: {kind}, neither text nor number"))
 
 
 def compile_path(path: str) -> Read:
@@ -72,6 +79,8 @@ class Field(msgspec.Struct, frozen=True):
                     return text
                 if changes is not None:
                     changes.append(Change(self.name, f"{self.paths[index]} is not an id by identity.reject"))
+            elif changes is not None:
+                report_no_text(self.name, self.paths[index], value, changes)
         return None
 
     def one_of(self, event: dict[str, Any], allowed: frozenset[str]) -> str | None:

@@ -16,13 +16,15 @@ import msgspec
 from sidecar.config import PeopleConfig
 from sidecar.mapping.attributes import report_no_object
 from sidecar.mapping.model import Change, Intent, Known, Mapped, UpsertAccount, UpsertUser
-from sidecar.mapping.privacy import fold
+from sidecar.mapping.paths import DEFAULT_PATHS, report_no_text
+from sidecar.mapping.privacy import forms
 from sidecar.mapping.rules import MappingRules
-from sidecar.mapping.traits import ACCOUNT, USER, SplitTraits, TraitSplitter
+from sidecar.mapping.traits import ACCOUNT, USER, SplitTraits, TraitSplitter, spelling_rank
 from sidecar.mapping.values import as_text
 
 __all__ = ["PeopleMapper"]
 
+_TRAITS: Final = ("traits", "context.traits")
 _ACCOUNT_TRAITS: Final = ("account", "company")  # traits of a user that hold an account; `company` is Segment's name
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
@@ -35,6 +37,7 @@ class PeopleMapper:
         self._accounts = config.accounts == "upsert"
         self._reveal_account = rules.reveal_account
         self._account_paths = rules.account_paths
+        self._default_paths = tuple(path for path, _ in rules.account_paths) == DEFAULT_PATHS["accountId"]
         self._rename = rules.trait_rename
         self._reject = rules.reject
         self._date = rules.date
@@ -52,6 +55,8 @@ class PeopleMapper:
                     return account, path
                 if changes is not None:
                     changes.append(Change("accountId", f"{path} is not an id by identity.reject"))
+            elif changes is not None:
+                report_no_text("accountId", path, value, changes)
         return None
 
     def _account_candidates(self, event: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -60,15 +65,28 @@ class PeopleMapper:
         if is_group:
             yield "groupId", event.get("groupId")
         for path, read in self._account_paths:
-            yield path, read(event)
+            prefix, _, name = path.rpartition(".")
+            if self._default_paths and prefix in _TRAITS and not is_group:
+                # The default names one spelling of a trait; of several the order of all traits decides.
+                yield from self._spelled(prefix, event)
+            else:
+                yield path, read(event)
         if is_group:
             return
-        for prefix, traits in (("traits", event.get("traits")), ("context.traits", _context_traits(event))):
-            for name, value in sorted(_as_object(traits).items()):
-                if fold(self._rename.get(name, name)) == "accountid":
-                    yield f"{prefix}.{name}", value
+        for prefix in _TRAITS:
+            if not self._default_paths:
+                yield from self._spelled(prefix, event)
+            traits = _traits_at(prefix, event)
             for name in _ACCOUNT_TRAITS:
-                yield f"{prefix}.{name}.id", _as_object(_as_object(traits).get(name)).get("id")
+                yield f"{prefix}.{name}.id", _as_object(traits.get(name)).get("id")
+
+    def _spelled(self, prefix: str, event: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Yield the traits that name the account, by the order of spellings."""
+        traits = _traits_at(prefix, event)
+        rename = self._rename
+        found = [(rename.get(name, name), name) for name in traits if _is_account_id(rename.get(name, name))]
+        for _, name in sorted(found, key=lambda pair: (spelling_rank(pair[0]), pair[0] != pair[1], pair[1])):
+            yield f"{prefix}.{name}", traits[name]
 
     def map(
         self,
@@ -96,6 +114,8 @@ class PeopleMapper:
         if event.get("type") == "group":
             if said is not None and account is not None:
                 self._map_group(event, draft, account, known.account_id, user, user_type, received_ms, changes)
+            elif said is None:
+                changes.append(Change("account", "the group call has no groupId: nothing is written or kept"))
         else:
             self._map_identify(event, draft, account, user, user_type, received_ms, changes)
         return Mapped(
@@ -134,7 +154,7 @@ class PeopleMapper:
         changes: list[Change],
     ) -> None:
         # Segment SDKs send `traits`, RudderStack SDKs `context.traits`; the call's own entries win.
-        outer, own = _as_object(_context_traits(event)), _as_object(event.get("traits"))
+        outer, own = _traits_at("context.traits", event), _traits_at("traits", event)
         if self._users:
             report_no_object("user", "traits", event.get("traits"), changes)
         traits = {**outer, **own}
@@ -148,7 +168,7 @@ class PeopleMapper:
                 changes.append(Change("account", "trait 'company' left out: trait 'account' is an object, too"))
             # It is written as an account below; without accounts it stays a custom attribute of the user.
             traits = {name: value for name, value in traits.items() if name not in _ACCOUNT_TRAITS}
-        split = self._split_user(traits, user, received_ms, changes)
+        split = self._split_user(traits, user, received_ms, changes, user_type)
         split.fields.pop("accountId", None)
         if self._accounts and company and account is not None:
             draft.upsert_account(account, self._split_account(company, account, received_ms, changes))
@@ -198,8 +218,13 @@ def _digest(fields: Mapping[str, Any]) -> str:
     return blake2b(_encode_sorted(fields), digest_size=12).hexdigest()
 
 
-def _context_traits(event: dict[str, Any]) -> Any:
-    return _as_object(event.get("context")).get("traits")
+def _is_account_id(name: str) -> bool:
+    # By length first: apps send many traits, and few can be this one.
+    return 9 <= len(name) <= 20 and forms(name)[-1] == "accountid"
+
+
+def _traits_at(prefix: str, event: dict[str, Any]) -> dict[str, Any]:
+    return _as_object((event if prefix == "traits" else _as_object(event.get("context"))).get("traits"))
 
 
 def _as_object(value: Any) -> dict[str, Any]:

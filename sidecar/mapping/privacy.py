@@ -9,7 +9,8 @@ Rules
   (``HashedValues.already``), so that the event maps to the same request here.
 * Both apply to the parameters of URLs as well (``urls.py``).
 * Names are compared without case and underscores: PX does not distinguish names by case, and the camel rule makes
-  ``first_name`` and ``firstName`` equal. An entry with dots names one nested value: ``address.street``.
+  ``first_name`` and ``firstName`` equal. An entry also covers a name that the app writes with hyphens or blanks
+  (``First-Name``), since traits are recognized so, too. An entry with dots names one nested value: ``address.street``.
 * ``drop`` and ``hash`` of ``[mapping.attributes]`` apply everywhere; those of ``[mapping.traits]`` in traits in addition.
 """
 
@@ -19,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sidecar.mapping.urls import is_url, parameter_names, rewrite_parameters
+from sidecar.mapping.urls import is_url, parameter_names, rewrite_form, rewrite_parameters
 from sidecar.mapping.values import as_text, clean_text, json_text
 
 __all__ = [
@@ -32,16 +33,29 @@ __all__ = [
     "RedactionView",
     "Scope",
     "fold",
+    "forms",
     "hide_in",
 ]
 
 
 def fold(name: str) -> str:
-    """Return the form in which privacy rules compare names."""
+    """Return the form in which rules compare names: without case and underscores."""
     return name.replace("_", "").casefold()
 
 
+def forms(name: str) -> tuple[str, ...]:
+    """Return the forms in which a name that an app sends may match a rule: folded, and also without hyphens and blanks."""
+    folded = fold(name)
+    if "-" in folded or " " in folded:
+        return folded, folded.replace("-", "").replace(" ", "")
+    return (folded,)
+
+
 _SHORTEST_HIDDEN: Final = 3
+
+
+def _matches(names: frozenset[str], name: str, path: str) -> bool:
+    return any(form in names for form in (*forms(name), *(forms(path) if path != name else ())))
 
 
 class HashedValues:
@@ -90,11 +104,11 @@ class PrivacyRules(msgspec.Struct, frozen=True):
 
     def drops(self, name: str, path: str) -> bool:
         """Return True if a value with this name at this dotted path is removed."""
-        return fold(name) in self.drop or fold(path) in self.drop
+        return _matches(self.drop, name, path)
 
     def hashes(self, name: str, path: str) -> bool:
         """Return True if a value with this name at this dotted path is hashed."""
-        return fold(name) in self.hash or fold(path) in self.hash
+        return _matches(self.hash, name, path)
 
     def covers(self, name: str) -> bool:
         """Return True if a value on the first level is removed or hashed as a whole."""
@@ -119,7 +133,7 @@ class PrivacyRules(msgspec.Struct, frozen=True):
         if names and text.lstrip()[:1] in _JSON_STARTS and (pruned := self._clean_json(text)) is not None:
             return pruned
         if "?" not in text and "#" not in text:
-            return text
+            return rewrite_form(text, self._parameter) if names and "=" in text else text
         if names:
             text = rewrite_parameters(text, self._parameter)
         if self.parameters is not None and is_url(text):
@@ -139,10 +153,14 @@ class PrivacyRules(msgspec.Struct, frozen=True):
         return text if pruned == value else json_text(pruned)
 
     def _parameter(self, name: str, value: str) -> str | None:
-        folded = {fold(part) for part in parameter_names(name)}
+        folded = {form for part in parameter_names(name) for form in forms(part)}
         if folded & self.drop:
             return None
-        return self.digest(value) if folded & self.hash else value
+        if folded & self.hash:
+            return self.digest(value)
+        if value.lstrip()[:1] in _JSON_STARTS and (pruned := self._clean_json(value)) is not None:
+            return pruned
+        return value
 
     def _kept_parameter(self, name: str, value: str) -> str | None:
         return value if self.parameters is not None and fold(name) in self.parameters else None
@@ -165,10 +183,14 @@ class PrivacyRules(msgspec.Struct, frozen=True):
         for key, inner in value.items():
             name = fold(key)
             path = prefix + name
-            if name in self.drop or path in self.drop:
-                continue
+            dropped = name in self.drop or path in self.drop
             hashed = name in self.hash or path in self.hash
-            kept[key] = self.digest(inner) if hashed else self._prune(inner, f"{path}.")
+            if "-" in name or " " in name:
+                other = name.replace("-", "").replace(" ", "")
+                dropped = dropped or other in self.drop or prefix + other in self.drop
+                hashed = hashed or other in self.hash or prefix + other in self.hash
+            if not dropped:
+                kept[key] = self.digest(inner) if hashed else self._prune(inner, f"{path}.")
         return kept
 
     def guard(self, path: str, read: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any] | None:
@@ -177,7 +199,8 @@ class PrivacyRules(msgspec.Struct, frozen=True):
             return read
         steps = path.split(".")
         # Each step by its name, and each prefix by its path: a denied parent denies everything below it.
-        names = {fold(step) for step in steps} | {fold(".".join(steps[: last + 1])) for last in range(len(steps))}
+        prefixes = (".".join(steps[: last + 1]) for last in range(len(steps)))
+        names = {form for part in (*steps, *prefixes) for form in forms(part)}
         if names & self.drop:
             return None
         if names & self.hash:

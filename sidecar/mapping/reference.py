@@ -68,7 +68,7 @@ KEYS: Mapping[type[msgspec.Struct], tuple[str, Mapping[str, str]]] = {
         {
             "keep": "If not empty, only these names are sent, exactly as written. With `flatten`, names below them as well.",
             "drop": "These names never leave this host in any form: at any depth, in properties, traits and context, in PX fields, "
-            "views and exports. Case and underscores do not matter: `first_name` is `firstName`. `a.b` names one nested value.",
+            "views and exports. Case and underscores do not matter: `first_name` is `firstName`, and also covers `First-Name`. `a.b` names one nested value.",
             "hash": "Values are replaced by SHA-256 of salt and value in hexadecimal, in the same places and by the same comparison. "
             "Every value is hashed, also one that looks like a hash; ids of the call (`userId`) cannot be.",
             "hash_salt": "Text put before each value that is hashed. Without it, the hash of an email can be guessed.",

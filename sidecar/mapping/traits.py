@@ -2,8 +2,8 @@
 
 Rules
 -----
-* A trait is recognized by PX's own name or any spelling that differs only by case and underscores: ``firstName``,
-  ``first_name``, ``FirstName``. If two spellings occur, PX's own wins, then camel, snake, the rest by name
+* A trait is recognized by PX's own name or any spelling that differs only by case, underscores, hyphens and blanks:
+  ``firstName``, ``first_name``, ``FirstName``, ``first-name``. If two spellings occur, PX's own wins, then camel, snake, the rest by name
   (``spelling_rank``); the loser is reported.
 * Nothing is left out or rounded without a report, except null.
 * A trait that the table does not list becomes a custom attribute. Fields that PX maintains (``lastSeenDate``) are not
@@ -21,7 +21,7 @@ import msgspec
 from sidecar.mapping.attributes import AttributeMapper, Value
 from sidecar.mapping.dates import is_absurd_people_ms, to_epoch_ms
 from sidecar.mapping.model import Change
-from sidecar.mapping.privacy import PrivacyRules, fold
+from sidecar.mapping.privacy import PrivacyRules, fold, forms
 from sidecar.mapping.values import as_text, within_64_bits
 
 __all__ = ["ACCOUNT", "USER", "RecordSchema", "SplitTraits", "TraitSplitter", "spelling_rank"]
@@ -169,8 +169,10 @@ class TraitSplitter:
         }
         self._read_only = {fold(name) for name in schema.read_only}
 
-    def __call__(self, traits: dict[str, Any], own_id: str, received_ms: int, changes: list[Change]) -> SplitTraits:
-        """Split ``traits``; ``own_id`` is the record's id, which traits often repeat."""
+    def __call__(
+        self, traits: dict[str, Any], own_id: str, received_ms: int, changes: list[Change], own_type: str = ""
+    ) -> SplitTraits:
+        """Split ``traits``; ``own_id`` and ``own_type`` are the record's id and type, which traits often repeat."""
         addresses = {name: self.object_trait(traits, name) for name in ("address", "location")}
         plain = {name: value for name, value in traits.items() if addresses.get(name) is None}
         fields: dict[str, Any] = {}
@@ -178,12 +180,14 @@ class TraitSplitter:
         # The rules for traits run first, so that a denied or renamed trait is not recognized by its old name.
         mapped = self._attributes(plain, changes)
         for name in sorted(mapped, key=self._precedence):
-            value, folded = mapped[name], fold(name)
+            value, folded = mapped[name], forms(name)[-1]
             if folded in self._px_names:
                 self._set_field(fields, self._px_names[folded], name, value, received_ms, changes)
             elif folded in self._read_only:
                 changes.append(Change(f"{self._prefix}.{name}", "left out: PX maintains this field itself"))
-            elif not (folded in _ID_NAMES and as_text(value) == own_id):
+            elif not (folded in _ID_NAMES and as_text(value) == own_id) and not (
+                folded == "type" and own_type and value == own_type
+            ):
                 custom[name] = value
         for address in addresses.values():
             self._add_location(fields, address or {}, received_ms, changes)
@@ -191,7 +195,7 @@ class TraitSplitter:
 
     def _precedence(self, name: str) -> tuple[bool, int, str]:
         """Return the order in which names are considered; of two for one field the first stays."""
-        return self._px_names.get(fold(name)) != name, spelling_rank(name), name
+        return self._px_names.get(forms(name)[-1]) != name, spelling_rank(name), name
 
     def object_trait(self, traits: dict[str, Any], name: str) -> dict[str, Any] | None:
         """Return the trait ``name`` without denied names; None if it is not an object, or the rules drop or hash it."""
@@ -231,7 +235,8 @@ class TraitSplitter:
         self, fields: dict[str, Any], address: dict[str, Any], received_ms: int, changes: list[Change]
     ) -> None:
         for name in sorted(address, key=lambda name: (spelling_rank(name), name)):
-            px = _ADDRESS_ALIASES.get(fold(name)) or self._px_names.get(fold(name), "")
+            folded = forms(name)[-1]
+            px = _ADDRESS_ALIASES.get(folded) or self._px_names.get(folded, "")
             if px in _LOCATION:
                 self._set_field(fields, px, name, address[name], received_ms, changes)
             elif address[name] is not None:

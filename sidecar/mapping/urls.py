@@ -3,8 +3,8 @@
 Apps put personal data into URLs (``?email=…``), and SDKs send the URL of every page. A privacy rule therefore applies to
 parameters as it does to properties.
 
-A *run* is what stands between a ``?`` or ``#`` and the next one. In it, parameters are separated by ``&``. A parameter
-whose value is itself a URL is searched, too.
+A *run* is what stands between a ``?`` or ``#`` and the next one. In it, parameters are separated by ``&``, for privacy
+rules also by ``;`` and by the ``&amp;`` of HTML. A parameter whose value is itself a URL is searched, too.
 """
 
 import re
@@ -12,13 +12,16 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import quote, unquote_plus
 
-__all__ = ["is_url", "parameter_names", "rewrite_parameters"]
+__all__ = ["is_url", "parameter_names", "rewrite_form", "rewrite_parameters"]
 
 _URL: Final = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*://|//|/|\?|#)")
 _SCHEME: Final = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 # In a text that is not a URL as a whole, a run ends with the word it stands in.
 _RUN: Final = re.compile(r"([?#])([^?#]*)")
 _RUN_IN_PROSE: Final = re.compile(r"([?#])([^?#\s]*)")
+# The body of a form, or a query without its question mark.
+_FORM: Final = re.compile(r"[^\s=&;{}\"'<>]+=[^\s&;]*(?:(?:&amp;|[&;])[^\s=&;]+=[^\s&;]*)*")
+_SEPARATORS: Final = re.compile(r"(&amp;|[&;])")
 _STEPS: Final = re.compile(r"[\[\].]+")
 _MAX_DEPTH: Final = 4  # URLs in parameters of URLs
 
@@ -45,10 +48,20 @@ def rewrite_parameters(text: str, decide: Decide, *, bare: bool = False, depth: 
     return run.sub(lambda match: _rewrite_run(match[1], match[2], decide, bare and match[1] == "?", depth), text)
 
 
+def rewrite_form(text: str, decide: Decide) -> str:
+    """Return a text that consists of ``name=value`` pairs with each as ``decide`` wants it; other texts as they are."""
+    return _rewrite_run("", text, decide, False, 0) if _FORM.fullmatch(text) else text
+
+
 def _rewrite_run(mark: str, body: str, decide: Decide, bare: bool, depth: int) -> str:
-    parts = body.split("&")
-    kept = [new for part in parts if (new := _rewrite_part(part, decide, bare, depth)) is not None]
-    return f"{mark}{'&'.join(kept)}" if kept or not body else ""
+    # With `bare`, what stands behind a `;` would count as a parameter of its own, and a value would be cut there.
+    parts = re.split("(&)", body) if bare else _SEPARATORS.split(body)
+    kept: list[str] = []
+    for index in range(0, len(parts), 2):
+        new = _rewrite_part(parts[index], decide, bare, depth)
+        if new is not None:
+            kept += [*parts[index - 1 : index], new] if kept else [new]
+    return f"{mark}{''.join(kept)}" if kept or not body else ""
 
 
 def _rewrite_part(part: str, decide: Decide, bare: bool, depth: int) -> str | None:

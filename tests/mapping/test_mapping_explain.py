@@ -28,7 +28,7 @@ set = { source = "billing" }
     assert {name: why for name, why in found.items() if name.startswith("properties.")} == {
         "properties.email": "drop",
         "properties.where": "a PX field of its own",
-        "properties.rank": "null, or cut by a cap",
+        "properties.rank": "null",
         "properties._": "an empty name",
         "properties.other": "not in keep",
         "properties.source": "set",
@@ -82,3 +82,23 @@ def test_explain_uses_the_rules_of_the_event():
 
 def test_explain_gives_the_reason_for_an_opt_out():
     assert "integrations" in sources(track(integrations={"All": False}))["opted_out"]
+
+
+def test_explain_names_the_path_that_was_sent():
+    """Not the first that has a value: a rejected id, an absurd date, an unknown type and a null are passed over."""
+    far, known = 1_917_700_000_000, {"account_id": "acct"}
+    event = track(timestamp=far, context={"groupId": "null", "traits": known}, properties={"kind": "admin"})
+    found = sources(event, '[mapping.fields]\nuserType = "properties.kind"\n')
+    assert found["date"] == "time of receipt"
+    assert found["accountId"] == "context.traits.account_id"
+    assert found["userType"] == "default"
+    unread = sources(track(timestamp="soon", originalTimestamp="2024-06-06T16:00:00Z"))
+    assert unread["date"] == "originalTimestamp"
+    spelled = sources(track(properties={"featureName": None, "feature_name": 1, "Feature_Name": 2}))
+    assert spelled["attributes.FeatureName"] == "properties.Feature_Name (camel)"
+    assert spelled["properties.featureName"] == "null"
+
+
+def test_explain_names_the_cap():
+    found = sources(track(properties={f"p{number:02}": number for number in range(51)}))
+    assert found["properties.p50"] == "over 50 attributes"

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from mapping_help import KEY, NOTHING_KNOWN, RECEIVED_MS, body, map_one, mapper, track
+from mapping_help import KEY, NOTHING_KNOWN, RECEIVED_MS, body, body_of, changes_by_field, map_one, mapper, track
 
 from sidecar.mapping import Known
 from sidecar.mapping.mapper import opted_out
@@ -240,3 +240,11 @@ def test_page_call_sends_referrer_and_its_own_url():
     page = {"type": "page", "userId": "u", "properties": {"url": "https://a.test/"}}
     made = body(page | {"context": {"page": {"referrer": "https://b.test/"}}})
     assert (made["url"], made["referrer"]) == ("https://a.test/", "https://b.test/")
+
+
+@pytest.mark.parametrize("value", [{"id": 1}, ["a"], True])
+def test_field_that_is_no_text_is_reported(value: object):
+    mapped = map_one(track(context={"session": {"id": value}, "groupId": value, "page": {"url": value}}))
+    assert {"sessionId", "accountId", "url"} <= set(changes_by_field(mapped))
+    assert "sessionId" not in body_of(mapped)
+    assert "accountId" not in body_of(mapped)

@@ -487,3 +487,56 @@ def test_traits_that_are_no_object_are_reported(traits: object, reported: bool):
 
 def test_empty_list_of_properties_loses_nothing():
     assert map_one(track(properties=[])).changes == ()
+
+
+@pytest.mark.parametrize("name", ["first-name", "First-Name", "First Name", "first name", "FIRST-NAME", " firstName "])
+def test_trait_is_recognized_with_hyphens_and_blanks(name: str):
+    (alone,) = upserts(map_one(identify({name: "x"}), USERS))
+    assert alone.fields["firstName"] == "x"
+    assert "customAttributes" not in alone.fields
+    both = map_one(identify({name: "other", "first_name": "Right"}), USERS)
+    assert "other" not in str(both.intents)
+    assert "left out" in changes_by_field(both)["user.firstName"]
+
+
+@pytest.mark.parametrize(
+    ("traits", "account"),
+    [
+        ({"AccountID": "other", "accountId": "right"}, "right"),
+        ({"account_id": "other", "accountId": "right"}, "right"),
+        ({"ACCOUNT_ID": "other", "account_id": "right"}, "right"),
+        ({"account-id": "right"}, "right"),
+        ({"accountId": None, "account_id": "right"}, "right"),
+        ({"accountId": {"a": 1}, "account_id": "right"}, "right"),
+        ({"accountId": "null", "account_id": "right"}, "right"),
+    ],
+)
+def test_of_two_spellings_of_the_account_the_same_wins_as_of_any_trait(traits: dict[str, Any], account: str):
+    for sent in (traits, dict(reversed(traits.items()))):
+        mapped = map_one(identify(sent), USERS)
+        assert upserts(mapped)[0].fields["accountId"] == account
+        assert body(track(), known=mapped.known)["accountId"] == account
+
+
+def test_a_configured_path_of_the_account_means_that_spelling():
+    toml = USERS + '[mapping.fields]\naccountId = ["traits.account_id"]\n'
+    (user,) = upserts(map_one(identify({"account_id": "right", "accountId": "other"}), toml))
+    assert user.fields["accountId"] == "right"
+
+
+def test_account_that_is_no_text_is_reported():
+    mapped = map_one(identify({"accountId": {"id": 1}}), USERS)
+    assert changes_by_field(mapped)["accountId"] == "traits.accountId left out: an object, neither text nor number"
+
+
+def test_group_without_an_account_is_reported():
+    mapped = map_one(group(None, {"name": "Acme"}), BOTH)
+    assert mapped.dropped == "remembered"
+    assert "no groupId" in changes_by_field(mapped)["account"]
+
+
+def test_type_of_the_record_is_not_a_custom_attribute():
+    (user,) = upserts(map_one(identify({"type": "USER"}), USERS))
+    assert user.fields == {"type": "USER", "propertyKeys": [KEY]}
+    (other,) = upserts(map_one(identify({"type": "admin"}), USERS))
+    assert other.fields["customAttributes"] == {"type": "admin"}

@@ -361,3 +361,39 @@ def test_quoted_values_are_hidden_when_a_rule_covers_them():
     said = "PX answered 400: jane@x.test and 4930123 are not valid for plan Pro."
     assert hide_in(said, event, redacted) == "PX answered 400: … and … are not valid for plan Pro."
     assert hide_in(said, event, event) == said
+
+
+@pytest.mark.parametrize("name", ["e-mail", "E-Mail", "e mail"])
+@pytest.mark.parametrize("rule", ["drop", "hash"])
+def test_rule_covers_names_with_hyphens_and_blanks(rule: str, name: str):
+    """A trait ``E-Mail`` is PX's field ``email``, so a rule for ``email`` has to cover it."""
+    compiled = mapper(f'[mapping.attributes]\n{rule} = ["email"]\nhash_salt = "s"\n[people]\nusers = "upsert"\n')
+    for event in (
+        identify({name: SECRET}),
+        track(properties={name: SECRET, "nested": [{name: SECRET}], "url": f"https://x.test/?{name}={SECRET}"}),
+    ):
+        mapped = compiled.map(event, NOTHING_KNOWN, property_key=KEY, received_ms=RECEIVED_MS)
+        assert SECRET not in str(mapped) + str(compiled.redact(event))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"https://x.test/?d=%7B%22email%22%3A%22{SECRET}%22%7D",  # JSON in a parameter
+        f"plan=pro&email={SECRET}",  # the body of a form
+        f"email={SECRET}",
+        f"https://x.test/?plan=pro&amp;email={SECRET}",
+        f"https://x.test/?plan=pro;email={SECRET}&b=1",
+        f"a=1&amp;email={SECRET}",
+    ],
+)
+@pytest.mark.parametrize("rule", ["drop", "hash"])
+def test_rule_covers_parameters_in_every_form(rule: str, value: str):
+    toml = f'[mapping.attributes]\n{rule} = ["email"]\nhash_salt = "s"\n'
+    event = track(properties={"where": value}, context={"page": {"url": value}})
+    assert SECRET not in str(body(event, toml)) + str(mapper(toml).redact(event))
+
+
+@pytest.mark.parametrize("text", ["a=b", "x==", "q=a;b&c", "https://x.test/?q=a;b&amp;c=d", "1 = 2", "=", "a&b=c;"])
+def test_text_without_a_covered_parameter_stays_byte_for_byte(text: str):
+    assert attributes({"text": text}, '[mapping.attributes]\ndrop = ["email"]\n') == {"text": text}
