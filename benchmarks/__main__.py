@@ -12,7 +12,7 @@ from rich.table import Table
 
 from benchmarks.results import Figure, Results, machine, rounded
 
-NAMES = ("day", "ceiling", "ingest", "cost", "scale", "recovery", "alternatives", "fleet")
+NAMES = ("day", "ceiling", "ingest", "cost", "scale", "recovery", "alternatives", "fleet", "peers")
 
 
 @click.command()
@@ -25,7 +25,7 @@ NAMES = ("day", "ceiling", "ingest", "cost", "scale", "recovery", "alternatives"
 def main(names: tuple[str, ...], quick: bool, json_path: Path | None, plots: Path | None) -> None:
     """Measure px-sidecar on this machine, next to its physical limits.
 
-    Without NAMES all benchmarks run, in about half an hour. `scale` needs 12 GB below $TMPDIR on a real disk. Plots need
+    Without NAMES all benchmarks run, in about 45 minutes. `scale` needs 12 GB below $TMPDIR on a real disk. Plots need
     matplotlib: pip install 'px-sidecar[bench]'.
     """
     if plots is not None and importlib.util.find_spec("matplotlib") is None:

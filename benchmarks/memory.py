@@ -16,14 +16,14 @@ from benchmarks.load import Load, run_load
 from benchmarks.rig import Rig, free_port, open_rig
 from sidecar.outbox import Store
 
-__all__ = ["measure"]
+__all__ = ["measure", "remember"]
 
 PRODUCT = "AP-XXXXXXXXXX-2"
 NOW_MS = 1_790_000_000_000
 KNOWN = b'{"account_id":"acme-123456","digests":{"user":"c1f1d4bd6a7f1f0f"}}'
 
 
-def _remember(path: Path, users: int) -> None:
+def remember(path: Path, users: int) -> None:
     """Make an outbox that remembers users of accounts."""
     store = Store(path)
     rows = (
@@ -55,7 +55,7 @@ def measure(users: int, events: int, repeats: int, say: Callable[[str], None]) -
     with open_rig() as rig:
         masters = [rig.folder / f"{count}-users.db" for count in (0, users)]
         for master, count in zip(masters, (0, users), strict=True):
-            _remember(master, count)
+            remember(master, count)
         for active, batch, connections, total in (
             *((1000, 100, 8, events), (1000, 1, 64, events // 4)),
             *((users, 100, 8, events), (users, 1, 64, events // 4)),

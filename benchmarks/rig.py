@@ -142,39 +142,51 @@ eventId = "messageId"
     def start_sandbox(self, *options: str, on: set[int] | None = None) -> subprocess.Popen[bytes]:
         """Start the sandbox and wait until it answers. ``on``: the cores it may use."""
         process = self.start(["-m", "sidecar", "sandbox", "--port", str(self.sandbox_port), *options], on)
-        wait_until(lambda: self._answers(process, self.sandbox_port), START_TIMEOUT_S, "the sandbox's start")
+        self.wait_for(process, self.sandbox_port, "/sandbox/faults", "the sandbox's start")
         return process
 
     def start_daemon(self, *, on: set[int] | None = None) -> subprocess.Popen[bytes]:
         """Start the daemon and wait until it accepts events. ``on``: the cores it may use."""
-        process = self.start(["-c", DAEMON, "run", "--config", str(self.folder / "config.toml")], on)
-        wait_until(lambda: self._answers(process, self.http_port, "/health"), START_TIMEOUT_S, "the daemon's start")
+        process = self.launch_daemon(on=on)
+        self.wait_for(process, self.http_port, "/health", "the daemon's start")
         return process
+
+    def launch_daemon(self, *, on: set[int] | None = None) -> subprocess.Popen[bytes]:
+        """Start the daemon without waiting for it."""
+        return self.start(["-c", DAEMON, "run", "--config", str(self.folder / "config.toml")], on)
 
     def start(self, arguments: list[str], on: set[int] | None = None) -> subprocess.Popen[bytes]:
         """Start a Python process of this repository; ``log`` returns its output."""
-        environ = {key: value for key, value in os.environ.items() if not key.startswith("PX_SIDECAR_")}
+        return self.start_program([sys.executable, *arguments], on)
+
+    def start_program(self, command: list[str], on: set[int] | None = None) -> subprocess.Popen[bytes]:
+        """Start any program; ``log`` returns its output."""
+        # Settings of this shell for either program (GOMAXPROCS, GOGC) would be measured, too.
+        environ = {key: value for key, value in os.environ.items() if not key.startswith(("PX_SIDECAR_", "GO"))}
         environ["PX_SIDECAR_PX_API_KEY"] = KEY
         before = os.sched_getaffinity(0)
         if on is not None:
             os.sched_setaffinity(0, on)  # inherited by the child at its start
         try:
             with (self.folder / "processes.log").open("ab") as log:
-                process = subprocess.Popen(
-                    [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ
-                )
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ)
         finally:
             os.sched_setaffinity(0, before)
         self.processes.append(process)
         return process
 
-    def _answers(self, process: subprocess.Popen[bytes], port: int, path: str = "/sandbox/faults") -> bool:
-        if process.poll() is not None:
-            raise RuntimeError(f"a process ended with {process.returncode}; its log ends with: {self.log()[-800:]}")
-        try:
-            return self.ask(port, path)[0] == 200
-        except OSError:
-            return False
+    def wait_for(self, process: subprocess.Popen[bytes], port: int, path: str, what: str) -> None:
+        """Wait until ``GET path`` is answered without a 5xx. Raises TimeoutError; RuntimeError if the process ends."""
+
+        def answers() -> bool:
+            if process.poll() is not None:
+                raise RuntimeError(f"a process ended with {process.returncode}; its log ends with: {self.log()[-800:]}")
+            try:
+                return self.ask(port, path)[0] < 500
+            except OSError:
+                return False
+
+        wait_until(answers, START_TIMEOUT_S, what)
 
     def log(self) -> str:
         return (self.folder / "processes.log").read_text(errors="replace")

@@ -1,4 +1,4 @@
-"""The two tables of README.md from the results of a full run: ``python -m benchmarks.targets RESULTS.json``."""
+"""The tables of README.md from the results of a full run: ``python -m benchmarks.targets RESULTS.json``."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import msgspec
 
 from benchmarks.results import Results, rounded
 
-__all__ = ["alternatives_as_markdown", "targets_as_markdown"]
+__all__ = ["alternatives_as_markdown", "peers_as_markdown", "targets_as_markdown"]
 
 # The figures of each alternative in the table, and their column headings.
 COMPARED: Final = {
@@ -56,6 +56,23 @@ def alternatives_as_markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
+def peers_as_markdown(results: Results) -> str:
+    """Return a table with px-sidecar and the collector in a row for each figure; empty if `peers` was not run."""
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+    for figure in results.figures:
+        label, _, what = figure.name.partition(": ")
+        if figure.benchmark == "peers":
+            rows.setdefault((what, figure.unit), {})[label] = figure.measured
+    if not rows:
+        return ""
+    labels = list(next(iter(rows.values())))
+    lines = [f"| | {' | '.join(labels)} |", "| --- |" + " --: |" * len(labels)]
+    for (what, unit), measured in rows.items():
+        lines.append(f"| {what} | {' | '.join(f'{rounded(measured[label])} {unit}' for label in labels)} |")
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
     found = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Results)
-    print(targets_as_markdown(found), alternatives_as_markdown(found), sep="\n", end="")
+    for as_markdown in (targets_as_markdown, alternatives_as_markdown, peers_as_markdown):
+        print(as_markdown(found))

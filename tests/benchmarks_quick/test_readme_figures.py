@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.results import Results
-from benchmarks.targets import alternatives_as_markdown, targets_as_markdown
+from benchmarks.targets import alternatives_as_markdown, peers_as_markdown, targets_as_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -17,6 +17,7 @@ def test_the_tables_are_those_of_the_full_run():
     assert RESULTS.quick is False
     assert targets_as_markdown(RESULTS) in README
     assert alternatives_as_markdown(RESULTS) in README
+    assert peers_as_markdown(RESULTS) in README
 
 
 def test_every_benchmark_is_in_the_run():
