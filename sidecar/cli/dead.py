@@ -164,16 +164,17 @@ def retry(all_: bool, as_json: bool, **options: Any) -> None:
 
     The current mapping applies to them. They keep their messageId. Select by
     id, name, user, reason or time, or use --all. The number is shown first; on
-    a terminal the verb asks. A bad_event stays one: only --yes retries it.
+    a terminal the verb asks. A retry cannot help a bad_event: where all of them
+    are, only --yes retries them.
 
     \b
     Examples:
       px-sidecar dead retry 4711 4712
       px-sidecar dead retry --reason refused --since 24h
     """
-    moved = _move("retry", all_, **options)
+    moved, selected = _move("retry", all_, **options)
     if as_json:
-        print_json({"retried": moved or 0})
+        print_json(_result("retried", moved, selected, dry_run=options["dry_run"]))
     else:
         click.echo("Nothing is retried." if moved is None else f"{show_count(moved)} dead letters are pending again.")
 
@@ -195,9 +196,9 @@ def discard(all_: bool, as_json: bool, **options: Any) -> None:
     Example:
       px-sidecar dead discard --reason bad_event --until 7d
     """
-    moved = _move("discard", all_, **options)
+    moved, selected = _move("discard", all_, **options)
     if as_json:
-        print_json({"discarded": moved or 0})
+        print_json(_result("discarded", moved, selected, dry_run=options["dry_run"]))
     else:
         click.echo("Nothing is discarded." if moved is None else f"{show_count(moved)} dead letters are discarded.")
 
@@ -225,6 +226,11 @@ def export(control_flag: str | None, config_flag: str | None, _as_json: bool, **
     click.echo(f"{show_count(count)} dead letters are exported.", err=True)
 
 
+def _result(what: str, moved: int | None, selected: int, *, dry_run: bool) -> dict[str, Any]:
+    """Return the JSON of a verb that moves letters; the count is in it if the verb stopped there."""
+    return {what: moved or 0} | ({"selected": selected, "dry_run": dry_run} if moved is None else {})
+
+
 def _move(
     what: str,
     all_: bool,
@@ -234,10 +240,10 @@ def _move(
     control_flag: str | None,
     config_flag: str | None,
     **options: Any,
-) -> int | None:
-    """Retry or discard page by page; return the number of letters moved, None if the operator has said no.
+) -> tuple[int | None, int]:
+    """Retry or discard page by page; return the numbers of letters moved and selected.
 
-    Raises Failed if an id is not a dead letter.
+    The first is None after ``--dry-run`` or the answer no. Raises Failed if an id is not a dead letter.
     """
     selection = _selection(**options)
     if all_ == any(value is not None for value in selection.values()):
@@ -249,13 +255,13 @@ def _move(
     moved = 0
     with open_backend(control_flag, config_flag) as backend:
         counted = backend.post("/v1/dead/count", selection)
-        if what == "retry":
-            _warn_of_bad_events(backend, selection, counted["count"], yes=yes)
         at_least = "" if counted["complete"] else "At least "
         one = counted["count"] == 1
         sentence = f"{at_least}{show_count(counted['count'])} dead letter{' is' if one else 's are'} selected."
+        if what == "retry":
+            sentence += _note_on_bad_events(backend, selection, sentence, counted["count"], yes=yes or dry_run)
         if not goes_ahead(sentence, yes=yes or not counted["count"], dry_run=dry_run):
-            return None
+            return None, counted["count"]
         progress, task = progress_bar(f"dead {what}", total=counted["count"])
         after: int | None = 0
         with progress:
@@ -269,20 +275,24 @@ def _move(
             f"{show_count(moved)} of {show_count(len(set(selection['ids'])))} were moved; the others are not dead letters: "
             "`px-sidecar events show ID` shows their state."
         )
-    return moved
+    return moved, counted["count"]
 
 
-def _warn_of_bad_events(backend: ControlApi, selection: Selection, count: int, *, yes: bool) -> None:
-    """Say which of the letters a retry cannot help. Raises Failed if it helps none of them."""
+def _note_on_bad_events(backend: ControlApi, selection: Selection, counted: str, count: int, *, yes: bool) -> str:
+    """Return a line on the letters that a retry cannot help; empty if there are none.
+
+    If it helps none of them, print the sentence ``counted`` and raise Failed, unless ``yes``.
+    """
     if selection["reason"] not in (None, "bad_event"):
-        return
+        return ""
     bad = backend.post("/v1/dead/count", selection | {"reason": "bad_event"})["count"]
     if not bad:
-        return
+        return ""
     text = hint(
         f"{show_count(bad)} of them {'is' if bad == 1 else 'are'} bad_event: what the app sent is not an event, and a retry "
         "cannot help. Correct the app; `px-sidecar dead discard --reason bad_event` removes them"
     )
     if bad == count and not yes:
+        click.echo(counted, err=True)
         raise Failed(f"{text}. Nothing is retried without --yes.")
-    click.echo(f"{text}.", err=True)
+    return f"\n{text}."

@@ -157,6 +157,23 @@ def test_the_count_comes_first_and_a_dry_run_stops_there(refusing, verb):
     assert refusing.status()["dead"] == 3
 
 
+def test_a_dry_run_has_its_count_in_the_json(refusing, verb):
+    """Scripts got `{"retried": 0}`, and the number only in a sentence on standard error."""
+    for what, done in (("retry", "retried"), ("discard", "discarded")):
+        ran = verb("dead", what, "--all", "--dry-run", "--json", *refusing.daemon_dir.flags)
+        assert (ran.code, ran.json) == (0, {done: 0, "selected": 3, "dry_run": True})
+    assert refusing.status()["dead"] == 3
+
+
+def test_a_dry_run_counts_also_where_a_retry_cannot_help(refusing, verb):
+    """It failed before the count, although nothing was to be retried."""
+    ran = verb("dead", "retry", "--reason", "bad_event", "--dry-run", *refusing.daemon_dir.flags)
+    assert (ran.code, ran.out) == (0, "Nothing is retried.\n")
+    assert ran.err.startswith("1 dead letter is selected.\n1 of them is bad_event")
+    refused = verb("dead", "retry", "--reason", "bad_event", *refusing.daemon_dir.flags)
+    assert (refused.code, refused.err.splitlines()[0]) == (1, "1 dead letter is selected.")
+
+
 def test_a_terminal_is_asked_before_letters_are_moved(refusing, verb, monkeypatch):
     monkeypatch.setattr("sidecar.cli.bulk.on_terminal", lambda: True)
     ran = verb("dead", "discard", "--all", *refusing.daemon_dir.flags, stdin="n\n")
