@@ -16,6 +16,7 @@ from sidecar.cli.outbox_file import import_outbox
 from sidecar.cli.screen import progress_bar
 from sidecar.cli.socket_units import restart_sockets, stop_units
 from sidecar.config import property_key
+from sidecar.control.client import ControlApi
 from sidecar.control.outbox_file import is_outbox_file
 from sidecar.errors import Failed, NotRunning
 from sidecar.units import show_count
@@ -196,9 +197,10 @@ def import_(
     count = sum(1 for line in file if line.strip()) if file.seekable() else None
     if file.seekable():
         file.seek(0)
-    if (back or dry_run) and not _goes_ahead(count, back=back, yes=yes, dry_run=dry_run, as_json=as_json):
-        return
     with open_backend(control_flag, config_flag) as backend:
+        selected = _count_importable(backend, file, count) if back and count is not None else count
+        if (back or dry_run) and not _goes_ahead(selected, back=back, yes=yes, dry_run=dry_run, as_json=as_json):
+            return
         total = {"accepted": 0, "repeated": 0, "moved": 0, "pruned": 0}
         progress, task = progress_bar("importing", total=count)
         with progress:
@@ -206,10 +208,7 @@ def import_(
                 try:
                     result = backend.post("/v1/import", {"events": events} | ({"back": True} if back else {}))
                 except Failed as error:
-                    raise Failed(
-                        f"The events from line {numbers[0]} on were not imported: {error} Correct the file and import it again; "
-                        "events that are already stored are skipped."
-                    ) from None
+                    raise _not_imported(numbers[0], error) from None
                 for name, number in result.items():
                     total[name] += number
                 progress.update(task, completed=total["accepted"] + total["repeated"])
@@ -237,13 +236,35 @@ def _is_outbox(path: Path, *, dead: bool, lines_only: bool) -> bool:
     return False
 
 
+def _count_importable(backend: ControlApi, file: BinaryIO, lines: int) -> int:
+    """Return how many events of the file an import with ``--back`` makes pending, and rewind it."""
+    count = 0
+    progress, task = progress_bar("counting", total=lines)
+    with progress:
+        for numbers, events in batches(_lines(file)):
+            try:
+                count += backend.post("/v1/import/count", {"events": events})["count"]
+            except Failed as error:
+                raise _not_imported(numbers[0], error) from None
+            progress.update(task, advance=len(events))
+    file.seek(0)
+    return count
+
+
+def _not_imported(line: int, error: Failed) -> Failed:
+    return Failed(
+        f"The events from line {line} on were not imported: {error} Correct the file and import it again; events that are "
+        "already stored are skipped."
+    )
+
+
 def _goes_ahead(count: int | None, *, back: bool, yes: bool, dry_run: bool, as_json: bool) -> bool:
-    """Say how many events the file holds, and ask; print the result if the answer is no."""
+    """Say how many events are selected, and ask; print the result if the answer is no."""
     what = "The file" if count is None else events_of(count)
     if goes_ahead(f"{what} to import{' back' if back else ''}.", yes=yes, dry_run=dry_run):
         return True
     if as_json:
-        print_json({"accepted": 0, "repeated": 0})
+        print_json({"accepted": 0, "repeated": 0, "selected": count, "dry_run": dry_run})
     else:
         click.echo("Nothing is imported (--dry-run)." if dry_run else "Nothing is imported.")
     return False

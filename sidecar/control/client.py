@@ -39,6 +39,7 @@ READING_POSTS: Final = frozenset(
         "/v1/events/count",
         "/v1/resend/count",
         "/v1/backfill/check",
+        "/v1/import/count",
         "/v1/map",
         "/v1/mapping/preview",
         "/v1/config/check",

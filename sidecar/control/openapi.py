@@ -136,6 +136,12 @@ CALLS: Final[Mapping[str, Call]] = {
     "/v1/import": Call(
         "POST", "Accept exported events", server.ImportCommand, {"accepted": "integer", "repeated": "integer"}
     ),
+    "/v1/import/count": Call(
+        "POST",
+        "How many exported events an import with `back` would make pending",
+        server.ImportCountCommand,
+        {"count": "integer"},
+    ),
     "/v1/map": Call("POST", "Map events without sending them", mapping_preview.MapCommand, _JUDGED),
     "/v1/mapping/preview": Call(
         "POST",

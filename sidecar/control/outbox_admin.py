@@ -35,7 +35,7 @@ from sidecar.outbox import NewEvent, Outbox, Remembered, Row, Store, Via, dead, 
 from sidecar.outbox.dead import DeadLetterFilter
 from sidecar.outbox.forget import Forgotten, forget_users, user_matcher
 from sidecar.outbox.lookup import events_of_message
-from sidecar.outbox.moved import BroughtBack, bring_back, count_moved
+from sidecar.outbox.moved import BroughtBack, bring_back, count_importable, count_moved
 from sidecar.outbox.selection import ALL_EVENTS, EventFilter
 from sidecar.outbox.suppress import suppress, suppression
 from sidecar.px import preview
@@ -271,17 +271,7 @@ class OutboxAdmin:
         that are known and have no row any more. Raises ValueError, and stores none of them, if an event is not
         acceptable or belongs to a product without a source on this host.
         """
-        products = await self._outbox.read(Store.source_products)
-        # Several sources can share a product: the lowest number wins, and 0 (no source) for the host's own product.
-        numbers = {key: number for number, key in sorted(products.items(), reverse=True)}
-        numbers[self._settings.now.config.px.property_key] = 0
-        known = {
-            fingerprint: number for number, fingerprint in (await self._outbox.read(Store.source_fingerprints)).items()
-        }
-        new = [
-            self._new_event(event, known.get(event.source), numbers, position)
-            for position, event in enumerate(exported, 1)
-        ]
+        new = await self._new_events(exported)
         returned, extra = 0, {}
         if back:
             brought = await self._bring_back(new)
@@ -292,6 +282,24 @@ class OutboxAdmin:
             extra = {"moved": await self._outbox.read(partial(count_moved, events=new))}
         answer = {"accepted": outcome.stored + returned, "repeated": outcome.repeated}
         return answer | {name: count for name, count in extra.items() if count}
+
+    async def count_importable(self, exported: Sequence[ExportedEvent]) -> int:
+        """Return how many of these events ``import_events`` with ``back`` would make pending. Raises ValueError as it does."""
+        return await self._outbox.read(partial(count_importable, events=await self._new_events(exported)))
+
+    async def _new_events(self, exported: Sequence[ExportedEvent]) -> list[NewEvent]:
+        """Return the events as they are accepted. Raises ValueError for one that is not acceptable here."""
+        products = await self._outbox.read(Store.source_products)
+        # Several sources can share a product: the lowest number wins, and 0 (no source) for the host's own product.
+        numbers = {key: number for number, key in sorted(products.items(), reverse=True)}
+        numbers[self._settings.now.config.px.property_key] = 0
+        known = {
+            fingerprint: number for number, fingerprint in (await self._outbox.read(Store.source_fingerprints)).items()
+        }
+        return [
+            self._new_event(event, known.get(event.source), numbers, position)
+            for position, event in enumerate(exported, 1)
+        ]
 
     async def _bring_back(self, new: Sequence[NewEvent]) -> BroughtBack:
         config = self._settings.now.config

@@ -96,6 +96,12 @@ class ForgetCommand(msgspec.Struct, forbid_unknown_fields=True):
         return users
 
 
+class ImportCountCommand(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /v1/import/count``."""
+
+    events: list[ExportedEvent]
+
+
 class ImportCommand(msgspec.Struct, forbid_unknown_fields=True):
     """The body of ``POST /v1/import``."""
 
@@ -141,6 +147,7 @@ class ControlRoutes:
             "/v1/forget": ("POST", self._forget),
             "/v1/delivered": ("GET", self._delivered),
             "/v1/import": ("POST", self._import),
+            "/v1/import/count": ("POST", self._count_importable),
             "/v1/config": ("GET", self._config),
         }
         for table in more:
@@ -298,6 +305,10 @@ class ControlRoutes:
     async def _import(self, request: Request, _params: Params) -> Response:
         command = decode_body(request, ImportCommand)
         return json_response(await self._admin.import_events(command.events, back=command.back))
+
+    async def _count_importable(self, request: Request, _params: Params) -> Response:
+        command = decode_body(request, ImportCountCommand)
+        return json_response({"count": await self._admin.count_importable(command.events)})
 
 
 async def serve_control(

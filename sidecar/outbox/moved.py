@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 from sidecar.events import decode_or_empty, kind_and_name
 from sidecar.mapping import Priority
 from sidecar.outbox.classify import Via
+from sidecar.outbox.dedup import digest_of
 from sidecar.outbox.records import PENDING, EventState, NewEvent
 from sidecar.outbox.store import Store
 
-__all__ = ["BroughtBack", "bring_back", "count_moved"]
+__all__ = ["BroughtBack", "bring_back", "count_importable", "count_moved"]
 
 
 class BroughtBack(NamedTuple):
@@ -23,6 +24,11 @@ class BroughtBack(NamedTuple):
 def count_moved(store: Store, events: Sequence[NewEvent]) -> int:
     """Return how many of these events were accepted here and moved away."""
     return sum(_moved_row(store, event)[0] is not None for event in events)
+
+
+def count_importable(store: Store, events: Sequence[NewEvent]) -> int:
+    """Return how many of these events an import with ``back`` makes pending: moved away from here, or not known here."""
+    return len(store.ids.unseen([_digest(event) for event in events])) + count_moved(store, events)
 
 
 def bring_back(
@@ -54,20 +60,21 @@ def bring_back(
     return BroughtBack(ids, positions, pruned)
 
 
+def _digest(event: NewEvent) -> bytes:
+    return digest_of(event.source, event.message_id, event.kind, event.name)
+
+
 def _moved_row(store: Store, event: NewEvent) -> tuple[tuple[int, bytes, int | None] | None, bool]:
     """Return id, body and way in of the moved event with this message id, or whether its row is pruned."""
-    pruned = False
-    for event_id in store.ids.events_of(event.source, event.message_id):
-        row = store.connection.execute(
-            "SELECT state, reason, body, via FROM events WHERE id = ?", (event_id,)
-        ).fetchone()
-        if row is None:
-            pruned = True
-            continue
-        state, reason, body, via = row
-        stored = decode_or_empty(body)
-        same = kind_and_name(stored.get("type"), stored.get("event"), stored.get("name")) == (event.kind, event.name)
-        if same:
-            moved = state == EventState.DROPPED and reason == "moved"
-            return ((event_id, body, via) if moved else None), False
-    return None, pruned
+    event_id = store.ids.event_of(_digest(event))
+    if event_id is None:
+        return None, False
+    row = store.connection.execute("SELECT state, reason, body, via FROM events WHERE id = ?", (event_id,)).fetchone()
+    if row is None:
+        return None, True
+    state, reason, body, via = row
+    # An id of the older form stands for source and message id alone.
+    stored = decode_or_empty(body)
+    same = kind_and_name(stored.get("type"), stored.get("event"), stored.get("name")) == (event.kind, event.name)
+    moved = same and state == EventState.DROPPED and reason == "moved"
+    return ((event_id, body, via) if moved else None), False

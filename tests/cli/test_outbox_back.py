@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,28 @@ def test_a_dry_run_of_import_back_counts(daemon_dir: DaemonDir, verb, file):
     ran = verb("outbox", "import", "--back", "--dry-run", str(file), *daemon_dir.flags)
     assert (ran.code, ran.err) == (0, "2 events to import back.\n")
     assert verb("status", "--json", *daemon_dir.flags).json["pending"] == 0
+
+
+@pytest.mark.parametrize("alive", [True, False], ids=["with a daemon", "from the file"])
+def test_the_count_is_of_what_is_still_moved(daemon_dir: DaemonDir, verb, file, alive):
+    """It was the number of lines, also after all of them were pending again."""
+    fill(daemon_dir, 3)
+    verb("outbox", "export", str(file), *daemon_dir.flags)
+    dry_run = ("outbox", "import", "--back", "--dry-run", "--json", str(file), *daemon_dir.flags)
+    with daemon_dir.running() if alive else nullcontext():
+        assert verb(*dry_run).json == {"accepted": 0, "repeated": 0, "selected": 3, "dry_run": True}
+        assert verb("outbox", "import", "--back", str(file), *daemon_dir.flags).err.startswith(
+            "3 events to import back.\n"
+        )
+        again = verb(*dry_run)
+    assert (again.json["selected"], again.err) == (0, "0 events to import back.\n")
+
+
+def test_a_line_that_is_not_json_is_reported_before_a_count(daemon_dir: DaemonDir, verb, file):
+    fill(daemon_dir, 1)
+    file.write_text("[outbox]\n")
+    ran = verb("outbox", "import", "--back", str(file), *daemon_dir.flags)
+    assert (ran.code, ran.err.startswith("px-sidecar: Line 1 is not JSON")) == (1, True)
 
 
 def test_the_file_is_for_its_owner_alone(daemon_dir: DaemonDir, verb, file):

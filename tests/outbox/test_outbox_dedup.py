@@ -245,3 +245,18 @@ def test_expire_looks_up_no_events_behind_the_backlog(store):
     with store.transaction():
         deleted = [store.ids.expire(OLD) for _ in range(2)]
     assert sum(deleted) == 20
+
+
+def test_an_event_is_looked_up_by_its_digest(store):
+    """`import --back` looked at every id in memory for each event: 20,000 of them held the writer for 1.4 s a page."""
+
+    def known_as(number):
+        new = event(number)
+        return store.ids.event_of(digest_of(new.source, new.message_id, new.kind, new.name))
+
+    accept(store, [event(1), event(2)])
+    in_memory = [known_as(number) for number in (1, 2, 3)]
+    with store.transaction():
+        store.flush_ids(everything=True)
+    in_the_table = [known_as(number) for number in (1, 2, 3)]
+    assert in_memory == in_the_table == [1, 2, None]
