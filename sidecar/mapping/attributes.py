@@ -122,10 +122,13 @@ class AttributeMapper:
                     value = clean_text(value)
                     if "\ufffd" in value:
                         changes.append(Change(f"{self._field}.{final}", BROKEN_TEXT))
-                if self._privacy:
+                if self._privacy and name in sent:  # flattening has applied the rules already
                     value = self._privacy.clean(value)
-            elif kind is not bool and (value := self._convert(name, final, value, changes)) is None:
-                continue
+            elif kind is not bool:
+                if (kind is dict or kind is list) and name in sent:
+                    value = self._privacy.prune(value, name)
+                if (value := self._convert(final, value, changes)) is None:
+                    continue
             # Only now: a value that is left out must not occupy its name.
             if plan.folded in taken and not self._wins(name, plan, taken[plan.folded], out, changes):
                 continue
@@ -167,13 +170,21 @@ class AttributeMapper:
         rank = int(final != name) if self._rank is None else self._rank(name)
         return AttributePlan(final, final.casefold(), rank, hashed, cut, "\ufffd" in final, ", ".join(reasons))
 
-    def with_defaults(self, values: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``values`` and those of ``defaults`` whose name in PX none of ``values`` has."""
+    def with_defaults(self, values: Any, defaults: Mapping[str, str]) -> dict[str, Any]:
+        """Return ``values`` and those of ``defaults`` whose name in PX none of ``values`` has.
+
+        A default of which the privacy rules leave nothing is no value, as an empty one is none.
+        """
         own = values if type(values) is dict else {}
         names = {self._cached_plan(name).folded for name, value in own.items() if value is not None}
         return {
             **own,
-            **{name: value for name, value in defaults.items() if self._cached_plan(name).folded not in names},
+            **{
+                name: value
+                for name, value in defaults.items()
+                if (plan := self._cached_plan(name)).folded not in names
+                and (plan.hashed or not self._privacy or self._privacy.clean(value).strip())
+            },
         }
 
     def flatten(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +209,7 @@ class AttributeMapper:
             store_bounded(self._plans, name, plan)
         return plan
 
-    def _convert(self, name: str, final: str, value: Any, changes: list[Change]) -> Value | None:
+    def _convert(self, final: str, value: Any, changes: list[Change]) -> Value | None:
         """Convert a number, object or list to a value that PX takes; None if it is left out."""
         if isinstance(value, int):
             if within_64_bits(value):
@@ -212,7 +223,7 @@ class AttributeMapper:
                 return value
             changes.append(Change(f"{self._field}.{final}", "left out: not a finite number"))
             return None
-        text = json_text(self._privacy.prune(value, name))
+        text = json_text(value)
         if "\ufffd" in text:
             changes.append(Change(f"{self._field}.{final}", BROKEN_TEXT))
         return text

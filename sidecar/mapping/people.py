@@ -40,6 +40,7 @@ class PeopleMapper:
         self._default_paths = tuple(path for path, _ in rules.account_paths) == DEFAULT_PATHS["accountId"]
         self._rename = rules.trait_rename
         self._reject = rules.reject
+        self._hashed = rules.hashed
         self._date = rules.date
         self._split_user = TraitSplitter(USER, rules.traits, rules.traits_privacy, "user")
         self._split_account = TraitSplitter(ACCOUNT, rules.traits, rules.traits_privacy, "account")
@@ -171,6 +172,7 @@ class PeopleMapper:
         split = self._split_user(traits, user, received_ms, changes, user_type)
         split.fields.pop("accountId", None)
         if self._accounts and company and account is not None:
+            self._hashed.keep_made()  # the rules have run over the company as a part of the user's traits
             draft.upsert_account(account, self._split_account(company, account, received_ms, changes))
         if self._users:
             # Only the default is for new users alone: a date that the app gives also holds for a user that PX knows.

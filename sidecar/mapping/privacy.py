@@ -70,6 +70,10 @@ class HashedValues:
         self.already: frozenset[str] = frozenset()
         self.made: set[str] = set()
 
+    def keep_made(self) -> None:
+        """From here on leave the digests of this event as they are: a redacted part of it passes the rules again."""
+        self.already = self.already | self.made
+
 
 _JSON_STARTS: Final = ("{", "[")
 
@@ -263,12 +267,18 @@ class RedactionView(msgspec.Struct, frozen=True):
         return {
             key: self._redact_value(key, value)
             for key, value in event.items()
-            if key in CALL_KEYS or not (self.rest.drops(key, key) or self._is_hidden_attribute(key))
+            if key in CALL_KEYS or not (self.rest.drops(key, key) or self._is_hidden_attribute(key, value))
         }
 
-    def _is_hidden_attribute(self, key: str) -> bool:
-        """Return True for the name or category of a page that no rule keeps: they are attributes like properties."""
-        return key in ("name", "category") and self.properties.keep is not None and key not in self.properties.keep
+    def _is_hidden_attribute(self, key: str, value: Any) -> bool:
+        """Return True for the name or category of a page that is not sent, and that a rule hides.
+
+        They are attributes like properties, but only as text: the digest of an object would become one.
+        """
+        if key not in ("name", "category"):
+            return False
+        is_sent = self.properties.keep is None or key in self.properties.keep
+        return not is_sent or (self.rest.hashes(key, key) and as_text(value) is None)
 
     def _redact_value(self, key: str, value: Any) -> Any:
         if key in PLAIN_CALL_KEYS and type(value) is str:
@@ -316,7 +326,7 @@ def _restore_call_keys(pruned: dict[str, Any], context: dict[str, Any], rules: P
         value = parent.get(key) if type(parent) is dict else None
         if type(value) not in (str, int, float):
             continue
-        if type(value) is str:
+        if type(value) is str and outer == ["page"]:  # an id is sent as it is, also one that looks like a URL
             value = rules.clean(value)
         if outer:
             inner = restored.get(outer[0])

@@ -397,3 +397,41 @@ def test_rule_covers_parameters_in_every_form(rule: str, value: str):
 @pytest.mark.parametrize("text", ["a=b", "x==", "q=a;b&c", "https://x.test/?q=a;b&amp;c=d", "1 = 2", "=", "a&b=c;"])
 def test_text_without_a_covered_parameter_stays_byte_for_byte(text: str):
     assert attributes({"text": text}, '[mapping.attributes]\ndrop = ["email"]\n') == {"text": text}
+
+
+def test_value_of_a_company_is_hashed_once():
+    """An account made of a trait had the digest of a digest, so that it never equaled the user's own value."""
+    toml = DENY.replace('"phone"', '"phone", "company.plan", "city"')
+    traits = {"phone": "123", "company": {"id": "c", "phone": "123", "plan": "123", "address": {"city": "123"}}}
+    account, user = map_one(identify(traits), toml).intents
+    assert user.fields["phone"] == HASH
+    assert (account.fields["customAttributes"]["phone"], account.fields["plan"]) == (HASH, HASH)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "page", "userId": "u", "name": {"a": 1}, "category": "?email=x"},
+        {"type": "screen", "userId": "u", "name": ["a"], "category": "email=x"},
+        track(context={"groupId": "https://x.test/?email=a&b=1", "sessionId": "email=a"}),
+        identify({"company": {"id": "c", "phone": {"deep": "1", "email": "2"}}}),
+    ],
+)
+def test_redacted_event_maps_to_the_same_requests(event: dict):
+    compiled = mapper(DENY.replace('"phone"', '"phone", "name"'))
+    ours = compiled.map(event, NOTHING_KNOWN, property_key=KEY, received_ms=RECEIVED_MS)
+    redacted, hashed = compiled.export(event)
+    theirs = compiled.map(redacted, NOTHING_KNOWN, property_key=KEY, received_ms=RECEIVED_MS, hashed=hashed)
+    assert theirs.intents == ours.intents
+
+
+def test_value_in_a_list_or_url_is_hashed_once_when_objects_are_flattened():
+    toml = DENY + '[mapping]\nnested = "flatten"\n'
+    sent = attributes(
+        {"o": {"list": [{"phone": "123"}], "url": "https://x.test/?phone=123"}, "list": [{"phone": "123"}]}, toml
+    )
+    assert sent == {
+        "list": f'[{{"phone":"{HASH}"}}]',
+        "o.list": f'[{{"phone":"{HASH}"}}]',
+        "o.url": f"https://x.test/?phone={HASH}",
+    }
