@@ -120,6 +120,7 @@ class Quota:
         self._undated: list[QuotaRow] = []  # of earlier boots, until the wall clock is believed
         self._unused = 0  # booked and committed, not sent; dated in _booked_minute
         self._booked_minute = self._valid_through = -1
+        self._booked_day = -1  # of the wall clock as it was then: later the bucket may be given another date
         self._open_lease: Lease | None = None
         self._lease_needed = False
         self._held_until_boot_s = -math.inf
@@ -208,6 +209,7 @@ class Quota:
         self._book(self._booked_minute, -self._unused)
         self._book(through, self._unused + sends, wall_minute + through - minute)
         self._booked_minute, self._lease_needed = through, False
+        self._booked_day = wall_minute // DAY_MINUTES
         self._open_lease = self._build_lease(sends, through)
         return self._open_lease
 
@@ -258,8 +260,7 @@ class Quota:
         The minutes of the boot clock do not end at midnight: a calendar day may begin within the last minute of a lease.
         """
         minute, wall_minute = self._now
-        bucket = self._minutes.get(self._booked_minute)
-        is_over = self._utc and bucket is not None and bucket.minute // DAY_MINUTES < wall_minute // DAY_MINUTES
+        is_over = self._utc and self._booked_day < wall_minute // DAY_MINUTES
         return minute <= self._valid_through and not is_over
 
     def _return_unused(self) -> None:

@@ -164,11 +164,18 @@ def test_discarding_changes_a_megabyte_a_call(store):
     assert (discarded, calls > 3) == (MORE, True)
 
 
+def search_at_most(monkeypatch, module: str, name: str, bound: int) -> None:
+    """Lower a bound of one call: it is read where the rows are selected, and where they are judged."""
+    monkeypatch.setattr(f"sidecar.outbox.steps.{name}", bound)
+    if name == "SEARCHED_ROWS":
+        monkeypatch.setattr(f"sidecar.outbox.{module}.{name}", bound)
+
+
 @pytest.mark.parametrize("bound", [("SEARCHED_BYTES", 10 * LARGE), ("SEARCHED_ROWS", 11)])
 @pytest.mark.parametrize("state", [None, "pending", "delivered", "dead"])
 def test_a_search_for_a_message_id_reads_bounded_bytes_a_call(store, monkeypatch, bound, state):
     """It read 20,000 bodies a call: 600 ms with bodies of 30 KB."""
-    monkeypatch.setattr(f"sidecar.outbox.queries.{bound[0]}", bound[1])
+    search_at_most(monkeypatch, "queries", *bound)
     of_state = {"delivered": 1, "dead": MORE + 1, "pending": 2 * MORE + 1, None: 2}[state]
     found, before, calls = [], None, 0
     while calls == 0 or before is not None:
@@ -181,7 +188,7 @@ def test_a_search_for_a_message_id_reads_bounded_bytes_a_call(store, monkeypatch
 @pytest.mark.parametrize("bound", [("SEARCHED_BYTES", 10 * LARGE), ("SEARCHED_ROWS", 11)])
 @pytest.mark.parametrize(("kind", "number"), [("pending", 3 * MORE), ("resend", 1)])
 def test_counting_a_message_id_reads_bounded_bytes_a_call(store, monkeypatch, bound, kind, number):
-    monkeypatch.setattr(f"sidecar.outbox.backlog.{bound[0]}", bound[1])
+    search_at_most(monkeypatch, "backlog", *bound)
     counted, after_id, calls = 0, 0, 0
     while after_id is not None:
         count, after_id = count_page(store, EventFilter(message_id=f"m{number}"), kind=kind, after_id=after_id)
