@@ -30,20 +30,31 @@ class DropFilter(msgspec.Struct, frozen=True):
     label: str
     matches_name: Match
     where: tuple[tuple[Read, Match], ...]
+    name_paths: tuple[Read, ...]
 
     @classmethod
-    def compile(cls, number: int, rule: DropRule) -> "DropFilter":
+    def compile(cls, number: int, rule: DropRule, mapping: MappingConfig) -> "DropFilter":
         """Compile an entry; ``number`` is its position in the file, from 1."""
         label = f'mapping.drop, entry {number} (event "{rule.event}"'
         label += f", where {', '.join(rule.where)})" if rule.where else ")"
         where = tuple((compile_path(path), _glob(glob)) for path, glob in rule.where.items())
-        return cls(label, _glob(rule.event), where)
+        paths = mapping.fields.get("eventName", [])
+        reads = tuple(map(compile_path, [paths] if isinstance(paths, str) else paths))
+        return cls(label, _glob(rule.event), where, reads)
 
     def matches(self, event: dict[str, Any]) -> bool:
         """Return True if the name and all values match; an event without one of the values does not."""
-        return any(map(self.matches_name, _names(event))) and all(
+        return any(map(self.matches_name, self._names(event))) and all(
             _any_matches(read(event), matches) for read, matches in self.where
         )
+
+    def _names(self, event: dict[str, Any]) -> tuple[str, ...]:
+        """Return the names by which a glob may mean the event: as in ``mapping.events``, else its type."""
+        own = _names(event)
+        if not self.name_paths or event.get("type") in ("identify", "group", "alias"):
+            return own
+        configured = next((text for read in self.name_paths if (text := as_text(read(event))) is not None), None)
+        return own if configured is None else (configured.strip(), *own)
 
 
 class Filters(msgspec.Struct, frozen=True):
@@ -55,7 +66,7 @@ class Filters(msgspec.Struct, frozen=True):
     @classmethod
     def compile(cls, mapping: MappingConfig) -> "Filters":
         """Compile ``[[mapping.drop]]`` and ``mapping.consent``."""
-        drop = tuple(DropFilter.compile(number, rule) for number, rule in enumerate(mapping.drop, 1))
+        drop = tuple(DropFilter.compile(number, rule, mapping) for number, rule in enumerate(mapping.drop, 1))
         return cls(drop, tuple(mapping.consent))
 
     def __bool__(self) -> bool:
@@ -86,7 +97,7 @@ def is_sampled(user: str, share: float) -> bool:
 
 
 def _names(event: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names by which a glob may mean the event: as in ``mapping.events``, else its type."""
+    """Return the names that the call itself gives."""
     kind = event.get("type")
     if kind == "track":
         sent = event.get("event")

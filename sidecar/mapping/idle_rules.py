@@ -45,7 +45,7 @@ class IdleRules:
             for path in ([paths] if isinstance(paths, str) else paths)
             if not path.startswith("=")
         }
-        self._filters = [DropFilter.compile(number, rule) for number, rule in enumerate(config.drop, 1)]
+        self._filters = [DropFilter.compile(number, rule, config) for number, rule in enumerate(config.drop, 1)]
         self._found_paths: set[str] = set()
         self._found_filters: set[str] = set()
 

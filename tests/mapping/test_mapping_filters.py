@@ -155,3 +155,11 @@ def test_text_that_was_not_valid_is_reported():
     mapped = map_one(track("a\0b", properties={"p": "x\0y", "n": {"k": "\ufffd"}, "k\ufffd": 1, "fine": "é"}))
     assert mapped.intents[0].body["attributes"] == {"p": "x\ufffdy", "n": '{"k":"\ufffd"}', "k\ufffd": 1, "fine": "é"}
     assert set(changes_by_field(mapped)) == {"eventName", "attributes.p", "attributes.n", "attributes.k\ufffd"}
+
+
+def test_drop_means_the_name_of_a_configured_path():
+    """``mapping.events`` is looked up by it, so a filter that ignored it sent what it was to drop."""
+    toml = '[mapping.fields]\neventName = "properties.action"\n[[mapping.drop]]\nevent = "Debug*"\n'
+    assert map_one(track(properties={"action": " Debug x"}), toml).dropped == "filtered"
+    assert map_one(track(properties={"action": "Feature Used"}), toml).dropped is None
+    assert map_one(track("Debug y"), toml).dropped == "filtered"
