@@ -25,7 +25,7 @@ needs a traversal only if the text has more brackets than the allowed depth coul
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import isfinite
 from typing import Any, Final
 
@@ -136,13 +136,18 @@ def kind_and_name(kind: Any, event: Any, name: Any) -> tuple[str, str]:
 
 
 def judge(
-    event: Any, max_event_bytes: int, kind: str | None = None, shared: Mapping[str, Any] | None = None
+    event: Any,
+    max_event_bytes: int,
+    kind: str | None = None,
+    shared: Mapping[str, Any] | None = None,
+    reject: Collection[str] = (),
 ) -> JudgedEvent:
     """Check one decoded event and encode it strictly, without its write key and with a message id.
 
     ``kind`` is the type given by the route (``/v1/track``); None if the event carries its own. ``shared`` is what its
-    batch adds to it (``shared_of``). A missing, empty or unusable ``messageId`` is replaced by a new UUID. The event is
-    changed in place.
+    batch adds to it (``shared_of``). A missing, blank or unusable ``messageId``, or one in ``reject`` (``identity.reject``),
+    is replaced by a new UUID: events that share such an id would be taken for repeats of the first one, and lost. The event
+    is changed in place.
 
     ``max_event_bytes`` limits the event's own text: neither what the batch adds nor a new id counts. A bad event is kept
     whole up to twice that limit; a longer one keeps only its short values, so no stored text is longer than twice the
@@ -156,7 +161,7 @@ def judge(
         merge_batch(shared, event)
     if kind is not None:
         event["type"] = kind
-    message_id = _message_id(event)
+    message_id = _message_id(event, reject)
     try:
         body = encode(event)
         # A single byte is searched for much faster than six.
@@ -167,7 +172,7 @@ def judge(
         # Decode again, so that `event`, the message id and the checks below see exactly what is stored.
         body = encode_repaired(event)
         event = _decode_strict(body)
-        message_id = _message_id(event)
+        message_id = _message_id(event, reject)
     # Brackets inside strings count as well: this test may only err towards the exact check behind it.
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _exceeds_max_depth(event):
         bad: str | None = f"it is nested deeper than {MAX_DEPTH} levels"
@@ -235,13 +240,16 @@ def _new_message_id() -> str:
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
-def _message_id(event: dict[str, Any]) -> str:
+def _message_id(event: dict[str, Any], reject: Collection[str]) -> str:
     """Return the event's message id; set a new one if it has none that can be used."""
     given = event.get("messageId")
-    if isinstance(given, str) and given:
+    if isinstance(given, str) and given and given not in reject and not given.isspace():
         return given
-    usable = isinstance(given, int) and not isinstance(given, bool)
-    event["messageId"] = message_id = str(given) if usable else _new_message_id()
+    usable = (isinstance(given, int) and not isinstance(given, bool)) or (
+        isinstance(given, float) and given.is_integer() and abs(given) < 2**53
+    )
+    text = str(int(given)) if usable and given is not None else ""
+    event["messageId"] = message_id = text if text and text not in reject else _new_message_id()
     return message_id
 
 

@@ -96,7 +96,7 @@ def map_events(
         if error := shared_error(shared, limit):
             yield {"dead": "bad_event", "detail": error}
             continue
-        checked = None if isinstance(event, BadJson) else judge(event, limit, None, shared)
+        checked = None if isinstance(event, BadJson) else judge(event, limit, None, shared, config.identity.reject)
         if checked is None or checked.bad or checked.event is None:
             yield {"dead": "bad_event", "detail": checked.bad if checked else f"not JSON: {event}"}
             continue

@@ -196,6 +196,6 @@ def _history_error(event: Any) -> str | None:
         return f"its type is {str(event.get('type'))[:40]!r}; only track, page and screen events are taken"
     if not _dated(event):
         return "it has no timestamp that can be read, and would be dated today"
-    if not isinstance(event.get("messageId"), str) or not event["messageId"]:
+    if not isinstance(event.get("messageId"), str) or not event["messageId"].strip():
         return "it has no messageId"
     return None

@@ -121,7 +121,7 @@ def _map_events(events: Sequence[dict[str, Any]], config: Config) -> list[dict[s
     mapper = compile_mapping(config.mapping, config.people, config.identity)
     results = []
     for event in events:
-        judged = judge(event, config.outbox.max_event_bytes)
+        judged = judge(event, config.outbox.max_event_bytes, reject=config.identity.reject)
         if judged.bad is not None or judged.event is None:
             results.append({"dead": "bad_event", "detail": judged.bad})
         else:

@@ -106,6 +106,7 @@ class _BodyParser:
         self._now = settings.now
         self._numbers = settings.now.source_numbers
         self._limit = settings.now.config.outbox.max_event_bytes
+        self._reject = settings.now.config.identity.reject
         self._kind = kind
         self._write_key = write_key
         self._trusted = trusted
@@ -151,7 +152,7 @@ class _BodyParser:
         if not isinstance(value, dict):
             return error_response("bad_event", "The event is not a JSON object; send one call as an object.")
         source = self._source(self._write_key or _text(value.get("writeKey")))
-        judged = judge(value, self._limit, self._kind)
+        judged = judge(value, self._limit, self._kind, None, self._reject)
         if judged.bad is not None:
             return error_response("bad_event", f"The event cannot be accepted: {judged.bad}.")
         return ParsedRequest([new_event(self._now, source, judged, via=self._via)], [])
@@ -195,7 +196,7 @@ class _BodyParser:
                 key = _text(event.get("writeKey")) if isinstance(event, dict) else None
                 first_key = key if index == 0 else first_key
                 source = self._source(key or first_key)
-            judged = event if isinstance(event, JudgedEvent) else judge(event, self._limit, None, shared)
+            judged = event if isinstance(event, JudgedEvent) else judge(event, self._limit, None, shared, self._reject)
             new.append(new_event(self._now, source, judged, via=self._via))
             if judged.bad is not None:
                 refused.append(

@@ -134,12 +134,12 @@ def test_write_key_is_not_stored():
     assert "writeKey" not in stored(b'{"type":"page","writeKey":"secret"}')[1]
 
 
-@pytest.mark.parametrize(("sent", "known_by"), [("m-1", "m-1"), (17, "17"), (2**70, str(2**70))])
+@pytest.mark.parametrize(("sent", "known_by"), [("m-1", "m-1"), (17, "17"), (2**70, str(2**70)), (17.0, "17")])
 def test_usable_message_id_is_kept(sent, known_by: str):
     assert judge(track(messageId=sent), LIMIT).message_id == known_by
 
 
-@pytest.mark.parametrize("sent", [None, "", True, 1.5, [], {}])
+@pytest.mark.parametrize("sent", [None, "", " \t", True, 1.5, [], {}])
 def test_unusable_message_id_is_replaced(sent):
     first, second = (judge(track(messageId=sent), LIMIT) for _ in range(2))
     assert first.message_id != second.message_id

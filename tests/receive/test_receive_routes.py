@@ -502,6 +502,17 @@ async def test_repeated_id_is_a_success_and_stored_once(tmp_path):
         assert harness.outbox.counters["repeated"] == 3
 
 
+async def test_id_that_is_a_mistake_of_the_app_makes_no_repeats(tmp_path):
+    """``String(undefined)`` as the id of every call lost all of them but the first."""
+    async with receiving(tmp_path / "o.db") as harness:
+        for sent in ("undefined", "null", " "):
+            answer = await harness.post("/v1/batch", batch(*(track(1, messageId=sent) for _ in range(2))))
+            assert answer.body == b'{"success":true,"accepted":2}'
+            answer = await harness.post("/v1/track", track(1, messageId=sent))
+            assert answer.body == b'{"success":true,"accepted":1}'
+        assert len({event["messageId"] for event in harness.stored()}) == 9
+
+
 async def test_repeated_bad_event_is_stored_once(tmp_path):
     async with receiving(tmp_path / "o.db") as harness:
         for accepted in (1, 0):
