@@ -16,6 +16,8 @@ __all__ = ["problems"]
 
 NEAR: Final = 0.9  # of the day or of the outbox
 REFUSED_S: Final = 3_600.0  # refused calls are shown for this long after the last one
+# Codes of 503: the call was right, and could not be stored just then.
+_NOT_STORABLE: Final = frozenset({"outbox_full", "disk_full", "disk_error", "busy"})
 _ORDER: Final[tuple[Severity, ...]] = ("accepting", "delivery", "loss", "limit", "note")
 
 
@@ -49,13 +51,22 @@ def _refused(state: "DaemonState") -> str:
     refused = state.refused
     if refused is None or refused.last_s > REFUSED_S:
         return ""
-    codes = ", ".join(f"{code} {show_count(count)}" for code, count in sorted(refused.by_code.items()))
-    count = sum(refused.by_code.values())
+    ours = {code: count for code, count in refused.by_code.items() if code in _NOT_STORABLE}
+    theirs = {code: count for code, count in refused.by_code.items() if code not in _NOT_STORABLE}
+    parts = []
+    if theirs:
+        parts.append(f"{_calls(theirs, 'refused')}, and the app has to change")
+    if ours:
+        parts.append(f"{_calls(ours, 'answered 503')}, and the app has to send them again")
     newest = f" The last: {refused.last_message}" if refused.last_message else ""
-    return (
-        f"{show_count(count)} call{' was' if count == 1 else 's were'} refused since the start ({codes}), and the app has "
-        f"to change; `px-sidecar tail` shows each as it comes.{newest}"
-    )
+    return f"{'; '.join(parts)}; `px-sidecar tail` shows each as it comes.{newest}"
+
+
+def _calls(by_code: dict[str, int], what: str) -> str:
+    """Return how many calls were answered so since the start, with their codes."""
+    codes = ", ".join(f"{code} {show_count(count)}" for code, count in sorted(by_code.items()))
+    count = sum(by_code.values())
+    return f"{show_count(count)} call{' was' if count == 1 else 's were'} {what} since the start ({codes})"
 
 
 def _quota_near(state: "DaemonState") -> str:

@@ -58,6 +58,18 @@ def test_refused_calls_are_shown_for_an_hour(last_s, shown):
     assert bool(messages(refused=refused)) is shown
 
 
+def test_an_app_need_not_change_for_a_full_outbox():
+    """`status` told apps to change where the outbox was full: their calls were right."""
+    (full,) = messages(refused=RefusedCalls({"outbox_full": 26}, 1.0, "The outbox is full."))
+    assert full.startswith(
+        "26 calls were answered 503 since the start (outbox_full 26), and the app has to send them again;"
+    )
+    (both,) = messages(refused=RefusedCalls({"busy": 1, "bad_json": 2}, 1.0, ""))
+    assert (
+        "2 calls were refused since the start (bad_json 2), and the app has to change; 1 call was answered 503" in both
+    )
+
+
 @pytest.mark.parametrize(("used", "free_in_s", "near"), [(809, 0.0, False), (810, 0.0, True), (900, 60.0, False)])
 def test_a_day_that_is_nearly_spent_is_near_a_limit(used, free_in_s, near):
     quota = msgspec.structs.replace(state().quota, used=used, free_in_s=free_in_s)
