@@ -101,7 +101,8 @@ def names(
         catalogue.names = merged([catalogue.names, *(_read(path).names for path in others)])
     if verify:
         config = load_config(config_flag)
-        _ask_px(config, catalogue.names)
+        if unjudged := _ask_px(config, catalogue.names):
+            click.echo(printable(unjudged), err=True)
         undeclared = _ask_declared(config, catalogue.traits)
     catalogue.names.sort(key=lambda entry: (-entry.events, entry.name))
     catalogue.findings = findings(catalogue.names) + undeclared
@@ -129,10 +130,14 @@ def _write(path: Path, catalogue: Catalogue) -> None:
         raise Failed(f"{path} cannot be written ({error.strerror}); name another file with --save.") from None
 
 
-def _ask_px(config: Config, entries: list[NameEntry]) -> None:
-    """Fill in what PX has of each name. A name with ";" cannot be asked for: PX's filter reads it as "and"."""
+def _ask_px(config: Config, entries: list[NameEntry]) -> str:
+    """Fill in what PX has of each name; return a sentence on those that nothing can be said of.
+
+    A name with ";" cannot be asked for: PX's filter reads it as "and". That PX shows none says something only of a name
+    that was delivered, and not just now.
+    """
     until_ms = int(time.time() * 1000)
-    asked = [entry for entry in entries if entry.px and ";" not in entry.px and entry.first_ms < until_ms - TOO_NEW_MS]
+    asked = [entry for entry in entries if entry.px and ";" not in entry.px]
     requests = [
         read_events(
             event_name=str(entry.px),
@@ -143,7 +148,18 @@ def _ask_px(config: Config, entries: list[NameEntry]) -> None:
         for entry in asked
     ]
     for entry, reply in zip(asked, ask_px(config, requests), strict=True):
-        entry.in_px = int(decode_events(reply)["totalHits"])
+        hits = int(decode_events(reply)["totalHits"])
+        entry.in_px = hits if hits or 0 < entry.delivered_ms <= until_ms - TOO_NEW_MS else None
+    reasons = {
+        "none of their events was delivered, or only within 15 minutes": [e for e in asked if e.in_px is None],
+        "PX cannot be asked for a name with a semicolon": [e for e in entries if e.px and ";" in e.px],
+    }
+    parts = [
+        f"{', '.join(sorted({str(entry.px) for entry in unjudged}))} ({why})"
+        for why, unjudged in reasons.items()
+        if unjudged
+    ]
+    return f"Whether PX shows these is not known: {'; '.join(parts)}." if parts else ""
 
 
 def _ask_declared(config: Config, traits: dict[str, dict[str, int]]) -> list[str]:

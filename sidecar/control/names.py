@@ -26,8 +26,8 @@ class NameEntry(msgspec.Struct, kw_only=False):
 
     ``events`` is the number since the outbox was made. The rest is of a sample of the newest events: ``day`` those of
     the last 24 hours and ``share`` their share of all names', ``px`` the name in PX (None if no event was sent),
-    ``not_sent`` the reasons of those that were not, ``cut`` the events of which the mapping changed a value, and
-    ``attributes`` how often each attribute had which type.
+    ``not_sent`` the reasons of those that were not, ``delivered_ms`` when the first of them was delivered (0: none),
+    ``cut`` the events of which the mapping changed a value, and ``attributes`` how often each attribute had which type.
     """
 
     type: str
@@ -44,7 +44,8 @@ class NameEntry(msgspec.Struct, kw_only=False):
     not_sent: dict[str, int] = {}
     attributes: dict[str, dict[str, int]] = {}
     in_px: int | None = None
-    """What PX has of the name, if it was asked."""
+    """What PX has of the name, if it was asked; None also if it shows none and may not have to yet."""
+    delivered_ms: int = 0
 
     @property
     def label(self) -> str:
@@ -130,6 +131,7 @@ def _add(known: NameEntry, entry: NameEntry) -> None:
     known.last_ms = max(known.last_ms, entry.last_ms)
     known.day, known.sampled, known.cut = known.day + entry.day, known.sampled + entry.sampled, known.cut + entry.cut
     known.px, known.rule = known.px or entry.px, known.rule or entry.rule
+    known.delivered_ms = min(known.delivered_ms or entry.delivered_ms, entry.delivered_ms or known.delivered_ms)
     # Each host asked PX about the same subscription.
     known.in_px = entry.in_px if known.in_px is None else max(known.in_px, entry.in_px or 0)
     for reason, count in entry.not_sent.items():

@@ -252,6 +252,8 @@ class TraceRoutes:
             entry.not_sent[reason] = entry.not_sent.get(reason, 0) + 1
             return result
         entry.px = entry.px or str(sent["eventName"])
+        if row.state == "delivered" and row.settled_ms is not None:
+            entry.delivered_ms = min(entry.delivered_ms or row.settled_ms, row.settled_ms)
         for attribute, value in sent.get("attributes", {}).items():
             if attribute in entry.attributes or len(entry.attributes) < ATTRIBUTES_MAX:
                 types = entry.attributes.setdefault(attribute, {})

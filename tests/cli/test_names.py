@@ -74,6 +74,35 @@ def test_names_that_px_does_not_show_are_listed_to_register(px, tmp_path, verb, 
     assert {entry["px"]: entry["in_px"] for entry in as_json.json["names"]} == {"Known": 1, "Unknown": 0}
 
 
+def test_a_name_is_asked_for_at_once_and_judged_later(px, tmp_path, verb):
+    """New names were not asked for, without a word; of pending ones `names` said that PX had answered 201."""
+    sandboxed = px.daemon_dir(tmp_path)
+    with sandboxed.running(network=px.network(sandboxed)) as daemon:
+        daemon.track("u-1", "Known")
+        daemon.settle()
+        daemon.client.post("/v1/pause")
+        daemon.track("u-1", "Pending")
+        daemon.track("u-1", "a;b")
+        ran = verb("names", "--verify", "--json", *sandboxed.flags)
+    assert {entry["px"]: entry["in_px"] for entry in ran.json["names"]} == {"Known": 1, "Pending": None, "a;b": None}
+    assert ran.json["findings"] == []
+    assert ran.err == (
+        "Whether PX shows these is not known: Pending (none of their events was delivered, or only within 15 minutes); "
+        "a;b (PX cannot be asked for a name with a semicolon).\n"
+    )
+
+
+def test_a_pending_name_is_not_one_to_register(px, tmp_path, verb, monkeypatch):
+    monkeypatch.setattr("sidecar.cli.names.TOO_NEW_MS", 0)
+    sandboxed = px.daemon_dir(tmp_path)
+    with sandboxed.running(network=px.network(sandboxed)) as daemon:
+        daemon.client.post("/v1/pause")
+        daemon.track("u-1", "Pending")
+        ran = verb("names", "--verify", *sandboxed.flags)
+    assert "To register" not in ran.out
+    assert "answered 201" not in ran.out
+
+
 def test_a_file_that_is_not_a_catalogue_is_one_sentence(sent: DaemonDir, verb, tmp_path):
     wrong = tmp_path / "x.json"
     wrong.write_text(json.dumps({"names": 3}))
