@@ -195,6 +195,10 @@ def origins(tables: Mapping[str, Any], path: Path, environ: Mapping[str, str]) -
                 by_setting[f"{section}.{key}"] = variable
             elif key in in_file.get(section, {}):
                 by_setting[f"{section}.{key}"] = f"{path} line {line_of((section, key), text)}"
+            for inner in settings[key] if isinstance(settings[key], dict) else ():
+                variable = f"{PREFIX}{section}_{key}_{inner}".upper()
+                if variable in environ:
+                    by_setting[f"{section}.{key}.{inner}"] = variable
     return by_setting
 
 

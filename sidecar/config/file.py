@@ -215,8 +215,8 @@ def _examined(
     variables, wrong = _add_variables(tree, environ)
     config, refused = convert_all(tree)
     for path, sentence in refused:
-        # The first two parts are section and key, which is all that a variable can set.
-        variable = variables.get(tuple(path[:2]))
+        # A variable sets a key of a table, or of a table in it.
+        variable = variables.get(tuple(path[:2])) or variables.get(tuple(path[:3]))
         number = None if variable else line_of(path, text)
         origin = f"The variable {variable}" if variable else f"{name} line {number}" if number else name
         problems.append(ConfigProblem(f"{origin}: {sentence}.", number, tuple(path)))
@@ -235,20 +235,25 @@ def _add_variables(
             setting = _setting(variable)
             if setting is None:
                 continue
-            section, key = setting
-            scalar = _scalar(field_type(field_type(Config, section), key), value, variable)
+            *tables, key = setting
+            kind: Any = Config
+            for name in tables:
+                kind = field_type(kind, name)
+            scalar = _scalar(field_type(kind, key), value, variable)
         except ConfigError as error:
             problems.append(ConfigProblem(str(error), None))
             continue
-        table = tree.setdefault(section, {})
+        table: Any = tree
+        for name in tables:
+            table = table.setdefault(name, {}) if isinstance(table, dict) else None
         if isinstance(table, dict):  # else the file has a scalar where a table belongs, which the conversion reports
             table[key] = scalar
-            variables[section, key] = variable
+            variables[setting] = variable
     return variables, problems
 
 
-def _setting(variable: str) -> tuple[str, str] | None:
-    """Return section and key that a variable sets; None for a foreign variable.
+def _setting(variable: str) -> tuple[str, ...] | None:
+    """Return the key that a variable sets, with the tables that it is in; None for a foreign variable.
 
     Raises ConfigError for a known section with an unknown key: that is a misspelled setting, not a foreign variable.
     """
@@ -257,13 +262,21 @@ def _setting(variable: str) -> tuple[str, str] | None:
     section, _, key = variable[len(PREFIX) :].lower().partition("_")
     kind = field_type(Config, section)
     # An unknown section, such as SERVICE of Kubernetes, or [[source]], which is a list.
-    if not (isinstance(kind, type) and issubclass(kind, Table)):
+    if not _is_table(kind):
         return None
-    if key not in kind.__struct_fields__:
-        raise ConfigError(
-            f"The variable {variable} does not name a setting{nearest(key, kind.__struct_fields__)}; rename or unset it."
-        )
-    return section, key
+    if key in kind.__struct_fields__:
+        return section, key
+    for name in kind.__struct_fields__:  # [mapping.attributes], [mapping.traits]
+        inner, (before, _, inner_key) = field_type(kind, name), key.partition(f"{name}_")
+        if _is_table(inner) and not before and inner_key in inner.__struct_fields__:
+            return section, name, inner_key
+    raise ConfigError(
+        f"The variable {variable} does not name a setting{nearest(key, kind.__struct_fields__)}; rename or unset it."
+    )
+
+
+def _is_table(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Table)
 
 
 def _scalar(kind: Any, value: str, variable: str) -> Any:
@@ -277,7 +290,7 @@ def _scalar(kind: Any, value: str, variable: str) -> Any:
     except (KeyError, ValueError):
         allowed = "true or false" if kind is bool else "a number"
         raise ConfigError(f"The variable {variable} is {value!r}, but must be {allowed}.") from None
-    if get_origin(kind) in (dict, list) or (isinstance(kind, type) and issubclass(kind, Table)):
+    if get_origin(kind) in (dict, list) or _is_table(kind):
         raise ConfigError(f"The variable {variable} names a table or list; set that key in the file instead.")
     return value
 

@@ -134,7 +134,8 @@ def _section(table: type[Table], name: str, header: str) -> tuple[str, str, list
 def _reference(table: type[Table], field: msgspec.structs.FieldInfo, name: str) -> KeyReference:
     text = KEY_TEXTS[table][field.name]
     kind = field_type(table, field.name)
-    scalar = hasattr(Config, name) and name != "source" and not _is_container(kind)
+    in_file = hasattr(Config, name) or name == "mapping.attributes"  # [mapping.event.NAME] has a free name in it
+    scalar = in_file and name != "source" and not _is_container(kind)
     return KeyReference(
         key=f"{name}.{field.name}",
         default=_default(field),
@@ -142,7 +143,7 @@ def _reference(table: type[Table], field: msgspec.structs.FieldInfo, name: str) 
         meaning=text.meaning,
         example=text.example,
         reload=is_reloadable(table, field.name),
-        variable=f"{PREFIX}{name}_{field.name}".upper() if scalar else "",
+        variable=f"{PREFIX}{name}_{field.name}".upper().replace(".", "_") if scalar else "",
     )
 
 

@@ -263,6 +263,9 @@ VARIABLES = [
     ({"PX_SIDECAR_DELIVER_HOSTS": "0"}, "The variable PX_SIDECAR_DELIVER_HOSTS: deliver.hosts is 0, but must be an integer of at least 1."),
     ({"PX_SIDECAR_LISTEN_ALLOW_REMOTE": "si"}, "The variable PX_SIDECAR_LISTEN_ALLOW_REMOTE is 'si', but must be true or false."),
     ({"PX_SIDECAR_MAPPING_EVENTS": "x"}, "The variable PX_SIDECAR_MAPPING_EVENTS names a table or list; set that key in the file instead."),
+    ({"PX_SIDECAR_MAPPING_ATTRIBUTES_HASH": "x"}, "The variable PX_SIDECAR_MAPPING_ATTRIBUTES_HASH names a table or list; set that key in the file instead."),
+    ({"PX_SIDECAR_MAPPING_HASH_SALT": "x"}, "The variable PX_SIDECAR_MAPPING_HASH_SALT does not name a setting; known keys are preset, unmapped, anonymous, attribute_case, nested, url_query, consent, events, event, drop, fields, attributes, traits; rename or unset it."),
+    ({"PX_SIDECAR_MAPPING_ATTRIBUTES_CASE": "x"}, "The variable PX_SIDECAR_MAPPING_ATTRIBUTES_CASE: mapping.attributes.case is 'x', but must be one of 'camel', 'keep'."),
     ({"PX_SIDECAR_MAPPING_ATTRIBUTES": "x"}, "The variable PX_SIDECAR_MAPPING_ATTRIBUTES names a table or list; set that key in the file instead."),
 ]  # fmt: skip
 
@@ -278,6 +281,18 @@ def test_the_keys_that_variables_set_are_known_without_their_values():
     environ = {"PX_SIDECAR_PX_API_KEY": "secret", "PX_SIDECAR_DELIVER_HOSTS": "2", "PX_SIDECAR_SERVICE_PORT": "1"}
     variables = ConfigFile("config.toml", environ).variables()
     assert variables == {"px.api_key": "PX_SIDECAR_PX_API_KEY", "deliver.hosts": "PX_SIDECAR_DELIVER_HOSTS"}
+
+
+def test_a_variable_sets_a_key_of_a_table_in_a_section():
+    """`mapping.attributes.hash_salt`, a secret, could only stand in the file."""
+    environ = {"PX_SIDECAR_MAPPING_ATTRIBUTES_HASH_SALT": "from the variable", "PX_SIDECAR_MAPPING_TRAITS_CASE": "keep"}
+    config = load_text("[mapping.attributes]\nhash = ['phone']\nhash_salt = 'from the file'", environ)
+    assert config.mapping.attributes.hash_salt.reveal() == "from the variable"
+    assert (config.mapping.attributes.hash, config.mapping.traits.case) == (["phone"], "keep")
+    assert ConfigFile("config.toml", environ).variables() == {
+        "mapping.attributes.hash_salt": "PX_SIDECAR_MAPPING_ATTRIBUTES_HASH_SALT",
+        "mapping.traits.case": "PX_SIDECAR_MAPPING_TRAITS_CASE",
+    }
 
 
 def test_variables_override_the_file_and_foreign_ones_are_ignored():
