@@ -33,7 +33,7 @@ from sidecar.errors import Failed, NotRunning
 from sidecar.http import Request, Response
 from sidecar.mapping import LiveSettings, compile_settings
 from sidecar.outbox import Capacity, InlineRunner, Outbox, Store, real_path, take_lock
-from sidecar.outbox.recovery import damage_in, damage_marker
+from sidecar.outbox.recovery import damage_in, damage_marker, ensure_was_outbox
 from sidecar.outbox.suppress import suppression
 from sidecar.receive.sources import number_sources
 
@@ -58,6 +58,7 @@ def open_file(config: Config) -> Iterator["OfflineBackend"]:
         try:
             # Recovery replaces the file and can take minutes: that is the daemon's work, not that of a verb.
             if damage := damage_in(path):
+                ensure_was_outbox(path, damage)
                 raise Failed(
                     f"The outbox {path} is damaged ({damage}); start the daemon: it sets the file aside and recovers "
                     "every event that can be read."

@@ -44,6 +44,7 @@ __all__ = [
     "contradiction",
     "damage_in",
     "damage_marker",
+    "ensure_was_outbox",
     "is_damage",
     "mark_damaged",
     "open_outbox",
@@ -120,19 +121,22 @@ def open_outbox(
             if not is_damage(error):
                 raise
             why = str(error)
-    # A wrong outbox.path must not rename a file of another program.
-    if not _was_outbox(path):
-        raise ConfigError(f"The file {path} is not an outbox ({why}); move it away, or set another outbox.path.")
+    ensure_was_outbox(path, why)
     return _recover(path, why, progress, opened)
 
 
-def _was_outbox(path: Path) -> bool:
-    """Return True if a damaged file was an outbox, judged by its first bytes, its log, or one readable record."""
+def ensure_was_outbox(path: Path, why: str) -> None:
+    """Raise ConfigError unless a file that is damaged as ``why`` says was an outbox.
+
+    It is judged by its first bytes, its log, or one readable record: a wrong ``outbox.path`` must not rename a file of
+    another program.
+    """
     if wal_path(path).exists():
-        return True
+        return
     with path.open("rb") as file:
         start = file.read(len(MAGIC))
-    return MAGIC.startswith(start) or recognizes(path)
+    if not (MAGIC.startswith(start) or recognizes(path)):
+        raise ConfigError(f"The file {path} is not an outbox ({why}); move it away, or set another outbox.path.")
 
 
 # Detecting damage ---------------------------------------------------------------------------------------------

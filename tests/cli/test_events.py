@@ -139,6 +139,16 @@ def test_a_named_control_socket_is_not_replaced_by_the_file(daemon_dir: DaemonDi
     assert "absent.sock" in ran.err
 
 
+def test_a_file_that_was_never_an_outbox_is_not_called_damaged(daemon_dir: DaemonDir, verb):
+    """Verbs said that the daemon would recover its events; the daemon refused to start with it."""
+    daemon_dir.outbox.write_text("a letter")
+    for command in (("events", "list"), ("status",), ("check",)):
+        ran = verb(*command, *daemon_dir.flags)
+        assert ran.code == (1 if command == ("check",) else 78)
+        assert "is not an outbox" in " ".join(f"{ran.out} {ran.err}".split())
+    assert daemon_dir.outbox.read_text() == "a letter"
+
+
 def test_an_undecodable_body_is_listed_without_its_event():
     unknown = dict.fromkeys(("settled_ms", "status", "reason", "account", "name", "via", "hashed", "history"))
     garbled = EventRow(
