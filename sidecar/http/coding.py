@@ -81,7 +81,7 @@ def _decode_by_content(body: bytes, named: list[bytes], limit: int) -> Generator
     for _ in range(_MAX_LAYERS):
         if body.startswith(_GZIP):
             body = yield from _inflate(body, 31, limit)
-        elif body.startswith(_ZLIB) or (b"deflate" in named and _has_zlib_header(body)):
+        elif _has_zlib_header(body) and (b"deflate" in named or body.startswith(_ZLIB)):
             body = yield from _inflate(body, 15, limit)
         elif b"deflate" in named and not _begins_json(body):
             # Without zlib's header, as some clients understand "deflate". Deflated JSON never begins with a bracket.

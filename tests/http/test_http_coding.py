@@ -69,6 +69,12 @@ def test_a_body_is_read_by_what_it_is(body, coding):
     assert decoded(body, coding).lstrip(b"\xef\xbb\xbf\r\n [") == TEXT.lstrip(b"\r\n") * bool(body)
 
 
+@pytest.mark.parametrize("body", [b"x", b"xyz", b"x=1&y=2"])
+def test_a_text_is_not_compressed_for_its_first_letter(body):
+    """Such a body was refused as one that "is sent as gzip, but is not valid gzip"."""
+    assert decoded(body, b"") == body
+
+
 @pytest.mark.parametrize(
     ("body", "coding", "status"),
     [

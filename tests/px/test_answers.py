@@ -251,6 +251,11 @@ def test_a_wrong_region_message_depends_on_the_status(status, word):
     assert word in classify(PxAnswer(status), wall_ms=NOW_MS).message
 
 
+@pytest.mark.parametrize("status", [302, 402, 404, 405, 407])
+def test_a_pause_for_a_wrong_region_names_the_regions(status):
+    assert "us, eu or us2" in classify(PxAnswer(status), wall_ms=NOW_MS).message
+
+
 def test_an_answer_is_complete_by_default():
     assert not PxAnswer(200).cut
 
