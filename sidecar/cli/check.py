@@ -70,6 +70,8 @@ def check(
       px-sidecar check --live --json | jq '.findings[] | select(.level != "ok")'
       px-sidecar check --live --contract --product AP-TESTTESTTE-2
     """
+    if product is not None and not contract:
+        raise click.UsageError("--product is the test product of --live --contract; without these it does nothing.")
     if contract:
         _contract(product, live=live, wait_s=wait_s, config_flag=config_flag, as_json=as_json)
         return
@@ -91,6 +93,8 @@ def _contract(product: str | None, *, live: bool, wait_s: float, config_flag: st
         raise click.UsageError(
             "--contract sends events to PX: give --live, and the key of a test product with --product."
         )
+    if not product.startswith("AP-"):
+        raise click.BadParameter("a product key begins with AP-, as in AP-XXXXXXXXXX-2", param_hint="--product")
     config = load_config(config_flag)
 
     def progress(text: str) -> None:

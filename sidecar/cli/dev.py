@@ -338,7 +338,7 @@ def _greeting(config: Config, path: str, failing: str) -> str:
     lines += [f'  curl -s {base}/v1/track -d \'{{"event":"Feature Used","userId":"u-1"}}\'']
     for label, code in _snippets(base, config.listen.unix):
         lines += [f"{label}:", f"  {code}"]
-    lines += ["PHP, C# and Segment's Ruby SDK need TLS: see --local-tls in px-sidecar init --help.", ""]
+    lines += ["PHP, Analytics-CSharp and Segment's Ruby SDK need TLS: see --local-tls in px-sidecar init --help.", ""]
     if not is_loopback_host(host):
         lines += [
             f"From other hosts and containers: port {port} of this host. Every host that reaches it can send.",
@@ -366,5 +366,7 @@ def _snippets(base: str, unix: str) -> list[tuple[str, str]]:
             f'analytics.NewWithConfig("any", analytics.Config{{Endpoint: "{base}"}})',
         ),
         ("Segment, Java (RudderStack: setDataPlaneUrl)", f'Analytics.builder("any").endpoint("{base}")'),
+        ("RudderStack, Rust", f'RudderAnalytics::load("any".into(), "{base}".into())'),
+        ("Segment, Analytics.NET", f'new Config().SetHost("{base}")'),
         ("RudderStack, Ruby", f'Rudder::Analytics.new(write_key: "any", data_plane_url: "{base}", ssl: false)'),
     ]

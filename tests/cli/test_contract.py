@@ -125,3 +125,17 @@ def test_ctrl_c_while_waiting_deletes_the_user_too(px, tmp_path, verb, monkeypat
     ran = verb("check", "--live", "--contract", "--product", TEST_PRODUCT, "--read-back", "1h", *sandboxed.flags)
     assert ran.code == 1
     assert px.box.people.users == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--live", "--contract", "--product", "foo"), "begins with AP-"),
+        (("--live", "--product", TEST_PRODUCT), "--contract"),
+        (("--contract", "--product", TEST_PRODUCT), "give --live"),
+    ],
+)
+def test_nothing_is_sent_to_a_product_that_cannot_be_one(daemon_dir: DaemonDir, verb, options, word):
+    """A mistyped product key got the events; without `--contract` the option was ignored."""
+    ran = verb("check", *options, *daemon_dir.flags)
+    assert (ran.code, word in ran.err) == (2, True)
