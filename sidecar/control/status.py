@@ -212,14 +212,15 @@ def drain_s(pending: int, *, pace_per_s: float, left: int, limit: int, next_day_
 _PATH = re.compile(r"(?:(?<=unix://)|(?<![\w:/.`]))/[^\s/;,()`'\"]+(?:/[^\s/;,()`'\"]*)+")
 # A user or a session that is near a limit of PX (see ``limits.py``), and the words of a refused call's answer.
 _SUBJECT = re.compile(
-    r"(?<=^User ).+ (?=had [\d,]+ events)|(?<=^Session ).+ (?=had [\d,]+ events)|(?<= The last: ).*", re.DOTALL
+    r"(?<=^User ).+ (?=had [\d,]+ events)|(?<=^Session ).+ (?=had [\d,]+ events)|(?<= ago: ).*", re.DOTALL
 )
-_PX_WORDS = re.compile(r"(?<=PX answered \d\d\d) \(.*\)(?=[:.]|$)", re.DOTALL)
+_PX_WORDS = re.compile(r"(?<= answered \d\d\d) \(.*\)(?=[:.]|$)", re.DOTALL)
+_LAST_TRY = re.compile(r" The last try: .*", re.DOTALL)  # else the words between two answers would be taken for PX's
 
 
 def public_sentence(sentence: str) -> str:
     """Return a sentence without paths of this host, users, sessions, and what PX or this daemon answered."""
-    return _PATH.sub("…", _PX_WORDS.sub("", _SUBJECT.sub("… ", sentence)))
+    return _PATH.sub("…", _PX_WORDS.sub("", _LAST_TRY.sub("", _SUBJECT.sub("… ", sentence))))
 
 
 def public_view(status: Status) -> Status:

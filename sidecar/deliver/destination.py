@@ -179,7 +179,8 @@ class Destination:
         self._until_s = now_s  # a pause of an earlier process is probed at once
         # But it lasts since it began: `status` says since when.
         self._since_s = min(now_s, float(saved.get("since_s", now_s)))
-        self._reason, self._message = str(saved.get("reason", "")), str(saved.get("message", ""))
+        self._reason, self._cause = str(saved.get("reason", "")), str(saved.get("message", ""))
+        self._last_try = ""  # the answer to the newest probe of a pause, if it says something else than the cause
         operator_since_s = min(now_s, float(saved.get("operator_since_s", now_s)))
         self._operator_since_s = operator_since_s if saved.get("operator") else None
         self._attempts, self._outage_since_s = 0, now_s
@@ -206,7 +207,9 @@ class Destination:
         if not self._probing and now_s >= self._until_s:
             return Probe()
         until_s = math.inf if self._probing else self._until_s
-        return Paused(self._reason, self._message, until_s) if self._base is DestinationState.PAUSED else Wait(until_s)
+        return (
+            Paused(self._reason, self._message(), until_s) if self._base is DestinationState.PAUSED else Wait(until_s)
+        )
 
     def probe_started(self, now_s: float) -> None:
         """Record that the probe which ``may_send`` allowed is sent; nothing else is allowed until its answer."""
@@ -234,7 +237,7 @@ class Destination:
             case Kind.FIREWALL:
                 outcome = self._on_firewall(event, user, verdict, now_s, probe=probe)
             case Kind.WRONG_KEY | Kind.WRONG_REGION:
-                outcome = self._pause(verdict.kind, verdict.message, now_s, probe=probe)
+                outcome = self._on_wrong(verdict, now_s, probe=probe)
             case Kind.TOO_FAST | Kind.WAIT:
                 outcome = self._on_asked_to_wait(verdict, now_s, probe=probe)
             case Kind.AWAY:
@@ -284,12 +287,12 @@ class Destination:
     def _on_refused(self, event: int, user: str, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
         if self._base is DestinationState.PAUSED and (self._reason == Kind.REFUSED or not probe):
             # Under way when the pause began, or its probe: while PX is in doubt, no event is judged.
-            return self._stay_paused(now_s, probe=probe)
+            return self._stay_paused(verdict, now_s, probe=probe)
         self.sequence_continued(now_s, probe=probe)
         self._refused += 1
         _add(self._refused_users, user, REFUSED_USERS)
         if self._refused >= REFUSED_COUNT and len(self._refused_users) >= REFUSED_USERS:
-            return self._pause(Kind.REFUSED, _refused_message(self._refused, verdict), now_s, probe=probe)
+            return self._pause(Kind.REFUSED, _refused_message(self._refused, verdict), now_s)
         self._on_probation.append(event)
         # Bounded: a long run of bad events from few users must neither pause delivery nor fill memory.
         oldest = (self._on_probation.popleft(),) if len(self._on_probation) > REFUSED_COUNT else ()
@@ -297,20 +300,29 @@ class Destination:
 
     def _on_firewall(self, event: int, user: str, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
         if self._base is DestinationState.PAUSED and self._reason == Kind.FIREWALL:
-            return self._stay_paused(now_s, probe=probe)
+            return self._stay_paused(verdict, now_s, probe=probe)
         self.sequence_continued(now_s, probe=probe)
         _add(self._firewall_users, user, FIREWALL_USERS)
         tries = self._firewall_tries.pop(event, 0) + 1
         if len(self._firewall_users) >= FIREWALL_USERS:
             # Not this event's content but the key or the host's address is blocked: earlier tries do not count.
             self._firewall_tries.clear()
-            return self._pause(Kind.FIREWALL, _firewall_message(verdict), now_s, probe=probe)
+            return self._pause(Kind.FIREWALL, _firewall_message(verdict), now_s)
         if tries >= FIREWALL_TRIES:
             return Outcome(Disposition.DEAD, "firewall")
         self._firewall_tries[event] = tries
         if len(self._firewall_tries) > FIREWALL_MEMORY:
             self._firewall_tries.popitem(last=False)
         return Outcome(Disposition.RETRY)
+
+    def _on_wrong(self, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
+        """Pause for a wrong key or region. Of a pause that lasts the newest answer is shown: 401 may have become 403."""
+        if self._base is not DestinationState.PAUSED or self._reason != verdict.kind:
+            return self._pause(verdict.kind, verdict.message, now_s)
+        outcome = self._stay_paused(verdict, now_s, probe=probe)
+        if probe:
+            self._cause, self._last_try = verdict.message, ""
+        return outcome
 
     def _on_failure(self, user: str, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
         self._failures += 1
@@ -322,7 +334,7 @@ class Destination:
 
     def _on_asked_to_wait(self, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
         if self._base is DestinationState.PAUSED:
-            return self._stay_paused(now_s, probe=probe)
+            return self._stay_paused(verdict, now_s, probe=probe)
         if verdict.kind is Kind.TOO_FAST:
             self._pace.refused(now_s, new_episode=self._too_fast_since_s is None)
             self._too_fast_since_s = now_s if self._too_fast_since_s is None else self._too_fast_since_s
@@ -337,7 +349,8 @@ class Destination:
     # --- transitions ---
 
     def _reopen(self, now_s: float) -> None:
-        self._base, self._since_s, self._reason, self._message = DestinationState.OPEN, now_s, "", ""
+        self._base, self._since_s, self._reason = DestinationState.OPEN, now_s, ""
+        self._cause = self._last_try = ""
         self._answered_s = now_s
         self._probing = self._opens_by_time = False
         self._pace.reopened(now_s)
@@ -349,7 +362,7 @@ class Destination:
 
     def _start_outage(self, verdict: Verdict, now_s: float, *, probe: bool) -> None:
         if self._base is DestinationState.PAUSED:
-            self._stay_paused(now_s, probe=probe)
+            self._stay_paused(verdict, now_s, probe=probe)
         elif self._base is DestinationState.OPEN or probe:
             self._wait(verdict.kind, verdict.message, now_s, now_s + self._next_back_off_s(now_s))
 
@@ -373,21 +386,24 @@ class Destination:
             until_s = max(until_s, self._until_s)
         else:
             self._base, self._since_s = DestinationState.WAITING, now_s
-        self._until_s, self._reason, self._message = until_s, reason, message
+        self._until_s, self._reason, self._cause, self._last_try = until_s, reason, message, ""
 
-    def _pause(self, reason: str, message: str, now_s: float, *, probe: bool) -> Outcome:
-        if self._base is DestinationState.PAUSED and self._reason == reason:
-            return self._stay_paused(now_s, probe=probe)
+    def _pause(self, reason: str, message: str, now_s: float) -> Outcome:
         if self._base is not DestinationState.PAUSED:
             self._base, self._since_s = DestinationState.PAUSED, now_s
-        self._until_s, self._reason, self._message = now_s + PROBE_EVERY_S, reason, message
+        self._until_s, self._reason = now_s + PROBE_EVERY_S, reason
+        self._cause, self._last_try = message, ""
         # Requeued, not kept: any of them may be the only event that is left for a probe.
         pending = tuple(self._on_probation)
         self._on_probation.clear()
         return Outcome(Disposition.REQUEUE, pending=pending)
 
-    def _stay_paused(self, now_s: float, *, probe: bool) -> Outcome:
-        self._until_s = now_s + PROBE_EVERY_S if probe else self._until_s
+    def _stay_paused(self, verdict: Verdict, now_s: float, *, probe: bool) -> Outcome:
+        if probe:
+            self._until_s = now_s + PROBE_EVERY_S
+            # The cause stays: this answer does not show that it is gone. But an operator who has changed something sees by it
+            # what is wrong now.
+            self._last_try = "" if verdict.message in self._cause else verdict.message
         return Outcome(Disposition.REQUEUE)
 
     @property
@@ -442,7 +458,7 @@ class Destination:
         if self._operator_since_s is not None:
             saved["operator_since_s"] = self._operator_since_s
         if self._base is DestinationState.PAUSED:
-            saved |= {"reason": str(self._reason), "message": self._message, "since_s": self._since_s}
+            saved |= {"reason": str(self._reason), "message": self._cause, "since_s": self._since_s}
         return saved
 
     def describe(self, now_s: float) -> DestinationStatus:
@@ -461,7 +477,11 @@ class Destination:
             )
         state = DestinationState.PROBING if self._probing else self._base
         until_s = self._until_s if state in (DestinationState.WAITING, DestinationState.PAUSED) else None
-        return DestinationStatus(state, self._since_s, until_s, str(self._reason), self._message, pace, on_probation)
+        return DestinationStatus(state, self._since_s, until_s, str(self._reason), self._message(), pace, on_probation)
+
+    def _message(self) -> str:
+        """Return what is wrong and what to do; in a pause also what the newest probe has shown since."""
+        return f"{self._cause} The last try: {self._last_try}" if self._last_try else self._cause
 
 
 def _add(users: set[str], user: str, enough: int) -> None:

@@ -530,3 +530,29 @@ def test_every_event_is_decided_once_and_a_healthy_px_opens(steps):
         elif not isinstance(permission, Open):
             harness.now_s = permission.until_s if isinstance(permission, Wait) else permission.probe_at_s
     assert isinstance(harness.permission(), Open)
+
+
+def test_a_pause_shows_what_its_newest_probe_was_answered():
+    """After another key the status spoke of the first one's 401 for as long as the pause lasted: the new key was read-only."""
+    harness = DestinationHarness()
+    harness.reply(NO_KEY)
+    began_s = harness.status().since_s
+    harness.later(300).probe(READ_ONLY)
+    assert "PX answered 403" in harness.status().message
+    assert "401" not in harness.status().message
+    assert harness.status().since_s == began_s
+
+
+def test_a_pause_names_its_cause_and_the_probe_that_failed_otherwise():
+    """With the proxy's password corrected and the proxy's rules wrong, the status still asked for a password alone."""
+    harness = DestinationHarness()
+    harness.reply(NO_KEY)
+    cause = harness.status().message
+    harness.later(300).probe(AWAY)
+    assert harness.status().state is DestinationState.PAUSED
+    assert harness.status().message == f"{cause} The last try: {classify(AWAY, wall_ms=0).message}"
+    assert harness.destination.saved()["message"] == cause
+    harness.later(300).probe(NO_KEY)
+    assert harness.status().message == cause
+    harness.later(300).probe(CREATED)
+    assert harness.status().message == ""
