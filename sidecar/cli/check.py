@@ -21,7 +21,7 @@ from sidecar.cli.backend import DURATION, connect_daemon, control_option
 from sidecar.cli.common import global_option, hint, json_option, load_config, print_json
 from sidecar.cli.config_checks import check_broken_file, check_file, check_mapping, check_write_keys, with_lines
 from sidecar.cli.host_checks import CheckResult, check_host
-from sidecar.cli.px_queries import ask_px, effective_key
+from sidecar.cli.px_queries import KeyUnreadable, ask_px, effective_key
 from sidecar.cli.screen import console, grid, printable, table
 from sidecar.clock import SystemClock
 from sidecar.config import Config, config_path, fleet_password, property_key, property_key_warning
@@ -32,7 +32,7 @@ from sidecar.control.offline import OfflineBackend, open_file
 from sidecar.errors import ConfigError, Failed, NotRunning, SidecarError
 from sidecar.px import CHECK_KEY, Kind, Verdict, classify
 from sidecar.px.transport import HttpxNetwork
-from sidecar.units import show_count
+from sidecar.units import counted
 
 __all__ = ["check"]
 
@@ -130,7 +130,7 @@ def _show(findings: list[CheckResult]) -> None:
     out.print(grid(rows))
     failed = sum(result.level == "error" for result in findings)
     warnings = sum(result.level == "warning" for result in findings)
-    out.print(f"{failed} failed, {warnings} warnings, {len(findings) - failed - warnings} ok.")
+    out.print(f"{failed} failed, {counted(warnings, 'warning')}, {len(findings) - failed - warnings} ok.")
 
 
 def _check_all(control_flag: str | None, config_flag: str | None, *, live: bool) -> Iterator[CheckResult]:
@@ -175,6 +175,8 @@ def check_keys(config: Config, environ: Mapping[str, str]) -> Iterator[CheckResu
     """Check both keys: the shape of each, that they are not swapped, and the mode of the API key's file."""
     try:
         key = effective_key(config, environ)
+    except KeyUnreadable as error:  # the daemon may well have it
+        yield CheckResult("warning", "API key", f"{error.path} is open to root only and was not looked at; use sudo.")
     except ConfigError as error:
         yield CheckResult("error", "API key", str(error))
     else:
@@ -217,6 +219,8 @@ def _check_listeners_and_proxy(config: Config) -> Iterator[CheckResult]:
         try:
             HttpxNetwork(config.px, effective_key(config), config.deliver.timeout)
             yield CheckResult("ok", "way to PX", "Proxy and certificates are usable.")
+        except KeyUnreadable:
+            pass  # said where the key is checked
         except ConfigError as error:
             yield CheckResult("error", "way to PX", str(error))
 
@@ -251,9 +255,11 @@ def _check_daemon(daemon: DaemonClient, config: Config) -> Generator[CheckResult
             f"The daemon at {daemon.path} uses another outbox ({path}); give each daemon its own listen.control.",
         )
     elif status["reasons"]:
-        yield from (CheckResult("warning", "daemon", reason) for reason in status["reasons"])
+        refused = {problem["message"] for problem in status.get("problems", ()) if problem["severity"] == "accepting"}
+        for reason in status["reasons"]:
+            yield CheckResult("error" if reason in refused else "warning", "daemon", reason)
     else:
-        yield CheckResult("ok", "daemon", f"Running, with {show_count(status['pending'])} events pending.")
+        yield CheckResult("ok", "daemon", f"Running, with {counted(status['pending'], 'event')} pending.")
     yield from _idle_rules(daemon)
     return True
 
@@ -269,7 +275,9 @@ def _check_stopped_outbox(config: Config) -> Iterator[CheckResult]:
     except (Failed, ConfigError) as error:
         yield CheckResult("error", "daemon", str(error))
         return
-    yield CheckResult("ok", "daemon", f"Not running; {show_count(status['pending'])} events are pending in the outbox.")
+    yield CheckResult(
+        "ok", "daemon", f"Not running; {counted(status['pending'], 'event', 'is')} pending in the outbox."
+    )
     yield from idle
 
 
@@ -295,7 +303,8 @@ def _check_px(config: Config) -> Iterator[CheckResult]:
         yield CheckResult("error", "PX", str(error))
         return
     result = classify_key_check(verdict, config.px.url())
-    if verdict.kind not in (Kind.WRONG_KEY, Kind.WRONG_REGION) or config.px.base_url:
+    # A 407 is the proxy's: it would let no question to another region through either.
+    if verdict.kind not in (Kind.WRONG_KEY, Kind.WRONG_REGION) or config.px.base_url or verdict.status == 407:
         yield result
         return
     others = {region: _ask_about_key(_in_region(config, region)) for region in REGIONS if region != config.px.region}

@@ -18,11 +18,21 @@ from sidecar.errors import ConfigError
 from sidecar.px import PxRequest, Reply, decode_events, read_events
 from sidecar.px.transport import HttpxNetwork
 
-__all__ = ["ask_px", "effective_key", "is_in_px"]
+__all__ = ["KeyUnreadable", "ask_px", "effective_key", "is_in_px"]
 
 TIMEOUT_S: Final = 30.0
 WINDOW_MS: Final = 60_000
 KEY_FOLDER: Final = Path("/etc/px-sidecar")  # LoadCredential= in systemd/*.service
+
+
+class KeyUnreadable(ConfigError):
+    """The API key is in a file that only root can read; the daemon gets it from systemd."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(
+            f"Asking PX needs the API key, and {path} is open to root only; use sudo, or leave out what asks PX."
+        )
 
 
 def effective_key(config: Config, environ: Mapping[str, str] = os.environ) -> Secret:
@@ -38,9 +48,7 @@ def effective_key(config: Config, environ: Mapping[str, str] = os.environ) -> Se
         path = KEY_FOLDER / (f"{instance}.api_key" if instance else "api_key")
         own = config.px.api_key or config.px.api_key_file
         if not own and path.exists() and not os.access(path, os.R_OK):
-            raise ConfigError(
-                f"Asking PX needs the API key, and {path} is open to root only; use sudo, or leave out what asks PX."
-            ) from None
+            raise KeyUnreadable(path) from None
         if config.px.api_key or config.px.api_key_file or not os.access(path, os.R_OK):
             raise
         return api_key(msgspec.structs.replace(config.px, api_key_file=str(path)), {})

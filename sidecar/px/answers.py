@@ -84,9 +84,13 @@ class PxAnswer(msgspec.Struct, frozen=True):
 
 
 class NotSent(msgspec.Struct, frozen=True):
-    """PX cannot have seen the request: name resolution, connection or TLS failed. ``why`` is one line for people."""
+    """PX cannot have seen the request: name resolution, connection or TLS failed.
+
+    ``why`` is one line for people, ``advice`` the half-sentence that says what to do about it.
+    """
 
     why: str
+    advice: str = "check this host's network and firewall, and px.proxy if the way out leads through one"
 
 
 class Unknown(msgspec.Struct, frozen=True):
@@ -141,7 +145,9 @@ class Verdict(msgspec.Struct, frozen=True):
 def classify(reply: Reply, *, call: PxCall = PxCall.EVENT, wall_ms: int) -> Verdict:
     """Return the verdict on a reply. ``wall_ms`` is the current time, for a Retry-After that is a date."""
     if isinstance(reply, NotSent):
-        return Verdict(Kind.AWAY, message=f"PX cannot be reached ({reply.why}); events are kept and retried.")
+        return Verdict(
+            Kind.AWAY, message=f"PX cannot be reached ({reply.why}); {reply.advice}. Events are kept and retried."
+        )
     if isinstance(reply, Unknown):
         message = f"The answer of PX was lost ({reply.why}); the event is sent again and may be duplicated in PX."
         return Verdict(Kind.AMBIGUOUS, message=message)
@@ -329,4 +335,5 @@ def _message(kind: Kind, status: int, excerpt: str) -> str:
     if kind is Kind.FIREWALL and status < 300:
         advice = _PAGE_AS_SUCCESS
     quoted = f" ({excerpt[:_QUOTED_CHARS].rstrip('.')})" if excerpt and kind is not Kind.DELIVERED else ""
-    return f"PX answered {status}{quoted}: {advice}"
+    # 407 can only come from a proxy (RFC 9110 section 15.5.8).
+    return f"{'The proxy' if status == 407 else 'PX'} answered {status}{quoted}: {advice}"

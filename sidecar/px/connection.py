@@ -26,8 +26,12 @@ Theory
   piece is taken without another checkpoint, so that no deadline can come between.
 """
 
+import errno
 import re
+import resource
 import select
+import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from random import Random
 from typing import Any, Final
@@ -374,6 +378,24 @@ def _own_text(error: BaseException) -> str:
     """Return the text of an error alone; of one of the system without its number."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return _CONNECTING.sub(r"\1 port \2", text)
+
+
+def not_connected(error: BaseException, host: str) -> NotSent:
+    """Return why there is no connection to ``host``, and what to do about it, by the error that prevented it."""
+    causes = list(causes_of(error))
+    text = innermost_text(error)
+    why = f"connect error: {'' if host in text else f'{host}: '}{text}"
+    if any(isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE) for cause in causes):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        why = f"this host has no file descriptor left for another connection, the limit is {limit}"
+        return NotSent(why, "raise LimitNOFILE in the unit, or `ulimit -n`")
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return NotSent(why, "check that name, and the name resolution (DNS) of this host")
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return NotSent(why, "check the clock of this host, and set px.ca_file if a proxy of your network inspects TLS")
+    if any(isinstance(cause, ssl.SSLError) for cause in causes):
+        return NotSent(why, "what answers there does not speak TLS as PX does; check px.base_url and px.proxy")
+    return NotSent(why)
 
 
 def _describe(error: Exception) -> str:

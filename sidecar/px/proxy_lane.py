@@ -20,7 +20,16 @@ import trio
 from sidecar.clock import boot_s
 from sidecar.errors import ConfigError
 from sidecar.px.answers import NotSent, PxAnswer, Reply, Unknown
-from sidecar.px.connection import BODY_MAX_BYTES, CLOSE_TIMEOUT_S, KEEPALIVE_S, LIFE_S, Headers, innermost_text
+from sidecar.px.connection import (
+    BODY_MAX_BYTES,
+    CLOSE_TIMEOUT_S,
+    KEEPALIVE_S,
+    LIFE_S,
+    Headers,
+    causes_of,
+    innermost_text,
+    not_connected,
+)
 from sidecar.px.network import AT_ONCE, Departure, wait_until_due
 from sidecar.px.requests import PxRequest
 
@@ -173,7 +182,16 @@ class HttpxLane:
         # httpx reports a proxy's refusal as an error; 407 is configuration and must not look like an absent PX.
         if isinstance(exchange.error, httpx.ProxyError) and str(exchange.error).startswith("407"):
             return PxAnswer(407, b"the proxy asks for authentication")
-        return NotSent(reason) if isinstance(exchange.error, _NOT_SENT) else Unknown(reason)
+        return (
+            NotSent(reason, self._advice(exchange.error)) if isinstance(exchange.error, _NOT_SENT) else Unknown(reason)
+        )
+
+    def _advice(self, error: httpx.HTTPError) -> str:
+        if isinstance(error, httpx.ProxyError):
+            return f"the proxy does not let this host through to {self._origin}: change its rules, or px.proxy"
+        if any(isinstance(cause, ssl.SSLError) for cause in causes_of(error)):
+            return not_connected(error, self._origin).advice
+        return "check that the proxy in px.proxy runs and that this host can reach it"
 
     def _answer(self, response: httpx.Response, exchange: "_ProxyExchange") -> PxAnswer:
         headers = {name.lower(): self._mask(value) for name, value in response.headers.raw}

@@ -20,22 +20,20 @@ Theory
 Closing never waits for the peer: sockets are closed without a TLS close_notify.
 """
 
-import errno
 import re
-import resource
-import socket
 import ssl
 from typing import TYPE_CHECKING
 
 import certifi
 import httpcore
+import msgspec
 import trio
 
 from sidecar import __version__
 from sidecar.config.schema import PxConfig, Secret
 from sidecar.errors import ConfigError
 from sidecar.px.answers import NotSent
-from sidecar.px.connection import BODY_MAX_BYTES, ConnectFailed, DirectLane, causes_of, innermost_text
+from sidecar.px.connection import BODY_MAX_BYTES, ConnectFailed, DirectLane, not_connected
 from sidecar.px.network import Lane
 
 if TYPE_CHECKING:
@@ -124,7 +122,9 @@ class HttpxNetwork:
                 return secured
             except (OSError, trio.BrokenResourceError) as error:
                 await _abandon(stream)
-                raise ConnectFailed(NotSent(self.mask_secrets(_connect_error(error, host).encode()).decode())) from None
+                failure = not_connected(error, host)
+                why = self.mask_secrets(failure.why.encode()).decode()
+                raise ConnectFailed(msgspec.structs.replace(failure, why=why)) from None
             except trio.Cancelled:
                 await _abandon(stream)
                 raise
@@ -135,18 +135,6 @@ class HttpxNetwork:
         for secret in self._secrets:
             data = data.replace(secret, b"****")
         return data
-
-
-def _connect_error(error: Exception, host: str) -> str:
-    """Return why no connection was made, as one line. Missing descriptors are this host's problem and say so."""
-    if any(isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE) for cause in causes_of(error)):
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return (
-            f"this host has no file descriptor left for another connection, the limit is {limit}; raise LimitNOFILE in "
-            "the unit, or `ulimit -n`"
-        )
-    where = f"{host}: " if any(isinstance(cause, socket.gaierror) for cause in causes_of(error)) else ""
-    return f"connect error: {where}{innermost_text(error)}"
 
 
 async def _abandon(stream: trio.SocketStream | None) -> None:

@@ -269,6 +269,16 @@ def test_the_region_that_knows_the_key_is_named(monkeypatch, tmp_path, verb, ans
     assert (level, expected in message) == ("error", True), message
 
 
+def test_other_regions_are_not_asked_through_a_proxy_that_refuses(monkeypatch, tmp_path, verb):
+    """A proxy that wanted credentials was followed by "No other region accepts the key either", which none had been asked."""
+    monkeypatch.setattr("sidecar.cli.check.ask_px", lambda _config, _requests: [PxAnswer(407)])
+    ran = verb("check", "--live", "--json", *DaemonDir(tmp_path, px='region = "us"').flags)
+    level, message = worst(ran, "PX")
+    assert level == "error"
+    assert "The proxy answered 407" in message
+    assert "region" not in message
+
+
 def test_other_regions_are_not_asked_about_a_good_key(monkeypatch, tmp_path, verb):
     asked = []
     monkeypatch.setattr(

@@ -1,5 +1,6 @@
 """Members of px-sidecar-operators may open the reading socket alone: every verb that reads works, the others say what they need."""
 
+import json
 import socket
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -112,3 +113,15 @@ def test_a_key_that_only_root_can_read_is_named(member, monkeypatch, tmp_path):
     ran = member("reconcile")
     assert ran.code == 78
     assert f"Asking PX needs the API key, and {key} is open to root only" in ran.err
+
+
+def test_check_does_not_fail_for_a_key_that_only_root_can_read(member, monkeypatch, tmp_path):
+    """It failed and asked to leave out what asks PX, although nothing had asked PX."""
+    (tmp_path / "api_key").touch()
+    monkeypatch.setattr(px_queries, "KEY_FOLDER", tmp_path)
+    monkeypatch.setattr(px_queries.os, "access", lambda *_: False)
+    monkeypatch.delenv("PX_SIDECAR_PX_API_KEY")
+    findings = json.loads(member("check", "--json").out)["findings"]
+    (key,) = [finding for finding in findings if finding["what"] == "API key"]
+    assert key["level"] == "warning"
+    assert key["message"] == f"{tmp_path}/api_key is open to root only and was not looked at; use sudo."

@@ -248,7 +248,9 @@ def test_a_message_quotes_the_excerpt_except_of_deliveries(answer, message):
 
 @pytest.mark.parametrize(("status", "word"), [(402, "plan"), (407, "proxy requires credentials"), (405, "base_url")])
 def test_a_wrong_region_message_depends_on_the_status(status, word):
-    assert word in classify(PxAnswer(status), wall_ms=NOW_MS).message
+    message = classify(PxAnswer(status), wall_ms=NOW_MS).message
+    assert word in message
+    assert message.startswith("The proxy answered 407" if status == 407 else f"PX answered {status}")
 
 
 @pytest.mark.parametrize("status", [302, 402, 404, 405, 407])

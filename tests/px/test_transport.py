@@ -221,9 +221,11 @@ async def test_a_failed_or_hanging_name_resolution_is_not_sent(hangs):
     trio.socket.set_custom_hostname_resolver(Resolver(hangs=hangs))
     lane = HttpxNetwork(PxConfig(base_url="https://px.example"), Secret(KEY), SHORT_S).lane()
     reply = await lane.send(EVENT)
-    assert isinstance(reply, NotSent)
-    assert hangs or reply.why == "connect error: px.example: Name or service not known"
     trio.socket.set_custom_hostname_resolver(None)
+    assert isinstance(reply, NotSent)
+    assert "px.example" in reply.why
+    assert hangs or reply.why == "connect error: px.example: Name or service not known"
+    assert hangs or "DNS" in reply.advice
 
 
 async def test_a_refused_connection_is_not_sent_and_the_lane_recovers():
@@ -294,6 +296,7 @@ async def test_an_untrusted_certificate_is_not_sent(authority):
         reply = await lane.send(EVENT)
     assert isinstance(reply, NotSent)
     assert "certificate" in reply.why
+    assert "px.ca_file" in reply.advice
     assert not server.requests
 
 
@@ -301,6 +304,25 @@ async def test_a_certificate_for_another_name_is_not_sent(authority, ca_file):
     async with serving(over_tls(authority, "elsewhere.example")) as server:
         lane = server.network(base_url=f"https://127.0.0.1:{server.port}", ca_file=ca_file).lane()
         assert isinstance(await lane.send(EVENT), NotSent)
+
+
+async def test_a_server_without_tls_is_named_as_such():
+    async def plain(stream, server):
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with serving(plain) as server:
+        reply = await server.network(base_url=f"https://127.0.0.1:{server.port}").lane().send(EVENT)
+    assert isinstance(reply, NotSent)
+    assert "does not speak TLS" in reply.advice
+
+
+async def test_a_proxy_that_is_away_is_named_as_such():
+    lane = LoopbackServer(0).network(base_url="https://px.example", proxy=f"http://127.0.0.1:{unused_port()}").lane()
+    reply = await lane.send(EVENT)
+    await lane.aclose()
+    assert isinstance(reply, NotSent)
+    assert "the proxy in px.proxy runs" in reply.advice
 
 
 async def test_an_unanswered_tls_handshake_is_not_sent(ca_file):
@@ -333,6 +355,7 @@ async def test_a_refusal_of_the_proxy_is_not_an_answer_of_px(status, expected):
         ).lane()
         reply = await lane.send(EVENT)
         assert isinstance(reply, expected)
+        assert expected is PxAnswer or "px.example: change its rules" in reply.advice
         assert KEY.encode() not in b"".join(server.requests), "the proxy must not see the key"
         await lane.aclose()
 
