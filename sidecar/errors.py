@@ -19,9 +19,13 @@ __all__ = ["ConfigError", "Failed", "NotRunning", "SidecarError"]
 
 
 class SidecarError(Exception):
-    """The base of all errors that are shown to a person without a traceback."""
+    """The base of all errors that are shown to a person without a traceback.
+
+    ``is_logged`` is set where the log has the sentence already: it is not printed again.
+    """
 
     exit_code = 1
+    is_logged = False
 
 
 class Failed(SidecarError):

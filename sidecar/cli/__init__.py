@@ -130,7 +130,8 @@ class _Verbs(click.Group):
             message = _hint(str(error))
             if as_json:
                 _print_json_error(message, error.exit_code)
-            click.echo(f"px-sidecar: {message}", err=True)
+            if not error.is_logged:
+                click.echo(f"px-sidecar: {message}", err=True)
             sys.exit(error.exit_code)
         except click.ClickException as error:
             if as_json:

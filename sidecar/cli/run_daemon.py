@@ -1,6 +1,7 @@
 """The second half of ``px-sidecar run``: everything that is loaded once the sockets are open."""
 
 import gc
+import logging
 import os
 import sys
 
@@ -11,11 +12,14 @@ from sidecar.clock import FreezeClock
 from sidecar.config.file import ConfigFile
 from sidecar.config.schema import Config, Secret
 from sidecar.daemon import serve_daemon
+from sidecar.errors import SidecarError
 from sidecar.observe.log_queue import QueuedStream
-from sidecar.observe.logs import LogLines, configure, secrets_of, write_keys_of
+from sidecar.observe.logs import LogLines, configure, is_text, secrets_of, write_keys_of
 from sidecar.startup import Claimed
 
 __all__ = ["run_daemon"]
+
+log = logging.getLogger(__name__)
 
 
 def run_daemon(config: Config, key: Secret, config_flag: str | None, claimed: Claimed) -> None:
@@ -30,9 +34,19 @@ def run_daemon(config: Config, key: Secret, config_flag: str | None, claimed: Cl
     try:
         trio.run(serve_daemon, config, key, file, claimed, lines, masks, clock=FreezeClock())
     except BaseExceptionGroup as group:
-        raise expected_error(group) from None
+        raise _logged(expected_error(group), config) from None
+    except SidecarError as error:
+        raise _logged(error, config) from None
     finally:
         stream.close()
         # The process ends, and nothing needs to be collected: a restart waits for the end.
         gc.disable()
         gc.freeze()
+
+
+def _logged(error: BaseException, config: Config) -> BaseException:
+    """Write why the daemon ends as the last line of a log in JSON, where another text would not be one of its lines."""
+    if isinstance(error, SidecarError) and not is_text(config.log, sys.stderr):
+        log.critical("The daemon ends: %s", error)
+        error.is_logged = True
+    return error

@@ -50,14 +50,18 @@ class DeliveryControl:
 
     async def pause(self) -> None:
         """Send nothing more until ``resume``. Requests in flight finish, and accepting continues."""
-        self._delivery.dispatcher.destination.pause(self._clock.monotonic_s())
+        now_s = self._clock.monotonic_s()
+        self._delivery.dispatcher.destination.pause(now_s)
+        self._delivery.report_state(now_s)
         await self._save()
 
     async def resume(self) -> None:
         """Lift the operator's pause; another pause, and an outage, are probed at once, with the API key read again."""
         if self._renew_key is not None:
             await self._renew_key()
-        self._delivery.dispatcher.destination.resume(self._clock.monotonic_s())
+        now_s = self._clock.monotonic_s()
+        self._delivery.dispatcher.destination.resume(now_s)
+        self._delivery.report_state(now_s)
         await self._save()
 
     async def _save(self) -> None:

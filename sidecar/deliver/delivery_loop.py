@@ -254,6 +254,8 @@ class Delivery:
         On cancellation every event is either pending or settled; the next process sends the ones in flight again.
         """
         self.dispatcher.start(await self._until_done(partial(self._outbox.read, _first_parked)))
+        if self.dispatcher.destination.operator_paused:  # of an earlier process; no reply will report it
+            self.report_state(self._clock.monotonic_s())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._load)
             task_status.started()
@@ -342,6 +344,10 @@ class Delivery:
                 self._telemetry.px_not_sent()
             case _:
                 self._telemetry.px_unknown()
+        self.report_state(now_s)
+
+    def report_state(self, now_s: float) -> None:
+        """Report the state of delivery: after a reply, and after an operator's pause or resume."""
         status_now = self.dispatcher.destination.describe(now_s)
         self._telemetry.destination(status_now.state, status_now.reason, status_now.message)
 

@@ -33,7 +33,7 @@ from sidecar.commands import with_instance
 from sidecar.config import Config, LogConfig, Secret
 from sidecar.units import show_duration
 
-__all__ = ["LogLines", "LogMasks", "configure", "secrets_of", "write_keys_of"]
+__all__ = ["LogLines", "LogMasks", "configure", "is_text", "secrets_of", "write_keys_of"]
 
 REPEAT_EVERY_S: Final = 60.0
 REPEAT_KEYS_MAX: Final = 200
@@ -136,7 +136,7 @@ def configure(
     (sd-daemon(3)). ``secrets`` are masked, and what is added to the result later. ``lines`` keeps the newest records in
     memory as well. Commands in lines name ``instance``.
     """
-    as_text = log.format == "text" or (log.format == "auto" and stream.isatty())
+    as_text = is_text(log, stream)
     masks = LogMasks(secrets, write_keys)
     handler = _Handler(stream, masks, prefixed=_is_journal(stream, environ), instance=instance)
     handler.setFormatter(_TextFormatter() if as_text else _JsonFormatter())
@@ -151,6 +151,11 @@ def configure(
     root.setLevel(logging.WARNING)
     logging.getLogger(ROOT_LOGGER).setLevel(log.level.upper())
     return masks
+
+
+def is_text(log: LogConfig, stream: LogStream) -> bool:
+    """Return whether the lines are text, not JSON."""
+    return log.format == "text" or (log.format == "auto" and stream.isatty())
 
 
 def secrets_of(config: Config) -> list[Secret]:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 
 from sidecar.clock import Clock
-from sidecar.observe.delivery_log import DeliveryLog
+from sidecar.observe.delivery_log import ACCEPTING, DeliveryLog
 from sidecar.observe.feed import AcceptedEvent, EventOutcome, Feed, Redact, accepted_record, outcome_record
 from sidecar.observe.heartbeats import DISPATCHER, WRITER, Heartbeats
 from sidecar.observe.metrics import Metrics
@@ -97,8 +97,12 @@ class Telemetry(Protocol):
         """A request to PX was sent and no answer could be read."""
         ...
 
+    def storing(self, code: str, problem: str) -> None:
+        """The writer has run a batch or a step: events can be stored, or ``code`` and ``problem`` say why not."""
+        ...
+
     def destination(self, state: str, reason: str, message: str) -> None:
-        """The state of delivery after a reply of PX. Repeated calls with the same state and reason count as one."""
+        """The state of delivery after a reply of PX or an operator's call. The same state and reason count as one."""
         ...
 
     def attempt_failed(self, outcome: EventOutcome) -> None:
@@ -119,6 +123,7 @@ class NullTelemetry:
     def committed(self, seconds: float, rows: int) -> None: ...
     def writer_alive(self) -> None: ...
     def decided(self) -> None: ...
+    def storing(self, code: str, problem: str) -> None: ...
     def event_changed(self) -> None: ...
     def event_without_account(self) -> None: ...
     def px_answered(self, status: int, seconds: float) -> None: ...
@@ -141,6 +146,7 @@ class RecordingTelemetry(NullTelemetry):
         self.changed = 0
         self.px: list[int | str] = []
         self.states: list[tuple[str, str]] = []
+        self.storable: list[str] = []  # the codes of ``storing``, each change once
         self.failed: list[EventOutcome] = []
         self.settled: list[EventOutcome] = []
 
@@ -170,6 +176,10 @@ class RecordingTelemetry(NullTelemetry):
 
     def px_unknown(self) -> None:
         self.px.append("unknown")
+
+    def storing(self, code: str, problem: str) -> None:  # noqa: ARG002
+        if not self.storable or self.storable[-1] != code:
+            self.storable.append(code)
 
     def destination(self, state: str, reason: str, message: str) -> None:  # noqa: ARG002
         self.states.append((state, reason))
@@ -242,6 +252,7 @@ class DaemonTelemetry(NullTelemetry):
         self._changed = 0
         self._without_account = 0
         self._delivery_log = DeliveryLog(clock.monotonic_s)
+        self._accepting_log = DeliveryLog(clock.monotonic_s, ACCEPTING)
         self._last_problem: Problem | None = None
 
     def statistics(self) -> TelemetryStatistics:
@@ -298,6 +309,10 @@ class DaemonTelemetry(NullTelemetry):
     def px_unknown(self) -> None:
         self._requests += 1
         self.metrics.px_unknown()
+
+    def storing(self, code: str, problem: str) -> None:
+        self._accepting_log.state("refused" if code else "open", code, problem)
+        self._accepting_log.tick()
 
     def destination(self, state: str, reason: str, message: str) -> None:
         self._delivery_log.state(state, reason, message)

@@ -78,10 +78,12 @@ class Capacity:
 
     def check(self) -> None:
         """Raise OutboxFull or DiskFull while events are refused."""
-        if self.full == "outbox_full":
-            raise self._outbox_full()
-        if self.full == "disk_full":
-            raise self._disk_full()
+        if self.full is not None:
+            raise self.refusal()
+
+    def refusal(self) -> "OutboxFull | DiskFull":
+        """Return the error for events that are refused because of ``full``."""
+        return self._disk_full() if self.full == "disk_full" else self._outbox_full()
 
     def refuse(self) -> OutboxFull:
         """Return the error for an event that does not fit; refuse all from now on, unless the oldest are dropped."""

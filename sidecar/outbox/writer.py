@@ -426,6 +426,7 @@ class Outbox:
         self._report_mended()
         self._failed_in_a_row = 0
         self._problem = None
+        self._report_storing(None)
         return None
 
     def _page_to_read(self, batch: Batch) -> WriteRequest | None:
@@ -441,6 +442,11 @@ class Outbox:
         # The record after the time: so it covers the segment that the time belongs to.
         now_ms = self._clock.wall_ms()
         return Batch(now_ms, self.clock_trust.record_due(self._store.counters["next_id"], with_rows=with_rows))
+
+    def _report_storing(self, problem: SidecarError | None) -> None:
+        """Report whether events can be stored, after a batch or a step that has ended with ``problem``."""
+        error = self.capacity.refusal() if self.capacity.full else problem
+        self._telemetry.storing(getattr(error, "code", "") or "disk_error" if error else "", str(error or ""))
 
     def _report_mended(self) -> None:
         while self._committer.mended:
@@ -467,6 +473,7 @@ class Outbox:
         if isinstance(problem, Damaged):
             raise problem
         self._problem = str(problem)
+        self._report_storing(problem)
         gone = isinstance(problem, OutboxGone)
         if self._failed_in_a_row >= FAILURES_MAX and isinstance(problem, StoreFailed) and not gone:
             raise StoreFailed(
@@ -497,3 +504,5 @@ class Outbox:
         self._report_mended()
         if problem is not None:
             self._back_off(problem)
+        elif self._problem is None:  # else a batch has failed, and only a batch shows that it is over
+            self._report_storing(None)

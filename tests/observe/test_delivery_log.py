@@ -7,7 +7,7 @@ import pytest
 
 from sidecar.config import LogConfig
 from sidecar.observe import configure
-from sidecar.observe.delivery_log import STEADY_MAX_S, STEADY_S, UNSTEADY_EVERY_S, DeliveryLog
+from sidecar.observe.delivery_log import ACCEPTING, STEADY_MAX_S, STEADY_S, UNSTEADY_EVERY_S, DeliveryLog
 
 
 class LogHarness:
@@ -99,3 +99,34 @@ def test_another_reason_of_a_lasting_outage_is_logged(harness):
     harness.pass_time(60)
     harness.stop("later")
     assert "because of later" in harness.lines[-1]
+
+
+def test_a_pause_is_logged_again_when_its_probe_says_something_else(harness):
+    """A replaced key was read-only; the log's last line spoke of the first key for the whole pause."""
+    harness.log.state("paused", "wrong_key", "PX answered 401.")
+    harness.pass_time(STEADY_S)
+    harness.log.state("paused", "wrong_key", "PX answered 401.")
+    assert len(harness.lines) == 1
+    harness.log.state("paused", "wrong_key", "PX answered 403.")
+    assert harness.lines[-1].endswith("Delivery is paused: PX answered 403.")
+
+
+def test_an_operators_pause_is_logged_as_one_sentence(harness):
+    harness.log.state("paused", "operator", "Delivery was paused; `px-sidecar resume` starts it again.")
+    assert "WARNING" in harness.lines[-1]
+    assert "Delivery is paused" not in harness.lines[-1]
+
+
+def test_refusing_events_is_logged_once_and_so_is_its_end(harness):
+    """On a full disk each event was answered 503, and the log said nothing."""
+    harness.log = DeliveryLog(lambda: harness.now_s, ACCEPTING)
+    for _ in range(30):
+        harness.log.state("refused", "disk_full", "The disk is full.")
+        harness.pass_time(1)
+    assert len(harness.lines) == 1
+    assert "ERROR" in harness.lines[0]
+    assert harness.lines[0].endswith("Events are refused: The disk is full.")
+    harness.open()
+    harness.pass_time(STEADY_S + 1)
+    assert len(harness.lines) == 2
+    assert harness.lines[1].endswith("Events are accepted again.")

@@ -37,7 +37,7 @@ async def running(store):
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(outbox.run)
-        yield outbox
+        yield outbox, telemetry
         outbox.stop()
 
 
@@ -48,7 +48,7 @@ def no_space(*_, **__):
 async def test_the_process_stays_until_the_file_can_be_put_back(store, monkeypatch, autojump_clock):
     """After ten failures the process ended, and with it the only copy of everything."""
     monkeypatch.setattr(rescue, "copy_database", no_space)
-    async with running(store) as outbox:
+    async with running(store) as (outbox, telemetry):
         shutil.rmtree(store.path.parent)
         for number in range(30):
             with pytest.raises(OutboxGone, match="do not stop it"):
@@ -57,6 +57,7 @@ async def test_the_process_stays_until_the_file_can_be_put_back(store, monkeypat
         monkeypatch.undo()
         await outbox.accept([event("after")])
         assert outbox.problem is None
+    assert telemetry.storable == ["disk_error", ""]  # what the log says
     # The events that were refused while the first batch was committed are there as well: their clients send them again.
     assert {"after", *map(str, range(5))} <= {message_id(store, event_id) for event_id in pending_ids(store)}
     assert rescued_files(store.path) == []
@@ -69,7 +70,7 @@ def message_id(store, event_id):
 
 async def test_no_empty_file_is_made_by_reopening(store, monkeypatch, autojump_clock):
     """After an error of the disk the connection is opened again: where the file was gone, that made an empty outbox."""
-    async with running(store) as outbox:
+    async with running(store) as (outbox, _):
         outbox._committer._suspect = True  # as after SQLITE_IOERR
         for file in store.path.parent.glob("o.db*"):
             file.unlink()
@@ -78,7 +79,7 @@ async def test_no_empty_file_is_made_by_reopening(store, monkeypatch, autojump_c
 
 
 async def test_a_file_that_vanished_while_not_open_is_not_made_anew(store, monkeypatch, autojump_clock):
-    async with running(store) as outbox:
+    async with running(store) as (outbox, _):
         outbox._committer._suspect = True  # as after SQLITE_IOERR
         with monkeypatch.context() as patch:
             patch.setattr("sidecar.outbox.store.open_database", raiser(Failed("The disk fails.")))

@@ -495,6 +495,7 @@ async def test_a_full_outbox_refuses_and_later_accepts_again(make_harness, nurse
     assert harness.outbox.capacity.full is None
     assert await fill(harness.outbox, start=taken) >= 20
     assert harness.store.pending() == harness.store.counters["accepted"] - 100
+    assert harness.telemetry.storable[:3] == ["", "outbox_full", ""]  # what the log says
     check_counters(harness.store)
     harness.outbox.stop()
 

@@ -25,3 +25,31 @@ def test_each_line_of_a_run_fits_the_schema(harness: ProcessHarness):
     given = [check_log_line(line) for line in harness.log("run").splitlines()]
     assert {"info", "error"} <= {line["level"] for line in given}
     assert any("Stopping upon SIGTERM" in line["message"] for line in given)
+
+
+def test_a_pause_is_logged_and_so_is_its_end_and_a_start_during_it(harness: ProcessHarness):
+    """An operator's pause left no line: whoever looked next saw a daemon that sent nothing, and a log without a reason."""
+    harness.start_sandbox()
+    harness.write_config()
+    daemon = harness.start_daemon()
+    assert harness.run("pause", "--config", str(harness.folder / "config.toml")).returncode == 0
+    assert harness.stop(daemon) == 0
+    daemon = harness.start_daemon()
+    wait_until(lambda: harness.log("run").count("Delivery was paused; `px-sidecar resume`") == 2, what="both lines")
+    assert harness.run("resume", "--config", str(harness.folder / "config.toml")).returncode == 0
+    wait_until(lambda: "Delivery to PX continues." in harness.log("run"), what="the end of the pause")
+    assert harness.stop(daemon) == 0
+
+
+def test_the_error_that_ends_a_daemon_is_a_line_of_its_log(harness: ProcessHarness):
+    """It was plain text between lines of JSON, which a collector of logs leaves out or cannot read."""
+    harness.start_sandbox()
+    harness.write_config()
+    daemon = harness.start_daemon()
+    outbox = harness.folder / "outbox.db"
+    (harness.folder / "other.db").write_bytes(outbox.read_bytes())
+    (harness.folder / "other.db").replace(outbox)
+    assert daemon.wait(20) == 78
+    given = [check_log_line(line) for line in harness.log("run").splitlines()]
+    assert given[-1]["level"] == "critical"
+    assert "was replaced by another file" in given[-1]["message"]
