@@ -3,7 +3,7 @@
 import re
 from datetime import UTC, datetime
 
-__all__ = ["iso_utc", "parse_duration_s", "parse_size_bytes", "show_count", "show_duration", "show_size"]
+__all__ = ["counted", "iso_utc", "parse_duration_s", "parse_size_bytes", "show_count", "show_duration", "show_size"]
 
 _DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _SIZE_BYTES = {
@@ -70,6 +70,13 @@ def show_size(size_bytes: int) -> str:
 def show_count(count: int) -> str:
     """Format a count with commas between thousands."""
     return f"{count:,}"
+
+
+def counted(count: int, noun: str, verb: str = "") -> str:
+    """Return ``1 event``, ``1,234 events``; with the verb ``is`` or ``was`` also ``1 event is``, ``2 events are``."""
+    one = count == 1
+    verb = verb and (f" {verb}" if one else {"is": " are", "was": " were"}[verb])
+    return f"{show_count(count)} {noun}{'' if one else 's'}{verb}"
 
 
 def iso_utc(wall_ms: float) -> str:

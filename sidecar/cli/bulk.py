@@ -13,7 +13,7 @@ from sidecar.cli.backend import TIMESTAMP
 from sidecar.cli.common import print_json
 from sidecar.control.client import ControlApi, DaemonClient
 from sidecar.errors import Failed
-from sidecar.units import show_count, show_duration
+from sidecar.units import counted, show_count, show_duration
 
 __all__ = [
     "batches",
@@ -115,7 +115,8 @@ def show_need(status: dict[str, Any], count: int) -> str:
         return "Class low may use nothing of the day: deliver.reserve_for_high keeps all of it."
     left = max(0, quota["left"] - quota["reserve"])
     if requests <= left:
-        return f"They need about {show_duration(requests / status['ceiling'])}{behind}, if nothing else is sent."
+        need = "It needs" if count == 1 else "They need"
+        return f"{need} about {show_duration(requests / status['ceiling'])}{behind}, if nothing else is sent."
     return (
         f"They need about {days_needed(status, count):.1f} days{behind}, at {show_count(usual)} requests a day without the "
         "reserve. They use up each day: what apps send after that waits for the next one, unless its class is high."
@@ -174,4 +175,4 @@ def report_accepted(result: dict[str, Any], accepted: str, *, nothing: str, as_j
 
 def events_of(count: int) -> str:
     """Return ``1 event`` or ``1,234 events``."""
-    return f"{show_count(count)} event{'' if count == 1 else 's'}"
+    return counted(count, "event")

@@ -15,7 +15,7 @@ from sidecar.cli.common import hint, json_for, json_option, print_json
 from sidecar.cli.screen import console, fields, json_text, local_time_ms, progress_bar, table_lines
 from sidecar.control.client import ControlApi
 from sidecar.errors import Failed
-from sidecar.units import show_count
+from sidecar.units import counted, show_count
 
 __all__ = ["dead"]
 
@@ -176,7 +176,7 @@ def retry(all_: bool, as_json: bool, **options: Any) -> None:
     if as_json:
         print_json(_result("retried", moved, selected, dry_run=options["dry_run"]))
     else:
-        click.echo("Nothing is retried." if moved is None else f"{show_count(moved)} dead letters are pending again.")
+        click.echo("Nothing is retried." if moved is None else f"{counted(moved, 'dead letter', 'is')} pending again.")
 
 
 @dead.command("discard")
@@ -200,7 +200,7 @@ def discard(all_: bool, as_json: bool, **options: Any) -> None:
     if as_json:
         print_json(_result("discarded", moved, selected, dry_run=options["dry_run"]))
     else:
-        click.echo("Nothing is discarded." if moved is None else f"{show_count(moved)} dead letters are discarded.")
+        click.echo("Nothing is discarded." if moved is None else f"{counted(moved, 'dead letter', 'is')} discarded.")
 
 
 @dead.command("export")
@@ -223,7 +223,7 @@ def export(control_flag: str | None, config_flag: str | None, _as_json: bool, **
             for letter in page["letters"]:
                 sys.stdout.write(json_for(sys.stdout, msgspec.json.encode(letter)) + "\n")
             count += len(page["letters"])
-    click.echo(f"{show_count(count)} dead letters are exported.", err=True)
+    click.echo(f"{counted(count, 'dead letter', 'is')} exported.", err=True)
 
 
 def _result(what: str, moved: int | None, selected: int, *, dry_run: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from sidecar.cli.backend import DURATION, connect_daemon, control_option
 from sidecar.cli.common import hint, json_option, print_json
 from sidecar.cli.screen import printable, progress_bar
 from sidecar.errors import Failed
-from sidecar.units import show_count
+from sidecar.units import counted, show_count
 
 __all__ = ["drain"]
 
@@ -53,18 +53,18 @@ def drain(timeout_s: float | None, control_flag: str | None, config_flag: str | 
 
 def _summary(before: dict[str, Any], after: dict[str, Any]) -> str:
     """Return what became of the events meanwhile: those that were dropped or are dead were not delivered."""
-    text = f"Nothing is pending; {show_count(after['delivered'] - before['delivered'])} events were delivered"
+    text = f"Nothing is pending; {counted(after['delivered'] - before['delivered'], 'event', 'was')} delivered"
     if dropped := after["dropped"] - before["dropped"]:
         text += f", {show_count(dropped)} dropped"
     if (dead := after["dead"] - before["dead"]) > 0:
-        text += f", and {show_count(dead)} are dead ({hint('`px-sidecar dead list`')})"
+        text += f", and {show_count(dead)} {'is' if dead == 1 else 'are'} dead ({hint('`px-sidecar dead list`')})"
     return text + " in the meantime."
 
 
 def _raise_if_pointless(status: dict[str, Any], left_s: float | None) -> None:
     """Raise Failed if delivery is paused or no time is left."""
     if status["state"] == "paused":
-        raise Failed(f"{show_count(status['pending'])} events are pending. {status['reasons'][0]}")
+        raise Failed(f"{counted(status['pending'], 'event', 'is')} pending. {status['reasons'][0]}")
     if left_s is not None and left_s <= 0:
         why = f" {status['reasons'][0]}" if status["reasons"] else ""
-        raise Failed(f"{show_count(status['pending'])} events are still pending.{why}")
+        raise Failed(f"{counted(status['pending'], 'event', 'is')} still pending.{why}")

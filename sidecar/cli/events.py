@@ -11,7 +11,7 @@ from sidecar.cli.bulk import bulk_options, count_events, event_options, events_o
 from sidecar.cli.common import json_option, print_json
 from sidecar.cli.screen import console, fields, json_text, local_time_ms, progress_bar, table_lines
 from sidecar.control.client import ControlApi
-from sidecar.units import show_count
+from sidecar.units import counted, show_count
 
 __all__ = ["events"]
 
@@ -125,7 +125,7 @@ def discard(
     selection = selection_of(selection, all_=all_, options="--name, --source, --user, --since, --until or --class")
     with open_backend(control_flag, config_flag) as backend:
         count = count_events(backend, "/v1/events/count", selection)
-        what = f"{events_of(count)} {'is' if count == 1 else 'are'} pending and selected."
+        what = f"{counted(count, 'event', 'is')} pending and selected."
         what += near_names(backend, selection["name"]) if not count else ""
         discarded = in_flight = 0
         if goes := goes_ahead(what, yes=yes or not count, dry_run=dry_run):

@@ -22,9 +22,11 @@ __all__ = ["forget"]
 USERS_AT_ONCE: Final = 200
 PX_USERS_AT_ONCE: Final = 20
 LINKED_SHOWN: Final = 10
+PX_USERS: Final = "the users in PX (--px deletes them)"
 NOT_REACHED: Final = (
     "events that PX has (it has no way to delete one; its denylist ignores further ones)",
     "files that were exported (outbox export, dead export, events --json), backups and snapshots of the outbox",
+    "outbox files that were set aside beside it (outbox.db.damaged-…, outbox.db.rescued-…): remove them",
     "logs of apps, and of this host before this release",
     "other hosts with px-sidecar: run the command there, too",
     "texts of other users' events, such as a property that names this user",
@@ -81,7 +83,7 @@ def forget(
                     counted.update(page)
                     progress.update(task, completed=after or total)
     linked -= set(names)
-    result: dict[str, Any] = dict(counted) | {"linked": sorted(linked), "not_reached": list(NOT_REACHED)}
+    result: dict[str, Any] = dict(counted) | {"linked": sorted(linked), "not_reached": _not_reached(in_px=in_px)}
     if in_px:
         result |= _delete_by_daemon(backend, names) if daemon_runs else _delete_in_px(config_flag, names)
     if as_json:
@@ -90,14 +92,18 @@ def forget(
         _print(result, suppress=suppress)
     if counted["left"]:
         raise Failed(
-            f"{show_count(counted['left'])} events of these users are in flight; run the command again in a moment, or "
-            "stop the daemon first."
+            f"Of the events of these users, {show_count(counted['left'])} in flight could not be removed; run the command again "
+            "in a moment, or stop the daemon first."
         )
     if result.get("px_failed"):
         raise Failed(
             f"{show_count(len(result['px_failed']))} users were not deleted in PX: {result['px_failed'][0]} "
             "Run the command again: it repeats nothing."
         )
+
+
+def _not_reached(*, in_px: bool) -> list[str]:
+    return [*NOT_REACHED] if in_px else [PX_USERS, *NOT_REACHED]
 
 
 def _lines(file: TextIO | None) -> Iterator[str]:
@@ -152,5 +158,5 @@ def _print(result: dict[str, Any], *, suppress: bool) -> None:
         shown = ", ".join(result["linked"][:LINKED_SHOWN])
         click.echo(f"Their events also named these ids, whose own events are kept; forget them, too: {shown}", err=True)
     click.echo("Not reached:", err=True)
-    for what in (*(() if "px_deleted" in result else ("the users in PX (--px deletes them)",)), *result["not_reached"]):
+    for what in result["not_reached"]:
         click.echo(f"  - {what}", err=True)

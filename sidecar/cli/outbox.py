@@ -19,7 +19,7 @@ from sidecar.config import property_key
 from sidecar.control.client import ControlApi
 from sidecar.control.outbox_file import is_outbox_file
 from sidecar.errors import Failed, NotRunning
-from sidecar.units import show_count
+from sidecar.units import counted, show_count
 
 if TYPE_CHECKING:  # it loads SQLite and the mapping
     from sidecar.control.offline import OfflineBackend
@@ -218,7 +218,7 @@ def import_(
         print_json({name: number for name, number in total.items() if number or name in ("accepted", "repeated")})
     else:
         click.echo(
-            f"{show_count(total['accepted'])} events were imported; {show_count(total['repeated'])} were already stored."
+            f"{counted(total['accepted'], 'event', 'was')} imported; {show_count(total['repeated'])} {'was' if total['repeated'] == 1 else 'were'} already stored."
         )
     if units:
         click.echo(f"The export of this host is over: {' and '.join(units)} may start the daemon again.", err=True)
@@ -229,7 +229,9 @@ def _is_outbox(path: Path, *, dead: bool, lines_only: bool) -> bool:
     """Return whether the file is an outbox, not exported lines. Raises UsageError for options of the other kind."""
     if path.is_file() and is_outbox_file(path):
         if lines_only:
-            raise click.UsageError("--back and --dry-run are for a file of `outbox export`.")
+            raise click.UsageError(
+                "--back and --dry-run are for a file of `outbox export`; import an outbox file without them."
+            )
         return True
     if dead:
         raise click.UsageError("--dead is for an outbox file; a file of `outbox export` holds no dead letters.")

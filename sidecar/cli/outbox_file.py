@@ -14,7 +14,7 @@ from sidecar.control.client import ControlApi
 from sidecar.control.outbox_file import exported_lines, opened_copy
 from sidecar.outbox import Store, real_path
 from sidecar.outbox.rescue import mark_imported, rescued_files
-from sidecar.units import show_count
+from sidecar.units import counted, show_count
 
 __all__ = ["import_outbox"]
 
@@ -35,10 +35,12 @@ def import_outbox(path: Path, *, dead: bool, control_flag: str | None, config_fl
     if as_json:
         print_json({"accepted": accepted, "repeated": repeated, "dead": left, "file": str(done)})
         return
-    click.echo(f"{show_count(accepted)} events were imported; {show_count(repeated)} were already stored.")
+    click.echo(
+        f"{counted(accepted, 'event', 'was')} imported; {show_count(repeated)} {'was' if repeated == 1 else 'were'} already stored."
+    )
     if left:
         click.echo(
-            f"{show_count(left)} dead letters are left in {path}; import it again with --dead to try them once more."
+            f"{counted(left, 'dead letter', 'is')} left in {path}; import it again with --dead to try them once more."
         )
     if done != path:
         click.echo(f"The file is now {done}; remove it when you no longer need it.")

@@ -4,7 +4,7 @@ import click
 
 from sidecar.cli.backend import connect_daemon, control_option
 from sidecar.cli.common import hint, json_option, print_json
-from sidecar.units import show_count
+from sidecar.units import counted, show_count
 
 __all__ = ["pause"]
 
@@ -28,7 +28,7 @@ def pause(control_flag: str | None, config_flag: str | None, as_json: bool) -> N
         return
     click.echo(
         hint(
-            f"Delivery is paused; events are still accepted. {show_count(status['pending'])} are pending, "
+            f"Delivery is paused; events are still accepted. {counted(status['pending'], 'event', 'is')} pending, "
             f"{show_count(status['in_flight'])} in flight. `px-sidecar resume` starts delivery again."
         )
     )

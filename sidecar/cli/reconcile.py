@@ -21,7 +21,7 @@ from sidecar.config import Config
 from sidecar.control.client import ControlApi
 from sidecar.errors import Failed
 from sidecar.px import decode_events, read_events
-from sidecar.units import show_count
+from sidecar.units import counted, show_count
 
 __all__ = ["Reconciliation", "reconcile"]
 
@@ -85,8 +85,8 @@ def reconcile(
     Events are counted by their date. The newest 15 minutes are left out,
     because PX shows events late. If several hosts deliver to the subscription,
     add their figures with --add; start and end then come from the files. Exits
-    with 1 if PX has fewer events than were delivered, or if none could be
-    compared. The API key needs Read.
+    with 1 if PX has fewer events than were delivered, or if none of them could
+    be compared. The API key needs Read.
 
     \b
     Examples:
@@ -202,17 +202,17 @@ def _show(result: Reconciliation, *, asked: bool) -> None:
             "delivered before are not counted."
         )
     if not asked:
-        out.print(f"{show_count(result.delivered)} events were delivered.")
+        out.print(f"{counted(result.delivered, 'event', 'was')} delivered.")
     elif result.missing:
         out.print(
-            f"PX has {show_count(result.missing)} events fewer than were delivered. It discards events above 1,000 per "
+            f"PX has {counted(result.missing, 'event')} fewer than were delivered. It discards events above 1,000 per "
             "user and day, 500 per session and 2,000 event names without an error; some plans require each name to be "
             "registered under Administration > Events."
         )
+    elif not result.names:
+        out.print("No event was delivered in this time, so nothing was compared.")
     elif result.px is None:
-        out.print(
-            "Nothing was compared: no event was delivered in this time, or none has a name that PX can be asked for."
-        )
+        out.print("Nothing was compared: none of the names that were delivered is one that PX can be asked for.")
     else:
         unasked = sum(name.px is None for name in result.names)
         but = f", except {unasked} names with a semicolon, which PX cannot be asked for" if unasked else ""

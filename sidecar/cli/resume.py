@@ -6,7 +6,7 @@ import click
 
 from sidecar.cli.backend import connect_daemon, control_option
 from sidecar.cli.common import hint, json_option, print_json
-from sidecar.units import show_count
+from sidecar.units import counted
 
 __all__ = ["resume"]
 
@@ -36,7 +36,7 @@ def resume(control_flag: str | None, config_flag: str | None, as_json: bool) -> 
 
 def _outcome(before: dict[str, Any], status: dict[str, Any]) -> str:
     """Return one statement: what holds now, and why where nothing is delivered."""
-    pending = f"{show_count(status['pending'])} events are pending"
+    pending = f"{counted(status['pending'], 'event', 'is')} pending"
     if status["state"] == "open" and status["delivering"]:
         done = "was not stopped" if before["state"] == "open" else "is resumed"
         notes = "".join(f"\nNote: {reason}" for reason in status["reasons"])
@@ -44,7 +44,7 @@ def _outcome(before: dict[str, Any], status: dict[str, Any]) -> str:
     reason = status["reasons"][0] if status["reasons"] else "PX has not answered yet."
     if status["state"] in ("paused", "probing"):
         return (
-            f"PX is tried at once with one event, and delivery goes on if it answers; {pending}. Until then it is stopped: "
+            f"PX is tried at once with one event, and delivery continues if PX takes it; {pending}. Until then it is stopped: "
             f"{reason} " + hint("`px-sidecar status` shows what became of it.")
         )
     return f"No pause is in force, but nothing is delivered yet; {pending}. {reason}"

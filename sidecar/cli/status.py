@@ -14,7 +14,7 @@ from sidecar.cli.backend import connect_daemon, control_option, open_backend
 from sidecar.cli.common import hint, json_option, print_json
 from sidecar.cli.screen import console, fields, local_time, printable
 from sidecar.errors import NotRunning, SidecarError
-from sidecar.units import show_count, show_duration, show_size
+from sidecar.units import counted, show_count, show_duration, show_size
 
 __all__ = ["render_status", "status"]
 
@@ -142,11 +142,11 @@ def _lines(snapshot: dict[str, Any]) -> list[tuple[str, object]]:
     lines.append(("dropped", _counted_reasons(snapshot["dropped"], snapshot["dropped_by_reason"])))
     dead = _counted_reasons(snapshot["dead"], snapshot["dead_by_reason"])
     lines.append(("dead", hint(f"{dead}; `px-sidecar dead list`") if snapshot["dead"] else dead))
-    repeated = f", {show_count(snapshot['repeated'])} duplicates not stored" if snapshot["repeated"] else ""
+    repeated = f", {counted(snapshot['repeated'], 'duplicate')} not stored" if snapshot["repeated"] else ""
     lines.append(("accepted", f"{show_count(snapshot['accepted'])}{repeated}"))
     if count := snapshot.get("without_account"):
         lines.append(
-            ("no account", f"{show_count(count)} events since the start; behind a load balancer send context.groupId")
+            ("no account", f"{counted(count, 'event')} since the start; behind a load balancer send context.groupId")
         )
     lines.append(("pace", _pace(snapshot)))
     lines.append(("quota", _quota(snapshot["quota"])))

@@ -18,7 +18,7 @@ from sidecar.events import decode_stored
 from sidecar.mapping import NO_ACCOUNT, PRIORITIES, Account, Mapper, Settings
 from sidecar.outbox import EventState, Page, Row, Settlement, Store, hashed_values
 from sidecar.outbox.steps import READ_BYTES
-from sidecar.units import iso_utc, show_count
+from sidecar.units import counted, iso_utc
 
 __all__ = [
     "ExportNote",
@@ -47,7 +47,7 @@ class ExportNote(msgspec.Struct, frozen=True):
 
     def describe(self) -> str:
         """Return what it means for the operator, and what to do, in one sentence."""
-        moved = f"{show_count(self.moved)} events were moved to {self.file} at {iso_utc(self.at_ms)}"
+        moved = f"{counted(self.moved, 'event', 'was')} moved to {self.file} at {iso_utc(self.at_ms)}"
         if not self.units:
             return f"{moved}; `px-sidecar outbox import --back {self.file}` makes them pending here again."
         return (

@@ -7,7 +7,7 @@ console show them in this order. To add one, append it in ``problems`` under the
 from typing import TYPE_CHECKING, Final
 
 from sidecar.control.status import Severity, StatusProblem
-from sidecar.units import show_count, show_size
+from sidecar.units import counted, show_count, show_duration, show_size
 
 if TYPE_CHECKING:  # state.py builds the record and calls this function
     from sidecar.control.state import DaemonState
@@ -58,15 +58,15 @@ def _refused(state: "DaemonState") -> str:
         parts.append(f"{_calls(theirs, 'refused')}, and the app has to change")
     if ours:
         parts.append(f"{_calls(ours, 'answered 503')}, and the app has to send them again")
-    newest = f" The last: {refused.last_message}" if refused.last_message else ""
+    # With its age: what it says may be over.
+    newest = f" The last, {show_duration(refused.last_s)} ago: {refused.last_message}" if refused.last_message else ""
     return f"{'; '.join(parts)}; `px-sidecar tail` shows each as it comes.{newest}"
 
 
 def _calls(by_code: dict[str, int], what: str) -> str:
     """Return how many calls were answered so since the start, with their codes."""
     codes = ", ".join(f"{code} {show_count(count)}" for code, count in sorted(by_code.items()))
-    count = sum(by_code.values())
-    return f"{show_count(count)} call{' was' if count == 1 else 's were'} {what} since the start ({codes})"
+    return f"{counted(sum(by_code.values()), 'call', 'was')} {what} since the start ({codes})"
 
 
 def _quota_near(state: "DaemonState") -> str:

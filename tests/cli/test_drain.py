@@ -22,7 +22,7 @@ def test_drain_fails_at_once_while_delivery_is_paused(daemon_dir: DaemonDir, ver
         daemon.track("u1", "Feature Used")
         ran = verb("drain", *daemon_dir.flags)
     assert ran.code == 1
-    assert ran.err == ("px-sidecar: 1 events are pending. Delivery was paused; `px-sidecar resume` starts it again.\n")
+    assert ran.err == ("px-sidecar: 1 event is pending. Delivery was paused; `px-sidecar resume` starts it again.\n")
 
 
 def test_drain_of_an_empty_paused_outbox_succeeds(daemon_dir: DaemonDir, verb):
@@ -36,7 +36,7 @@ def test_drain_fails_after_its_timeout(daemon_dir: DaemonDir, verb):
         daemon.track("u1", "Feature Used")
         ran = verb("drain", "--timeout", "100ms", *daemon_dir.flags)
     assert ran.code == 1
-    assert "1 events are still pending" in ran.err
+    assert "1 event is still pending" in ran.err
 
 
 def test_drain_needs_a_daemon(daemon_dir: DaemonDir, verb):
@@ -68,4 +68,4 @@ def test_drain_counts_what_was_dropped_or_died_apart(daemon_dir: DaemonDir, verb
     assert ran.code == 0
     assert "delivered" in ran.out
     assert ran.out.startswith("Nothing is pending; 0 events were delivered")
-    assert "1 are dead" in ran.out
+    assert "1 is dead" in ran.out

@@ -26,6 +26,8 @@ def test_forget_removes_history_and_pending_events(daemon_dir: DaemonDir, verb):
         "not_reached": [],
     }
     assert any("backups" in what for what in ran.json["not_reached"])
+    # As JSON it kept silent about PX, which the text names first.
+    assert "the users in PX (--px deletes them)" in ran.json["not_reached"]
     assert all("ann" not in str(event) for event in left)
     assert status["dropped_by_reason"] == {"forgotten": 1}
     assert status["accepted"] == status["pending"] + status["delivered"] + status["dropped"] + status["dead"]

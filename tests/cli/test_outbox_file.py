@@ -40,7 +40,7 @@ def test_a_rescued_file_is_taken_in_once_and_named_until_then(daemon_dir: Daemon
     assert first.json == {"accepted": 2, "repeated": 2, "dead": 1, "file": str(rescued)}
     assert rescued.read_bytes() == before
     again = verb("outbox", "import", str(rescued), "--dead", *daemon_dir.flags)
-    assert again.out.startswith("1 events were imported; 4 were already stored.\nThe file is now ")
+    assert again.out.startswith("1 event was imported; 4 were already stored.\nThe file is now ")
     status = verb("status", "--json", *daemon_dir.flags).json
     assert (status["pending"], status["warnings"]) == (5, [])
     assert not rescued.exists()

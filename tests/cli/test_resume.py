@@ -12,7 +12,7 @@ def test_a_lifted_pause_is_resumed_delivery(daemon_dir: DaemonDir, verb):
         daemon.track("u1", "Feature Used")
         ran = verb("resume", *daemon_dir.flags)
         again = verb("resume", *daemon_dir.flags)
-    assert ran.out == "Delivery is resumed; 1 events are pending.\n"
+    assert ran.out == "Delivery is resumed; 1 event is pending.\n"
     assert again.out.startswith("Delivery was not stopped; ")
 
 
@@ -23,7 +23,7 @@ def test_while_the_key_is_wrong_delivery_is_not_called_resumed(daemon_dir: Daemo
         wait_until(lambda: daemon.status()["state"] == "paused", "the pause")
         ran = verb("resume", *daemon_dir.flags)
     assert "resumed" not in ran.out
-    assert ran.out.startswith("PX is tried at once with one event, and delivery goes on if it answers; 1 events")
+    assert ran.out.startswith("PX is tried at once with one event, and delivery continues if PX takes it; 1 event")
     assert "PX answered 401" in ran.out
 
 

@@ -64,6 +64,7 @@ def test_an_app_need_not_change_for_a_full_outbox():
     assert full.startswith(
         "26 calls were answered 503 since the start (outbox_full 26), and the app has to send them again;"
     )
+    assert full.endswith(" The last, 1.0s ago: The outbox is full."), "its age: what it says may be over"
     (both,) = messages(refused=RefusedCalls({"busy": 1, "bad_json": 2}, 1.0, ""))
     assert (
         "2 calls were refused since the start (bad_json 2), and the app has to change; 1 call was answered 503" in both
