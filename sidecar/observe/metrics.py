@@ -219,7 +219,8 @@ class Metrics:
         """These events are on disk."""
         accepted, dead = OUTCOMES.index("accepted"), OUTCOMES.index("dead")
         for event in events:
-            name, source = event.name[:NAME_CHARS], str(event.source)
+            # As for outcomes: the name of a page is data of the app, which a rule may hide.
+            name, source = (event.name if event.kind == "track" else event.kind)[:NAME_CHARS], str(event.source)
             self._by_name.add(name, accepted)
             self._by_source.add(source, accepted)
             if event.bad is not None:
@@ -298,7 +299,7 @@ class Metrics:
         yield _plain(
             "commits_total", "Transactions of the outbox that wrote rows and are on disk.", self.commit_seconds.count
         )
-        about = "Events since the start by name as sent, and outcome; names beyond the first 100 are other."
+        about = "Events since the start by name as sent (of other calls: the type), and outcome; names beyond the first 100 are other."
         yield self._by_name.family("events_by_name_total", about, "event")
         about = "Events since the start by number of the [[source]] in the outbox, 0 without one, and outcome."
         yield self._by_source.family("events_by_source_total", about, "source")

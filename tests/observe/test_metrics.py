@@ -179,6 +179,7 @@ class Accepted(NamedTuple):
     source: int
     name: str
     bad: str | None = None
+    kind: str = "track"
 
 
 def settled(name: str, **changed) -> EventOutcome:
@@ -203,6 +204,21 @@ def test_events_are_counted_by_name_source_and_outcome():
         (("event", "B"), ("outcome", "dead")): 1,
     }
     assert samples["px_sidecar_events_by_source_total", ("outcome", "accepted"), ("source", "2")] == 1
+
+
+def test_calls_without_an_event_are_counted_by_type():
+    """The name of a page may be hidden by a rule, and its outcome was counted under another label."""
+    metrics, _ = made()
+    metrics.accepted([Accepted(0, "/?email=jane", kind="page"), Accepted(0, "", kind="identify")])
+    body = msgspec.json.encode({"type": "page", "name": "/?email=jane"})
+    metrics.settled(msgspec.structs.replace(settled("A"), body=body), 2_000)
+    samples = samples_of(metrics)
+    named = {key[1:] for key, value in samples.items() if key[0] == "px_sidecar_events_by_name_total" and value}
+    assert named == {
+        (("event", "page"), ("outcome", "accepted")),
+        (("event", "page"), ("outcome", "delivered")),
+        (("event", "identify"), ("outcome", "accepted")),
+    }
 
 
 def test_names_and_sources_are_bounded_and_the_rest_is_other():
