@@ -123,8 +123,7 @@ class BacklogRoutes:
         """Return a delivered event in the form in which it is accepted again: dated as before, with an id of its own."""
         event = decode_or_empty(row.body)
         event = event | {"messageId": f"resend:{event.get('messageId')}"}
-        if not _dated(event):
-            event["originalTimestamp"] = row.received_ms
+        event = self._settings.now.mapper.keep_date(event, row.received_ms)
         # It was within the limits when it came, and is not judged again.
         judged = JudgedEvent(event, event["messageId"], encode(event), None)
         again = new_event(

@@ -28,7 +28,6 @@ from sidecar.mapping import (
     compile_mapping,
     compile_settings,
 )
-from sidecar.mapping.dates import to_epoch_ms
 from sidecar.mapping.privacy import hide_in
 from sidecar.observe import Redact
 from sidecar.outbox import NewEvent, Outbox, Remembered, Row, Store, Via, dead, hashed_values, new_event, queries
@@ -320,10 +319,8 @@ class OutboxAdmin:
                 f"event {position} belongs to {exported.property_key}, which is not a product of this host; add a "
                 "[[source]] with that property_key"
             )
-        event = exported.event
-        if not any(to_epoch_ms(event.get(key)) is not None for key in ("timestamp", "originalTimestamp")):
-            # Without a date of its own the event would be dated by its import.
-            event = event | {"originalTimestamp": exported.received_ms}
+        # Without a usable date of its own the event would be dated by its import.
+        event = self._settings.now.mapper.keep_date(exported.event, exported.received_ms)
         # An exported event holds what its batch had added to it, which was judged by itself: twice the limit.
         judged = judge(event, 2 * self._settings.now.config.outbox.max_event_bytes)
         if judged.bad is not None or judged.event is None:

@@ -137,6 +137,10 @@ class Mapper:
         redacted = self.redact(event, hashed)
         return redacted, sorted({*self.rules.hashed.made, *hashed})
 
+    def keep_date(self, event: dict[str, Any], received_ms: int) -> dict[str, Any]:
+        """Return the event with the date that it has when it was received at ``received_ms``, whenever it is mapped again."""
+        return self.rules.date.pinned(event, received_ms)
+
     def _expect_hashed(self, hashed: Collection[str]) -> None:
         values = self.rules.hashed
         values.made.clear()

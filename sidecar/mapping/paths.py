@@ -32,6 +32,11 @@ DEFAULT_PATHS: dict[str, tuple[str, ...]] = {
 }
 
 
+def _is_own_key(path: str) -> bool:
+    """Return True for a key of the call itself, which can be set without a change of the app's data."""
+    return "." not in path and not path.startswith("=")
+
+
 def report_no_text(field: str, path: str, value: Any, changes: list[Change]) -> None:
     """Report a value that is left out because it is neither a text nor a number; a blank text is no value."""
     if value is not None and not isinstance(value, str):
@@ -120,3 +125,27 @@ class Field(msgspec.Struct, frozen=True):
             changes.append(Change(self.name, "the clock of this host was not set; 2020-01-01 is used"))
             return CLOCK_SET_MS
         return received_ms
+
+    def pinned(self, event: dict[str, Any], received_ms: int) -> dict[str, Any]:
+        """Return the event so that ``ms`` gives the date of today for any later time of receipt.
+
+        Where the time of receipt decides, it is written into the first key of the call that ``ms`` comes to, preferably
+        one without a value. A date that only paths into the app's own data could give is left as it is.
+        """
+        free = unreadable = None  # the first keys of the call without a value, and with one that is no time
+        for path, read in zip(self.paths, self.reads, strict=True):
+            value = read(event)
+            date_ms = to_epoch_ms(value)
+            if date_ms is not None:
+                if not is_implausible_ms(date_ms, received_ms):
+                    return event
+                # Paths behind an absurd date are not read: only a key up to this one can hold another.
+                free = free or unreadable or (path if _is_own_key(path) else None)
+                break
+            if _is_own_key(path):
+                if value is None or value == "":
+                    free = free or path
+                else:
+                    unreadable = unreadable or path
+        key = free or unreadable
+        return event if key is None else event | {key: self.ms(event, received_ms, [])}

@@ -141,3 +141,41 @@ def test_receipt_by_a_clock_that_was_not_set_is_reported():
     mapped = mapper().map(track(), NOTHING_KNOWN, property_key=KEY, received_ms=300_000)
     assert body_of(mapped)["date"] == 1_577_836_800_000
     assert "was not set" in changes_by_field(mapped)["date"]
+
+
+LATER_MS = RECEIVED_MS + 400 * DAY_MS
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {},
+        {"timestamp": T_MS},
+        {"originalTimestamp": T_MS},
+        {"timestamp": "soon"},
+        {"timestamp": "soon", "originalTimestamp": T_MS},
+        {"timestamp": "soon", "originalTimestamp": "never"},
+        {"timestamp": 171768960},
+        {"timestamp": 0, "originalTimestamp": T_MS},
+        {"timestamp": RECEIVED_MS + 3 * DAY_MS},
+        {"originalTimestamp": RECEIVED_MS + 3 * DAY_MS},
+        {"timestamp": "", "originalTimestamp": 0},
+    ],
+)
+@pytest.mark.parametrize(
+    "toml", ["", '[mapping.fields]\ndate = ["properties.when", "timestamp", "originalTimestamp"]\n']
+)
+def test_event_that_is_received_again_later_keeps_its_date(sent: dict, toml: str):
+    """An import or a resend dated events without a plausible date by the time of the import."""
+    compiled = mapper(toml)
+    first = compiled.map(track(**sent), NOTHING_KNOWN, property_key=KEY, received_ms=RECEIVED_MS)
+    kept = compiled.keep_date(track(**sent), RECEIVED_MS)
+    again = compiled.map(kept, NOTHING_KNOWN, property_key=KEY, received_ms=LATER_MS)
+    assert again.intents == first.intents
+    assert (kept == track(**sent)) is (body_of(first)["date"] == T_MS)
+
+
+def test_date_of_the_apps_own_data_is_not_written():
+    toml = '[mapping.fields]\ndate = ["properties.when", "timestamp"]\n'
+    zero = track(properties={"when": 0})
+    assert mapper(toml).keep_date(zero, RECEIVED_MS) == zero
