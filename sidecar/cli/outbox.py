@@ -93,6 +93,7 @@ def _move(source: "OfflineBackend", target: BinaryIO, units: list[str]) -> int:
     """Write, sync and mark all pending events page by page; return their number."""
     from sidecar.control.export import (
         ExportNote,
+        excluded_rows,
         exported_events,
         lift_export,
         mark_exported,
@@ -111,7 +112,8 @@ def _move(source: "OfflineBackend", target: BinaryIO, units: list[str]) -> int:
                 target.write(b"".join(msgspec.json.encode(line) + b"\n" for _, line in exportable))
                 _make_durable(target)
                 # Only now mark the rows: a crash before this line leaves them pending in both places, and none is lost.
-                mark_exported(source.store, [row for row, _ in exportable], source.clock.wall_ms())
+                moved, excluded = [row for row, _ in exportable], excluded_rows(rows, settings)
+                mark_exported(source.store, moved, source.clock.wall_ms(), excluded)
                 count += len(exportable)
                 progress.update(task, completed=count)
     except BaseException:

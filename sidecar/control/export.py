@@ -22,6 +22,7 @@ from sidecar.units import counted, iso_utc
 
 __all__ = [
     "ExportNote",
+    "excluded_rows",
     "export_note",
     "exported_events",
     "lift_export",
@@ -112,8 +113,9 @@ def _pages(read_page: Callable[..., Page]) -> Iterator[list[Row]]:
 def exported_events(store: Store, rows: Sequence[Row], settings: Settings) -> list[tuple[Row, ExportedEvent]]:
     """Return the rows of a page in the form that is exported, redacted by the privacy rules.
 
-    Redaction removes only what the mapping removes as well, so the importing host maps an event to the same request.
-    A row whose body cannot be decoded is left out: it stays in this outbox, and the mapping reports it. Raises sqlite3.Error.
+    Redaction removes only what the mapping removes as well, so the importing host maps an event to the same request. What
+    the rules exclude is left out (``excluded_rows``). So is a row whose body cannot be decoded: it stays in this outbox, and
+    the mapping reports it. Raises sqlite3.Error.
     """
     keys = [(settings.product_of(row.source), row.user) for row in rows]
     store.accounts.load((product, user) for product, user in keys if user is not None)
@@ -130,6 +132,8 @@ def _exported(row: Row, product: str, memory: Account, mapper: Mapper) -> Export
     try:
         event = decode_stored(row.body)
     except msgspec.DecodeError:
+        return None
+    if mapper.excluded(event):
         return None
     shown, hashed = mapper.export(event, hashed_values(row.hashed))
     account, account_from = _revealed(row.account, mapper)
@@ -154,10 +158,28 @@ def _revealed(account: Account | None, mapper: Mapper) -> tuple[str, str]:
     return shown, account.path if account and shown == account.id else ""
 
 
-def mark_exported(store: Store, rows: Sequence[Row], now_ms: int) -> None:
-    """Settle exported rows as dropped with reason ``moved``, in one transaction.
+def excluded_rows(rows: Sequence[Row], settings: Settings) -> list[Settlement]:
+    """Return the outcomes of the rows that the rules in force exclude.
+
+    They must be decided here: a filter may look at a value that redaction removes, and would find nothing on the other host.
+    """
+    found = []
+    for row in rows:
+        try:
+            excluded = settings.mapper.excluded(decode_stored(row.body))
+        except msgspec.DecodeError:
+            continue
+        if excluded:
+            reason, detail = excluded
+            found.append(Settlement(row.id, row.priority, EventState.DROPPED, reason, detail=detail))
+    return found
+
+
+def mark_exported(store: Store, rows: Sequence[Row], now_ms: int, excluded: Sequence[Settlement] = ()) -> None:
+    """Settle exported rows as dropped with reason ``moved``, and the ``excluded`` ones, in one transaction.
 
     Call it after the exported lines are synced to disk: from then on only the export holds these events.
     """
+    moved = [Settlement(row.id, row.priority, EventState.DROPPED, "moved") for row in rows]
     with store.transaction():
-        store.settle([Settlement(row.id, row.priority, EventState.DROPPED, "moved") for row in rows], now_ms)
+        store.settle([*moved, *excluded], now_ms)

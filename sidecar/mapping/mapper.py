@@ -137,6 +137,11 @@ class Mapper:
         redacted = self.redact(event, hashed)
         return redacted, sorted({*self.rules.hashed.made, *hashed})
 
+    def excluded(self, event: dict[str, Any]) -> tuple[str, str] | None:
+        """Return why an opt-out, a forgotten user or a filter keeps the event from PX, and the rule; None if none does."""
+        identity = self._identity(event)
+        return self._excluded(event, identity[0] if identity else None)
+
     def keep_date(self, event: dict[str, Any], received_ms: int) -> dict[str, Any]:
         """Return the event with the date that it has when it was received at ``received_ms``, whenever it is mapped again."""
         return self.rules.date.pinned(event, received_ms)

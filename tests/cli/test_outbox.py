@@ -249,3 +249,19 @@ def test_import_names_a_line_that_is_not_json(daemon_dir: DaemonDir, verb, tmp_p
         ran = verb("outbox", "import", str(file), *daemon_dir.flags)
     assert ran.code == 1
     assert "Line 1 is not JSON" in ran.err
+
+
+def test_filter_decides_before_the_export(tmp_path, verb):
+    """A filter by a value that redaction removes found nothing on the other host, which sent the event."""
+    rules = '[mapping.attributes]\ndrop = ["email"]\n'
+    with DaemonDir(tmp_path, rules).running() as daemon:
+        daemon.client.post("/v1/pause")
+        daemon.track("u1", "Feature Used", context={"traits": {"email": "bot@example.com"}})
+        daemon.track("u2", "Feature Used")
+    rules += '[[mapping.drop]]\nevent = "*"\nwhere = { "context.traits.email" = "*@example.com" }\n'
+    daemon_dir = DaemonDir(tmp_path, rules)
+    file = tmp_path / "moved.ndjson"
+    assert verb("outbox", "export", str(file), "--json", *daemon_dir.flags).json["moved"] == 1
+    assert [json.loads(line)["event"]["userId"] for line in file.read_text().splitlines()] == ["u2"]
+    status = verb("status", "--json", *daemon_dir.flags).json
+    assert (status["pending"], status["dropped_by_reason"]) == (0, {"moved": 1, "filtered": 1})
