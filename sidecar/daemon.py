@@ -220,7 +220,7 @@ def build(config: Config, seams: Seams) -> Application:
         audit,
         WatchRoutes(telemetry, seams.log_lines or LogLines()),
         DeadGroupRoutes(outbox),
-        BacklogRoutes(outbox, settings, delivery),
+        BacklogRoutes(outbox, settings, clock, delivery),
         FleetRoutes(fleet),
         MappingRoutes(outbox, settings, seams.config_file),
         IdleRulesRoutes(outbox, settings),

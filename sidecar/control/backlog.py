@@ -10,13 +10,13 @@ from typing import Any, Final
 import msgspec
 import trio
 
+from sidecar.clock import Clock
 from sidecar.control.answers import Int64, RouteTable, decode_body, json_response
 from sidecar.control.outbox_admin import LoadedEvents, NothingLoaded
 from sidecar.control.selection import EventCommand, event_filter
 from sidecar.events import JudgedEvent, decode_or_empty, encode, judge
 from sidecar.http import Request, Response
-from sidecar.mapping import LiveSettings, Priority
-from sidecar.mapping.dates import to_epoch_ms
+from sidecar.mapping import LiveSettings, Mapper, Priority
 from sidecar.outbox import NewEvent, Outbox, Row, Via, new_event
 from sidecar.outbox.backlog import USAGE_TYPES, Kind, count_page, delivered_page, discard_page, mark_resent
 from sidecar.outbox.jobs import advance_job, jobs
@@ -48,8 +48,11 @@ class BackfillCommand(msgspec.Struct, forbid_unknown_fields=True):
 class BacklogRoutes:
     """The routes. ``loaded`` is running delivery, or None without a daemon."""
 
-    def __init__(self, outbox: Outbox, settings: LiveSettings, loaded: LoadedEvents | None = None) -> None:
+    def __init__(
+        self, outbox: Outbox, settings: LiveSettings, clock: Clock, loaded: LoadedEvents | None = None
+    ) -> None:
         self._outbox = outbox
+        self._clock = clock
         self._settings = settings
         self._loaded = loaded or NothingLoaded()
         self.routes: RouteTable = {
@@ -164,8 +167,9 @@ class BacklogRoutes:
         sources = event_filter(settings, None, command.source, None, None, None).sources or (0,)
         new: list[NewEvent] = []
         refused: list[dict[str, Any]] = []
+        now_ms = self._clock.wall_ms()
         for position, event in enumerate(command.events):
-            bad = _history_error(event)
+            bad = _history_error(event, settings.mapper, now_ms)
             judged = None if bad else judge(event, settings.config.outbox.max_event_bytes)
             if judged is None or judged.bad is not None:
                 refused.append({"index": position, "message": bad or (judged and judged.bad)})
@@ -182,19 +186,15 @@ class BacklogRoutes:
         return used_bytes < self._outbox.capacity.max_bytes * ROOM
 
 
-def _dated(event: dict[str, Any]) -> bool:
-    return any(to_epoch_ms(event.get(key)) is not None for key in ("timestamp", "originalTimestamp"))
-
-
-def _history_error(event: Any) -> str | None:
+def _history_error(event: Any, mapper: Mapper, now_ms: int) -> str | None:
     """Return why an event cannot be taken as history, in one clause; None if it can."""
     if not isinstance(event, dict):
         return "it is not a JSON object"
     if event.get("type", "track") not in USAGE_TYPES:
         # Traits and accounts of the past would overwrite those of today.
         return f"its type is {str(event.get('type'))[:40]!r}; only track, page and screen events are taken"
-    if not _dated(event):
-        return "it has no timestamp that can be read, and would be dated today"
+    if not mapper.has_own_date(event, now_ms):
+        return "it has no timestamp that can be read and is plausible, and would be dated today"
     if not isinstance(event.get("messageId"), str) or not event["messageId"].strip():
         return "it has no messageId"
     return None

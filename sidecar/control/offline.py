@@ -119,7 +119,7 @@ class OfflineBackend:
             more=[
                 audit.routes,
                 DeadGroupRoutes(outbox).routes,
-                BacklogRoutes(outbox, self.settings).routes,
+                BacklogRoutes(outbox, self.settings, self.clock).routes,
                 IdleRulesRoutes(outbox, self.settings).routes,
                 TraceRoutes(outbox, self.settings, self.clock, reader).routes,
             ],

@@ -142,6 +142,10 @@ class Mapper:
         identity = self._identity(event)
         return self._excluded(event, identity[0] if identity else None)
 
+    def has_own_date(self, event: dict[str, Any], received_ms: int) -> bool:
+        """Return True if PX gets the event's own date, and not the time of receipt."""
+        return self.rules.date.has_own_date(event, received_ms)
+
     def keep_date(self, event: dict[str, Any], received_ms: int) -> dict[str, Any]:
         """Return the event with the date that it has when it was received at ``received_ms``, whenever it is mapped again."""
         return self.rules.date.pinned(event, received_ms)

@@ -126,19 +126,24 @@ class Field(msgspec.Struct, frozen=True):
             return CLOCK_SET_MS
         return received_ms
 
+    def has_own_date(self, event: dict[str, Any], received_ms: int) -> bool:
+        """Return True if the event's own date is used, False if the time of receipt is."""
+        given_ms = next((date_ms for read in self.reads if (date_ms := to_epoch_ms(read(event))) is not None), None)
+        return given_ms is not None and not is_implausible_ms(given_ms, received_ms)
+
     def pinned(self, event: dict[str, Any], received_ms: int) -> dict[str, Any]:
         """Return the event so that ``ms`` gives the date of today for any later time of receipt.
 
         Where the time of receipt decides, it is written into the first key of the call that ``ms`` comes to, preferably
         one without a value. A date that only paths into the app's own data could give is left as it is.
         """
+        if self.has_own_date(event, received_ms):
+            return event
         free = unreadable = None  # the first keys of the call without a value, and with one that is no time
         for path, read in zip(self.paths, self.reads, strict=True):
             value = read(event)
             date_ms = to_epoch_ms(value)
             if date_ms is not None:
-                if not is_implausible_ms(date_ms, received_ms):
-                    return event
                 # Paths behind an absurd date are not read: only a key up to this one can hold another.
                 free = free or unreadable or (path if _is_own_key(path) else None)
                 break

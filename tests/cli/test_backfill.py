@@ -84,6 +84,17 @@ def test_cancelled_it_goes_on_behind_the_last_batch(daemon_dir: DaemonDir, verb,
     assert (over["state"], over["position"], over["done"]) == ("done", "5", 5)
 
 
+@pytest.mark.parametrize("absurd", [0, "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", 171768960])
+def test_line_with_an_absurd_date_is_left_out(daemon_dir: DaemonDir, verb, tmp_path, absurd):
+    """Such a line was accepted, and reached PX with the date of the backfill."""
+    file = tmp_path / "zero.ndjson"
+    file.write_text(history(past(0), past(1, timestamp=absurd)))
+    with daemon_dir.running() as daemon:
+        ran = verb("backfill", str(file), *daemon_dir.flags)
+        assert daemon.settle()["accepted"] == 1
+    assert "would be dated today" in ran.err
+
+
 def test_lines_that_cannot_be_used_are_named_and_left_out(daemon_dir: DaemonDir, verb, tmp_path):
     file = tmp_path / "mixed.ndjson"
     file.write_text(
