@@ -46,6 +46,7 @@ __all__ = [
     "kind_and_name",
     "merge_batch",
     "name_of",
+    "shape_error",
     "shared_error",
     "shared_of",
     "too_large_error",
@@ -178,7 +179,7 @@ def judge(
         bad: str | None = f"it is nested deeper than {MAX_DEPTH} levels"
         body = encode_repaired(event)
     else:
-        bad = _shape_error(event)
+        bad = shape_error(event)
     # Measured a second time only if the text with the additions is too long, which is rare.
     if bad is None and len(body) > max_event_bytes and (own_bytes := _encoded_bytes(own)) > max_event_bytes:
         bad = too_large_error(own_bytes, max_event_bytes)
@@ -253,7 +254,7 @@ def _message_id(event: dict[str, Any], reject: Collection[str]) -> str:
     return message_id
 
 
-def _shape_error(event: dict[str, Any]) -> str | None:
+def shape_error(event: dict[str, Any]) -> str | None:
     """Return the first reason why the event cannot be delivered, or None."""
     kind = event.get("type")
     if type(kind) is not str or kind not in TYPES:

@@ -50,7 +50,7 @@ from sidecar.deliver.order import QUEUE_MAX, LoadedEvent, QueueKey, UserQueues
 from sidecar.deliver.quota import DailyCaps, Lease
 from sidecar.deliver.retry import Failures, delay_s
 from sidecar.deliver.sweep import RuleJudge, RuleSweep
-from sidecar.events import decode_stored, name_of
+from sidecar.events import decode_stored, name_of, shape_error
 from sidecar.mapping import PRIORITIES, CustomEvent, Known, LiveSettings, Priority
 from sidecar.observe import Telemetry
 from sidecar.outbox import PAGE_ROWS, ClockTrust, EventState, Failure, Page, Remembered, Row, Settlement, hashed_values
@@ -258,6 +258,9 @@ class Dispatcher:
             return self._settlement(
                 event, EventState.DEAD, "mapping_error", detail=f"The stored event is damaged ({error})."
             )
+        # A retry does not make an event of what is none; mapped, it would be dropped, or dead as if by a bug of the mapping.
+        if row.retried_ms and (bad := shape_error(call)) is not None:
+            return self._settlement(event, EventState.DEAD, "bad_event", detail=bad)
         mapped = settings.mapper.map(
             *(call, memory.known),
             property_key=product,

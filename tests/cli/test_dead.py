@@ -192,3 +192,19 @@ def test_a_retry_of_bad_events_says_that_it_cannot_help(refusing, verb):
     mixed = verb("dead", "retry", "--all", *refusing.daemon_dir.flags)
     assert (mixed.code, mixed.out) == (0, "3 dead letters are pending again.\n")
     assert "1 of them is bad_event" in mixed.err
+
+
+def test_a_retried_bad_event_is_a_bad_event_again(daemon_dir: DaemonDir, verb):
+    """It became a mapping_error, "which is a bug: please report it"; what was no object was dropped: no_user."""
+    with daemon_dir.running() as daemon:
+        with socket.socket(socket.AF_UNIX) as line:
+            line.connect(daemon_dir.unix)
+            line.sendall(b'[{"type":"nonsense","userId":"u"},7,{"type":"track","event":" ","userId":"u"}]\n')
+            line.recv(1000)
+        before = verb("dead", "list", "--json", *daemon_dir.flags).json["letters"]
+        assert len(before) == 3
+        assert verb("dead", "retry", "--all", "--yes", *daemon_dir.flags).code == 0
+        assert (daemon.settle()["dead"], daemon.status()["dropped"]) == (3, 0)
+        after = verb("dead", "list", "--json", *daemon_dir.flags).json["letters"]
+    assert [letter["reason"] for letter in after] == ["bad_event"] * 3
+    assert {letter["detail"] for letter in after} > {letter["detail"] for letter in before[::2]}
