@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -78,18 +80,20 @@ def export(file: Path, config_flag: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"moved": count, "file": str(file)})
     else:
-        click.echo(hint(f"{events_of(count)} moved to {file}; run `px-sidecar outbox import` on the other host."))
+        click.echo(
+            hint(f"{events_of(count)} moved to {file}; run `px-sidecar outbox import {file.name}` on the other host.")
+        )
     if units:
         click.echo(
             hint(
-                f"The daemon, {' and '.join(units)} are stopped. They stay so until `px-sidecar outbox import`, "
+                f"{' and '.join(['The daemon', *units])} are stopped. They stay so until `px-sidecar outbox import`, "
                 f"`px-sidecar outbox import --back {file}` here, or a start of the daemon."
             ),
             err=True,
         )
 
 
-def _move(source: "OfflineBackend", target: BinaryIO, units: list[str]) -> int:
+def _move(source: "OfflineBackend", target: FileIO, units: list[str]) -> int:
     """Write, sync and mark all pending events page by page; return their number."""
     from sidecar.control.export import (
         ExportNote,
@@ -109,8 +113,7 @@ def _move(source: "OfflineBackend", target: BinaryIO, units: list[str]) -> int:
         with progress:
             for rows in pending_pages(source.store):
                 exportable = exported_events(source.store, rows, settings)
-                target.write(b"".join(msgspec.json.encode(line) + b"\n" for _, line in exportable))
-                _make_durable(target)
+                _write_durably(target, b"".join(msgspec.json.encode(line) + b"\n" for _, line in exportable), count)
                 # Only now mark the rows: a crash before this line leaves them pending in both places, and none is lost.
                 moved, excluded = [row for row, _ in exportable], excluded_rows(rows, settings)
                 mark_exported(source.store, moved, source.clock.wall_ms(), excluded)
@@ -134,10 +137,10 @@ def _ensure_not_running(config_flag: str | None) -> None:
     raise Failed("The daemon is running and would send exported events; stop it first (`systemctl stop px-sidecar`).")
 
 
-def _create_file(file: Path) -> BinaryIO:
-    """Create the file for its owner alone, durably."""
+def _create_file(file: Path) -> FileIO:
+    """Create the file for its owner alone, durably. It has no buffer: what it holds is what was written."""
     try:
-        created = open(file, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))  # noqa: SIM115 - the caller closes it
+        created = FileIO(file, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
         folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -150,14 +153,26 @@ def _create_file(file: Path) -> BinaryIO:
     return created
 
 
-def _make_durable(target: BinaryIO) -> None:
+def _write_durably(target: FileIO, lines: bytes, moved: int) -> None:
+    """Append lines and sync them; if that fails, remove what was written of them: they are still pending. Raises Failed."""
+    start, rest = target.tell(), memoryview(lines)
     try:
-        target.flush()
+        while rest:
+            rest = rest[target.write(rest) :]
         os.fsync(target.fileno())
     except OSError as error:
+        with suppress(OSError):
+            target.seek(start)
+            target.truncate()
+        name = target.name
+        if not moved:
+            raise Failed(
+                f"{name} cannot be written ({error.strerror}), and nothing was moved; make room there."
+            ) from None
         raise Failed(
-            f"{target.name} could not be written ({error.strerror}); the events synced to it were moved, the others are "
-            "still pending here. Free disk space, then export into a new file."
+            f"{name} cannot be written any more ({error.strerror}): {counted(moved, 'event', 'was')} moved to it, and the "
+            "others are still pending here. Export them into a new file where there is room, or take back what was moved "
+            f"with `px-sidecar outbox import --back {name}`."
         ) from None
 
 
@@ -216,6 +231,11 @@ def import_(
                 progress.update(task, completed=total["accepted"] + total["repeated"])
         units = _lift(backend)
     restart_sockets(units)  # outside of the block, in which root has the rights of the outbox's owner
+    _report(total, units, as_json=as_json)
+    _say_what_is_missing(total, file.name)
+
+
+def _report(total: dict[str, int], units: list[str], *, as_json: bool) -> None:
     if as_json:
         print_json({name: number for name, number in total.items() if number or name in ("accepted", "repeated")})
     else:
@@ -223,8 +243,13 @@ def import_(
             f"{counted(total['accepted'], 'event', 'was')} imported; {show_count(total['repeated'])} {'was' if total['repeated'] == 1 else 'were'} already stored."
         )
     if units:
-        click.echo(f"The export of this host is over: {' and '.join(units)} may start the daemon again.", err=True)
-    _say_what_is_missing(total, file.name)
+        click.echo(
+            hint(
+                f"The export of this host is over: {' and '.join(units)} may start the daemon again, and "
+                "`systemctl start px-sidecar` does."
+            ),
+            err=True,
+        )
 
 
 def _is_outbox(path: Path, *, dead: bool, lines_only: bool) -> bool:
@@ -245,7 +270,7 @@ def _count_importable(backend: ControlApi, file: BinaryIO, lines: int) -> int:
     count = 0
     progress, task = progress_bar("counting", total=lines)
     with progress:
-        for numbers, events in batches(_lines(file)):
+        for numbers, events in batches(_lines(file, quiet=True)):
             try:
                 count += backend.post("/v1/import/count", {"events": events})["count"]
             except Failed as error:
@@ -305,14 +330,19 @@ def _lift(backend: object) -> list[str]:
     return [] if note is None else note.units
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield the numbered lines that are not empty. Raises Failed for one that is not JSON."""
+def _lines(file: BinaryIO, *, quiet: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Yield the numbered lines that are not empty. Raises Failed for one that is not JSON, but not for a cut last line."""
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
             msgspec.json.decode(line)
         except msgspec.DecodeError as error:
+            # An export marks events as moved once their lines are complete and synced: this event was not moved.
+            if number > 1 and not line.endswith(b"\n"):
+                if not quiet:
+                    click.echo(f"Line {number}, the last, is cut off and left out: its event was not moved.", err=True)
+                return
             raise Failed(
                 f"Line {number} is not JSON ({error}); use a complete file written by `outbox export`."
             ) from None

@@ -258,8 +258,7 @@ class Dispatcher:
             return self._settlement(
                 event, EventState.DEAD, "mapping_error", detail=f"The stored event is damaged ({error})."
             )
-        # A retry does not make an event of what is none; mapped, it would be dropped, or dead as if by a bug of the mapping.
-        if row.retried_ms and (bad := shape_error(call)) is not None:
+        if row.retried_ms and (bad := shape_error(call)) is not None:  # a retry makes no event of it
             return self._settlement(event, EventState.DEAD, "bad_event", detail=bad)
         mapped = settings.mapper.map(
             *(call, memory.known),

@@ -1,8 +1,10 @@
 """`px-sidecar outbox`: pending events move between hosts without loss or duplicates."""
 
+import errno
 import json
 import os
 from hashlib import sha256
+from io import FileIO
 
 import pytest
 from running_daemon import DaemonDir, always
@@ -265,3 +267,53 @@ def test_filter_decides_before_the_export(tmp_path, verb):
     assert [json.loads(line)["event"]["userId"] for line in file.read_text().splitlines()] == ["u2"]
     status = verb("status", "--json", *daemon_dir.flags).json
     assert (status["pending"], status["dropped_by_reason"]) == (0, {"moved": 1, "filtered": 1})
+
+
+class SmallDisk(FileIO):
+    """A file on a disk that has room for 1,000 bytes."""
+
+    def write(self, data) -> int:
+        if room := 1_000 - self.tell():
+            return super().write(bytes(data)[:room])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_export_onto_a_full_disk_holds_what_it_moved_and_no_more(daemon_dir: DaemonDir, verb, tmp_path, monkeypatch):
+    """It ended in the middle of a line, with events that were pending here as well, and no import took it.
+
+    What had been moved could not be brought back, and the message named neither the file nor the number.
+    """
+    fill(daemon_dir, 7)
+    monkeypatch.setattr("sidecar.cli.outbox.FileIO", SmallDisk)
+    monkeypatch.setattr("sidecar.control.export.PAGE_ROWS", 2)
+    file = tmp_path / "moved.ndjson"
+    ran = verb("outbox", "export", str(file), *daemon_dir.flags)
+    assert ran.code == 1
+    assert f"{file} cannot be written any more (No space left on device): 2 events were moved to it" in ran.err
+    assert [json.loads(line)["event"]["properties"]["n"] for line in file.read_text().splitlines()] == [0, 1]
+    assert verb("status", "--json", *daemon_dir.flags).json["pending"] == 5
+    assert verb("outbox", "import", "--back", str(file), "--json", *daemon_dir.flags).json["accepted"] == 2
+    assert verb("status", "--json", *daemon_dir.flags).json["pending"] == 7
+
+
+def test_an_export_that_could_write_nothing_leaves_nothing(daemon_dir: DaemonDir, verb, tmp_path, monkeypatch):
+    fill(daemon_dir, 7)
+    monkeypatch.setattr("sidecar.cli.outbox.FileIO", SmallDisk)
+    file = tmp_path / "moved.ndjson"
+    ran = verb("outbox", "export", str(file), *daemon_dir.flags)
+    assert ran.code == 1
+    assert "nothing was moved" in ran.err
+    assert not file.exists()
+    assert verb("status", "--json", *daemon_dir.flags).json["pending"] == 7
+
+
+def test_a_line_that_a_crash_has_cut_is_left_out(daemon_dir: DaemonDir, verb, tmp_path):
+    """The file of an export that was killed was refused as a whole, with all that it had moved."""
+    fill(daemon_dir, 3)
+    file = tmp_path / "moved.ndjson"
+    verb("outbox", "export", str(file), *daemon_dir.flags)
+    with file.open("a") as cut:
+        cut.write('{"propertyKey":"AP-XX')
+    ran = verb("outbox", "import", "--back", str(file), "--json", "--yes", *daemon_dir.flags)
+    assert (ran.code, ran.json["accepted"]) == (0, 3)
+    assert ran.err.count("Line 4, the last, is cut off and left out") == 1
