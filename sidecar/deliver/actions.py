@@ -54,7 +54,7 @@ class LoadPage(NamedTuple):
 
 
 class SweepPage(NamedTuple):
-    """Read up to ``limit`` rows of a class behind ``after_id``, only to find what a rule drops; keep none."""
+    """Read up to ``limit`` rows of a class after ``after_id``, only to find what a rule drops; keep none."""
 
     priority: Priority
     after_id: int
@@ -62,7 +62,7 @@ class SweepPage(NamedTuple):
 
 
 class SweepParked(NamedTuple):
-    """Read up to ``limit`` parked rows of a class behind a user and id, only to find what a rule drops; keep none."""
+    """Read up to ``limit`` parked rows of a class after a user and id, only to find what a rule drops; keep none."""
 
     priority: Priority
     after: tuple[str, int]

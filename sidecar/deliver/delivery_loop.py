@@ -92,7 +92,7 @@ class DeliverySignals:
     def accepted(self, priorities: Collection[Priority]) -> None:
         """Load new events: there may be some on disk."""
         self._dispatcher.accepted(priorities)
-        if not self._waits_to_sweep or self._dispatcher.has_room(priorities):
+        if not self._waits_to_sweep or self._dispatcher.can_load(priorities):
             self._load_again.set()
 
     def read_with(self, priorities: Collection[Priority]) -> Callable[[Store], Page] | None:

@@ -18,7 +18,7 @@ The path of an event, with the condition of each arrow::
 A *slot* is taken by each event that is sent and not yet settled by a commit. ``max_in_flight`` bounds the slots, and so
 what a crash can repeat. The next event of the user waits only for the answer, not for the commit.
 
-See sidecar/deliver/README.md#order and the sections behind it.
+See sidecar/deliver/README.md#order and the sections after it.
 """
 
 from collections import deque
@@ -151,7 +151,7 @@ class Dispatcher:
             return WaitUntil(self._next_change_s())
         until_s = self._may_send_at_s(event, permission, now_s)
         if until_s > now_s:
-            # What a rule drops needs no leave to send. A short wait is not worth mapping twice: one for the pace, and an
+            # What a rule drops needs no permission to send. A short wait is not worth mapping twice: one for the pace, and an
             # infinite one, which is for a lease or a slot.
             self._stalled = is_long = now_s + LONG_WAIT_S < until_s < FOREVER_S or isinstance(permission, Wait | Paused)
             if is_long and (by_rule := self._settle_by_rule(now_s)):
@@ -222,7 +222,7 @@ class Dispatcher:
     def _settle_by_rule(self, now_s: float) -> Settle | WaitUntil | None:
         """Settle the next loaded event that a rule drops; None if there is none.
 
-        Only what depends on the event alone is dropped so, since events before it are not settled. A decision maps few
+        Only what depends on the event alone is dropped here, since events before it are not settled. A decision maps few
         events and asks for the next one at once, so that other tasks run in between.
         """
         settings = self._settings.now
@@ -326,10 +326,8 @@ class Dispatcher:
         """Settle, requeue, hold or retry the answered event."""
         match outcome.disposition:
             case Disposition.DELIVERED:
-                self._last_delivered_ms, self._others_delivered_ms = (
-                    self._clock.wall_ms(),
-                    self._clock_trust.steady_ms(),
-                )
+                self._last_delivered_ms = self._clock.wall_ms()
+                self._others_delivered_ms = self._clock_trust.steady_ms()
                 sent = event.attempt.mapped.intents[-1]
                 if isinstance(sent, CustomEvent) and "accountId" not in sent.body:
                     self._telemetry.event_without_account()
@@ -490,7 +488,7 @@ class Dispatcher:
     def _settle_parking(self) -> SettleRows | None:
         """Settle what a rule drops of the rows that are about to be parked; None if no more is to be judged.
 
-        Only while they are held back: behind a head that is sent soon, each would be mapped twice.
+        Only while they are held back: if the head of their queue is sent soon, each would be mapped twice.
         """
         if not (self._stalled or self._queues.has_waiting()):
             self._sweep.parked_unjudged()
@@ -498,7 +496,7 @@ class Dispatcher:
         unjudged = self._judge.unjudged(self._queues.parking())[:JUDGED_AT_ONCE]
         dropped = [(event, reason) for event in unjudged if (reason := self._judge.drops(event)) is not None]
         self._queues.cancel_parking([event for event, _ in dropped])
-        return SettleRows([self._drop_unqueued(*one) for one in dropped]) if unjudged else None
+        return SettleRows([self._drop_unqueued(event, reason) for event, reason in dropped]) if unjudged else None
 
     def loaded(self, priority: Priority, page: Page) -> bool:
         """Take a page that ``wants`` asked for; return whether it was useful: empty, or some user became ready."""
@@ -508,7 +506,7 @@ class Dispatcher:
         if not self._page_is_stale:  # else ``rewind`` has set where to read on
             self._after_id[priority] = page.rows[-1].id if page.rows else self._after_id[priority]
             self._exhausted[priority] = not (page.more or priority in self._accepted_meanwhile)
-        # Without more rows the read position is behind all of the backlog: every parked row may be read back.
+        # Without more rows the read position has passed all of the backlog: every parked row may be read back.
         self._queues.read_up_to(priority, page.rows[-1].id if page.more else FOREVER_S)
         return self._queues.ready() > before or not page.rows
 
@@ -539,13 +537,14 @@ class Dispatcher:
         return memory
 
     def accepted(self, priorities: Collection[Priority] = PRIORITIES) -> None:
-        """Read the backlog of these classes on: there are new events in the outbox."""
+        """Continue to read the backlog of these classes: there are new events in the outbox."""
         self._exhausted |= dict.fromkeys(priorities, False)
+        # A page that is being read may lack them: its end is then not the end of the backlog.
         self._accepted_meanwhile.update(priorities)
         self._sweep.accepted()
 
     def page_with(self, priorities: Collection[Priority]) -> LoadPage | None:
-        """Return the page to read right behind the commit of new events of these classes, for ``loaded``.
+        """Return the page to read right after the commit of new events of these classes, for ``loaded``.
 
         None unless it is all that ``wants`` would ask for: the backlog is read up to its end, the events are of one
         class, and nothing has to be parked or read back before. A lease may wait for the next call of ``wants``.
@@ -557,7 +556,7 @@ class Dispatcher:
             return None
         return self._next_page(priority)
 
-    def has_room(self, priorities: Collection[Priority]) -> bool:
+    def can_load(self, priorities: Collection[Priority]) -> bool:
         """Return True if a page of one of these classes would be loaded, if there were one."""
         return self._queues.capacity() >= PAGE_ROWS and any(self._queues.ready(each) < READY_LOW for each in priorities)
 
@@ -581,6 +580,7 @@ class Dispatcher:
     def rewind(self, first_id: int) -> None:
         """Read the backlog again from ``first_id``: later rows may be pending again, such as retried dead letters."""
         self._after_id = {priority: min(after_id, first_id - 1) for priority, after_id in self._after_id.items()}
+        # A page that is being read began at the old position, and must not set the new one.
         self._page_is_stale = True
         self.accepted()
 

@@ -20,7 +20,7 @@ from sidecar.px import Kind, Lane, PxAnswer, PxRequest, Reply, classify
 
 __all__ = ["Errands"]
 
-# Leave may also come from outside: a lease that is committed, a destination that opens.
+# Permission may also come from outside: a lease that is committed, a destination that opens.
 ASK_AGAIN_S: Final = 0.1
 ASK_AGAIN_LEAST_S: Final = 0.001
 PX_IS_THERE: Final = frozenset({Kind.DELIVERED, Kind.REFUSED, Kind.WRONG_REGION, Kind.NEXT_STEP})
@@ -38,7 +38,7 @@ class Errands:
         self._waits = False
 
     def demand(self, now_s: float) -> tuple[int, ...]:
-        """Return the dispatcher's demand with the request that waits for leave here: a fleet gives as much as is wanted."""
+        """Return the dispatcher's demand with the request that waits for permission here: a fleet gives as much as is wanted."""
         wanted = list(self._dispatcher.demand(now_s))
         if self._waits and isinstance(self._dispatcher.destination.may_send(now_s), Open | Probe):
             wanted[PRIORITIES.index(Priority.NORMAL)] += 1
@@ -71,7 +71,7 @@ class Errands:
         while True:
             self._waits = True
             try:
-                now_s, is_probe = await self._wait_for_leave()
+                now_s, is_probe = await self._wait_for_permission()
             finally:
                 self._waits = False
             reply: Reply | None = None
@@ -83,7 +83,7 @@ class Errands:
             if not self._take_reply(reply, is_probe=is_probe, took_s=self._clock.monotonic_s() - now_s):
                 return reply
 
-    async def _wait_for_leave(self) -> tuple[float, bool]:
+    async def _wait_for_permission(self) -> tuple[float, bool]:
         """Wait until a request may be sent and count it; return when, and whether it is the probe of an outage."""
         limiter, destination = self._dispatcher.limiter, self._dispatcher.destination
         while True:

@@ -1,4 +1,4 @@
-"""Leave to send: the one interface through which the dispatcher asks for pace and quota.
+"""Permission to send: the one interface through which the dispatcher asks for pace and quota.
 
 The dispatcher decides *which* event is next; a ``SendLimiter`` decides *when* a request of its class may leave. Every
 request asks: probes, retries and people calls, too. ``LocalLimiter`` is the limiter of a host by itself: a leaky bucket
@@ -33,7 +33,7 @@ class SendLimiter(Protocol):
     """
 
     def ready_at_s(self, now_s: float, *, priority: Priority, pace: float) -> float:
-        """Return ``now_s`` if a request may be sent now, else when to ask again.
+        """Return ``now_s`` if a request may be sent now, otherwise when to ask again.
 
         Infinity: something outside must happen first, such as the commit of a lease; it wakes the caller.
         """
@@ -138,7 +138,7 @@ class LocalLimiter:
 
 
 class SharedPace(Protocol):
-    """Leave to send that is shared with other hosts; the methods mean what those of ``SendLimiter`` mean."""
+    """Permission to send that is shared with other hosts; the methods mean what those of ``SendLimiter`` mean."""
 
     def ready_at_s(self, now_s: float, *, priority: Priority, pace: float) -> float: ...
 
@@ -155,7 +155,7 @@ class SharedPace(Protocol):
         ...
 
     def set_late(self, late: Sequence[int], until_s: float) -> None:
-        """Set how many requests of each class, in the order of ``PRIORITIES``, need leave once more; valid ``until_s``."""
+        """Set how many requests of each class, in the order of ``PRIORITIES``, need permission again; valid ``until_s``."""
         ...
 
     def used(self) -> int:
@@ -169,7 +169,7 @@ class SharedLimiter(LocalLimiter):
     The local limits are those of the whole subscription. They stay underneath, so that an error of the shared part cannot
     make one host exceed them, and the local quota is this host's durable record of what it sent.
 
-    A request whose lane is ready too late loses its leave, since other hosts use the seconds that come: after an outage of
+    A request whose lane is ready too late loses its permission, since other hosts use the time that follows: after an outage of
     PX all hosts' connections are established at once. It asks again, and its lane waits.
     """
 
@@ -179,7 +179,7 @@ class SharedLimiter(LocalLimiter):
         self._pace = 1.0
         # By the time of the grant: class, until when, and what to give back if it does not leave.
         self._leaving: dict[float, list[tuple[Priority, float, int | None]]] = {}
-        self._late: dict[float, list[Priority]] = {}  # requests without leave, by the time at which they ask again
+        self._late: dict[float, list[Priority]] = {}  # requests without permission, by the time at which they ask again
 
     def ready_at_s(self, now_s: float, *, priority: Priority, pace: float) -> float:
         self._pace = pace
@@ -213,7 +213,7 @@ class SharedLimiter(LocalLimiter):
         self._report_late(now_s, priority)
         ready_s = max(self.bucket.ready_at_s(now_s), self._shared.ready_at_s(now_s, priority=priority, pace=self._pace))
         if ready_s > now_s:
-            # A time that has passed before the lane compares it means "now", and this one has no leave.
+            # A time that has passed before the lane compares it means "now", and this one has no permission.
             again_s = max(now_s + ASK_AGAIN_LEAST_S, min(ready_s, now_s + ASK_AGAIN_S))
             self._late.setdefault(again_s, []).append(priority)
             return again_s
@@ -241,7 +241,7 @@ class SharedLimiter(LocalLimiter):
         self._shared.set_late([late.count(priority) for priority in PRIORITIES], now_s + 2 * ASK_AGAIN_S)
 
     def statistics(self) -> tuple[int, int]:
-        """Return how many requests have leave and have not left, and how many ask again; for tests."""
+        """Return how many requests have permission and have not left, and how many ask again; for tests."""
         return sum(map(len, self._leaving.values())), sum(map(len, self._late.values()))
 
     def quota_status(self) -> QuotaStatus:

@@ -41,7 +41,7 @@ WINDOW_BYTES = 16 * 2**20
 # exceeds it is unloaded until its retry is due.
 WAITING_BYTES = 4 * 2**20
 RELOAD_ROWS = 100
-# Waiting heads are not counted in the window. So many of them mean that PX fails, and then the destination waits.
+# Waiting heads are not counted in the window. With this many of them PX is failing, and the destination waits.
 WAITING_MAX = 20_000
 BEFORE_ALL = 2**63  # subtracted from an id, it sorts before all other ids
 
@@ -52,8 +52,8 @@ class LoadedEvent:
     """One event in memory.
 
     ``memory`` is the dispatcher's memory of its user, ``attempt`` the event as it was mapped for its current attempt.
-    ``out`` is true from ``take`` until the event is requeued or done; ``due_s`` is above 0 while it waits for a retry. ``cap`` is the event's place
-    under ``per_day`` of its name; ``judged_by`` the settings under which no rule drops it.
+    ``out`` is true from ``take`` until the event is requeued or done; ``due_s`` is above 0 while it waits for a retry.
+    ``cap`` is the event's place under ``per_day`` of its name; ``judged_by`` the settings under which no rule drops it.
     """
 
     __slots__ = (
@@ -108,7 +108,7 @@ class UserQueues:
         # Heaps of heads by class. ``_waiting`` holds heads that failed, by the time of their retry.
         self._ready: dict[Priority, list[tuple[int, LoadedEvent]]] = {priority: [] for priority in PRIORITIES}
         self._waiting: list[tuple[float, int, LoadedEvent]] = []
-        self._parked: dict[QueueKey, int] = {}  # key → id after which its parked rows are read on
+        self._parked: dict[QueueKey, int] = {}  # key → id after which its parked rows are read next
         self._needs_refill: dict[QueueKey, None] = {}  # parked keys with an empty queue, in order of becoming empty
         self._first_parked: dict[QueueKey, int] = {}  # key → first id that an earlier process parked, until passed
         self._to_pass: dict[Priority, list[tuple[int, QueueKey]]] = {
@@ -134,6 +134,7 @@ class UserQueues:
         """Return how many more events may be loaded from the backlog."""
         if self._bytes >= WINDOW_BYTES:
             return 0
+        # Waiting heads are loaded and cannot be sent. Counted in the window, an outage would stop all loading.
         waiting = len(self._waiting)
         return min(self._window - (len(self.events) - waiting), WAITING_MAX - waiting)
 
@@ -148,6 +149,7 @@ class UserQueues:
     def mark_parked(self, keys: list[tuple[QueueKey, int]]) -> None:
         """Take over the keys that an earlier process has parked, with the first id of each."""
         for key, first_id in keys:
+            # Read from the first id: only the file knows which of its rows are parked.
             self._parked[key] = 0
             self._wait_for_read_position(key, first_id)
 
@@ -169,6 +171,7 @@ class UserQueues:
     def load(self, row: Row, memory: Any = None) -> None:
         """Take the next row of the backlog: queue it, or list it in ``to_park``. A row that is loaded is ignored."""
         self._read_position[row.priority] = max(self._read_position[row.priority], row.id)
+        # After ``rewind`` pages hold rows that are loaded: a second copy would be sent a second time.
         if row.id in self.events:
             return
         key: QueueKey = (row.priority, row.user if self._by_user and row.user is not None else row.id)
@@ -219,6 +222,7 @@ class UserQueues:
 
     def _make_ready(self, event: LoadedEvent, *, before_all: bool = False) -> None:
         event.due_s, event.out = 0.0, False
+        # Ids are in the order of acceptance: the oldest head goes first, whichever became ready last.
         heapq.heappush(self._ready[event.priority], (event.id - BEFORE_ALL * before_all, event))
 
     def to_park(self) -> list[int]:
@@ -322,6 +326,7 @@ class UserQueues:
 
     def to_reload(self) -> list[int]:
         """Return ids of events that are due for a retry and need their bodies back; the same until ``reloaded``."""
+        # Only while the window has space: the bodies of all that failed together would exceed its bound at once.
         return list(self._to_reload)[:RELOAD_ROWS] if self._bytes < WINDOW_BYTES else []
 
     def reloaded(self, ids: list[int], rows: dict[int, Row]) -> None:
@@ -349,10 +354,11 @@ class UserQueues:
         else:
             self._waiting_bytes += size_bytes
         queue = self._queues[event.key]
+        # None of them can be sent before this one: loaded, they would keep other users out of the window.
         while len(queue) > 1:
-            behind = queue.pop()
-            self._unload(behind)
-            self._park(behind)
+            later = queue.pop()
+            self._unload(later)
+            self._park(later)
 
     def done(self, event: LoadedEvent) -> None:
         """Remove an event that was taken and has its final state: the next event of its user becomes head."""
@@ -366,6 +372,7 @@ class UserQueues:
         """Remove a loaded event that is neither out nor waiting and has its final state, wherever it stands."""
         queue = self._queues[event.key]
         if queue[0] is event:
+            # The head is in a heap, too, and leaves it with ``take``; ``done`` makes the next event ready.
             self.take(event)
             self.done(event)
         else:
@@ -386,6 +393,7 @@ class UserQueues:
         gone = [event for event in self.events.values() if not event.out and match(event.row)]
         for event in gone:
             self._remove(event)
+        # An entry that stayed in a heap would be sent while its row is being changed.
         for ready in self._ready.values():
             ready[:] = [entry for entry in ready if entry[1].id in self.events]
             heapq.heapify(ready)
@@ -400,6 +408,7 @@ class UserQueues:
         queue.remove(event)
         self._unload(event)
         if self._by_user and event.row.user is not None:
+            # The key of its user again, which ``release_user`` may have taken from it: parked rows are found by user.
             event.key = (event.priority, event.row.user)
             self._park(event)
         if was_head:
@@ -408,6 +417,7 @@ class UserQueues:
     def _unload(self, event: LoadedEvent) -> None:
         del self.events[event.id]
         self._to_reload.pop(event.id, None)
+        # A waiting head counts against its own bound, and not at all while its body is unloaded.
         if event.due_s == 0.0:
             self._bytes -= len(event.row.body)
         elif not event.body_unloaded:

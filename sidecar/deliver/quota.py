@@ -62,8 +62,8 @@ class Lease(msgspec.Struct, frozen=True):
     """Permission for ``sends`` more requests, valid once it is committed.
 
     The caller writes it in one transaction: delete every row if ``replaces_all``, else those of the same boot with a
-    ``boot_minute`` below ``drop_before`` or equal to that of a row given here; then insert ``rows``. Then it calls ``granted``, or
-    ``abandoned`` if the transaction failed.
+    ``boot_minute`` below ``drop_before`` or equal to that of a row given here; then insert ``rows``. Then it calls
+    ``granted``, or ``abandoned`` if the transaction failed.
     """
 
     sends: int
@@ -152,7 +152,8 @@ class Quota:
         self._lease_needed = True
         wait_s = self._wait_s(self.per_day if priority is Priority.HIGH else self._normal_limit)
         if wait_s > 0:
-            # What is not dated yet may leave the day at once when it is. A wait that is too short to change ``now_s`` is one.
+            # Once they are dated, the buckets of earlier boots may expire at once. And a wait below the precision of
+            # ``now_s`` is still a wait, not permission.
             wait_s = min(wait_s, ASK_AGAIN_S) if self._undated else wait_s
             return max(now_s + wait_s, math.nextafter(now_s, math.inf))
         return now_s if self._unused and self._lease_holds() else math.inf
@@ -170,6 +171,7 @@ class Quota:
     def treat_as_spent(self) -> None:
         """Hold everything for a while: PX answers 429 although our own count is below the quota."""
         wait_s = self._to_midnight_s() if self._utc else HOLD_S
+        # In boot time: a step of the wall clock must not end the hold.
         self._held_until_boot_s = self._clock.boot_s() + wait_s
 
     def used(self) -> int:
@@ -196,6 +198,8 @@ class Quota:
         minute, wall_minute = self._now
         # In the last minute of a calendar day a lease ends with it: dated later, its sends would count tomorrow.
         through = minute if self._utc and (wall_minute + 1) % DAY_MINUTES == 0 else minute + 1
+        # In the last minute of a lease the next one is due, so that no send waits for its commit. Before midnight it
+        # would end in the same minute, and be asked for again and again.
         stale = minute >= self._valid_through and through > self._valid_through
         if self._open_lease or not self._lease_needed or self._wait_s(self.per_day) > 0:
             return None
@@ -217,6 +221,7 @@ class Quota:
         """Take over a lease that is committed: its sends may be used."""
         assert lease is self._open_lease, "granted a lease that is not open"
         self._open_lease = None
+        # The first lease of a process writes all buckets; from here on only those that changed.
         self._replaces_all = False
         self._granted_boot_s = self._clock.boot_s()
         self._unused += lease.sends
@@ -283,6 +288,7 @@ class Quota:
         minute, wall_minute = self._now
         for row in rows:
             if row.boot_id == self._boot_id:
+                # No lease is dated later than the next minute. A damaged row that is would count for longer than a day.
                 bucket = self._minutes.setdefault(min(row.boot_minute, minute + 1), _Minute(row.minute))
                 bucket.sent += row.sent
             else:
@@ -311,6 +317,8 @@ class Quota:
                 self._dirty.add(at)
 
     def _refresh(self) -> None:
+        # Every question comes through here, so a new minute, a clock that jumped or was set, and a reload are noticed
+        # before anything is allowed by the old count.
         now = (int(self._clock.boot_s() // 60), self._clock.wall_ms() // 60_000)
         config, believed = self._config(), self._trust is None or self._trust.believed
         if believed != self._was_believed:
@@ -331,6 +339,7 @@ class Quota:
         if not self._lease_holds():
             self._return_unused()
         for at, bucket in list(self._minutes.items()):
+            # One minute more than a day: the last request of a bucket may have left at the end of its minute.
             if at + 1 + DAY_MINUTES <= minute:
                 del self._minutes[at]
             elif bucket.minute > wall_minute + 1 and self._was_believed:
@@ -345,9 +354,11 @@ class Quota:
         self._spread_per_s = spread if self._spread else math.inf
 
     def _counts(self, bucket: _Minute) -> bool:
+        # Which calendar day a bucket is of, only the wall clock can tell: while it is not believed, all of them count.
         return not (self._utc and self._was_believed) or bucket.minute // DAY_MINUTES >= self._now[1] // DAY_MINUTES
 
     def _used(self) -> int:
+        # Leases are booked before they are used: what they still hold has not been sent.
         return self._spent - self._unused - (self._open_lease.sends if self._open_lease else 0)
 
     def _wait_s(self, limit: int) -> float:
@@ -358,6 +369,7 @@ class Quota:
             return wait_s
         if self._utc and self._was_believed:
             return max(wait_s, self._to_midnight_s())
+        # Kept for each limit until a bucket changes: every decision asks, and the answer sorts all buckets of the day.
         if limit not in self._free_at_boot_s:
             self._free_at_boot_s[limit] = self._expiry_boot_s(self._used() - limit + 1)
         return max(wait_s, self._free_at_boot_s[limit] - boot_s)

@@ -1,8 +1,8 @@
-"""What a rule drops needs no leave to send: the judgment of a row, and the sweep over what is not loaded.
+"""What a rule drops needs no permission to send: the judgment of a row, and the sweep over what is not loaded.
 
 Loading stops once enough users are ready. While the day is spent or PX is away, rows that a rule drops would then stay
-pending behind those users for as long as that lasts; parked rows stay behind a head of their user that may not be dropped.
-The sweep reads small pages from behind the read position, then of the parked rows, keeps nothing of them, and goes over
+pending for as long as that lasts; parked rows wait for a head of their user that may not be dropped.
+The sweep reads small pages from the read position on, then of the parked rows, keeps nothing of them, and goes over
 each once per configuration. It goes over the parked ones again if others were parked without a judgment.
 """
 
@@ -70,7 +70,7 @@ class RuleSweep:
         self._parked_after = ("", 0)
 
     def accepted(self) -> None:
-        """There are new events behind the end that was reached."""
+        """Continue the sweep: there are new events after the end that was reached."""
         self._at_end = dict.fromkeys(PRIORITIES, False)
         self._accepted_meanwhile = True
 

@@ -439,7 +439,7 @@ def test_probation_does_not_end_while_nothing_is_sent():
     assert harness.destination.probation_ends_s() == harness.now_s + 1
 
 
-def test_probation_ends_behind_an_outage_without_other_events():
+def test_probation_ends_after_an_outage_without_other_events():
     harness = DestinationHarness()
     harness.reply(BAD, event=7)
     harness.reply(AWAY)

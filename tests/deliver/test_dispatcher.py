@@ -360,7 +360,7 @@ def test_no_page_is_read_with_a_commit_while_more_is_to_be_read():
     assert harness.dispatcher.page_with({Priority.NORMAL}) is None
 
 
-def test_an_event_accepted_behind_a_page_read_with_a_commit_is_loaded():
+def test_an_event_accepted_after_a_page_read_with_a_commit_is_loaded():
     harness = DispatcherHarness(rows=[])
     harness.feed()
     wanted = harness.dispatcher.page_with({Priority.NORMAL})

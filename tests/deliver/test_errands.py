@@ -110,7 +110,7 @@ async def test_a_deletion_ends_an_outage_without_events(tmp_path, autojump_clock
     assert px.stored == []
 
 
-async def test_a_deletion_that_waits_for_leave_counts_as_demand(tmp_path, autojump_clock, monkeypatch):
+async def test_a_deletion_that_waits_counts_as_demand(tmp_path, autojump_clock, monkeypatch):
     """A fleet gives slots for what is wanted: with no event to send, a deletion never got one."""
     px = PxWithUsers()
     async with delivering(tmp_path, px) as daemon, trio.open_nursery() as nursery:

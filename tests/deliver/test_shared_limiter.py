@@ -113,7 +113,7 @@ async def test_a_late_lane_needs_another_slot(limiter, slots):
 
 
 async def test_a_frozen_process_needs_another_slot(limiter, slots):
-    """The daemon's clock leaves out the time of a freeze; the other hosts' seconds have passed all the same."""
+    """The daemon's clock leaves out the time of a freeze; the other hosts' seconds have passed nevertheless."""
     now_s = BEGIN_S + 2
     slots.give(now_s, 1)
     granted_s = granted(limiter, now_s)
@@ -146,7 +146,7 @@ async def test_late_lanes_leave_at_the_slots_and_not_together(limiter, slots):
     assert limiter.statistics() == (0, 0)
 
 
-async def test_a_late_lane_that_asks_late_has_no_leave(limiter, slots):
+async def test_a_late_lane_that_asks_late_has_no_permission(limiter, slots):
     """On a busy machine a lane woke up more than 50 ms late; its request was forgotten, and it left without a slot."""
     now_s = BEGIN_S + 2
     slots.give(now_s, 2)

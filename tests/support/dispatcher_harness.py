@@ -116,7 +116,7 @@ class DispatcherHarness:
         return [row for row in self.rows if row.priority == priority and row.id not in self.parked]
 
     def _settle(self, settlements: list[Settlement]) -> None:
-        """Commit settlements that need no leave to send."""
+        """Commit settlements that need no permission to send."""
         self.swept += settlements
         gone = {one.id for one in settlements}
         self.rows = [row for row in self.rows if row.id not in gone]

@@ -80,7 +80,7 @@ COMPONENTS = {
         ("sidecar/deliver/dispatcher.py",),
         tuple(
             f"tests/deliver/test_{name}.py"
-            for name in ("dispatcher", "dispatcher_edges", "rules_without_leave", "delivery_failures")
+            for name in ("dispatcher", "dispatcher_edges", "rules_without_permission", "delivery_failures")
         ),
     ),
     "mapping": Component(

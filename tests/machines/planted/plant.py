@@ -291,7 +291,7 @@ BUGS = (
         "requests",
     ),
     Bug(
-        "users who wait fill the window",
+        "users that wait fill the window",
         "sidecar/deliver/order.py",
         "        self._bytes -= size_bytes\n        if self._waiting_bytes",
         "        if self._waiting_bytes",

@@ -1,4 +1,4 @@
-"""What a rule drops is settled without leave to send; ``per_day`` of a name."""
+"""What a rule drops is settled without permission to send; ``per_day`` of a name."""
 
 import trio
 from delivery_harness import ScriptedPx, create_all, delivering, new_event, number_of
@@ -40,7 +40,7 @@ def test_names_mapped_to_nothing_drain_on_a_spent_day():
     assert (len(settled), {one.reason for one in settled}) == (598, {"mapped_to_nothing"})
 
 
-def test_a_dropped_event_behind_one_that_waits_is_settled():
+def test_a_dropped_event_after_one_that_waits_is_settled():
     rows = [
         track(1, "a"),
         track(2, "a"),
@@ -59,7 +59,7 @@ def test_a_dropped_event_behind_one_that_waits_is_settled():
     assert harness.dispatcher.statistics().queues.loaded == 1
 
 
-def test_what_a_rule_drops_behind_many_ready_users_is_settled():
+def test_what_a_rule_drops_after_many_ready_users_is_settled():
     """Loading stops once 256 users are ready; on a spent day, what came behind them stayed pending until the next one."""
     rows = [track(number, f"u{number}") for number in range(1, 2001)]
     rows += [track(number, f"u{number}", event="Noise") for number in range(2001, 3001)]
@@ -105,7 +105,7 @@ def test_rows_are_judged_before_they_are_parked_on_a_spent_day():
     assert [row.id for row in harness.rows if b"Noise" in row.body] == []
 
 
-def test_rows_parked_behind_a_retry_are_settled_after_a_reload():
+def test_rows_parked_during_a_retry_are_settled_after_a_reload():
     harness = DispatcherHarness("", rows=[*rows_of_one_user(4, 100), track(100, "b")])
     sent = harness.send()
     harness.reply(sent, PxAnswer(503))
@@ -155,7 +155,7 @@ def test_retried_event_keeps_its_place_under_the_cap():
     assert (delivered.settlement.id, delivered.settlement.state) == (1, EventState.DELIVERED)
 
 
-def test_cap_counts_by_utc_day_and_goes_on_after_a_restart():
+def test_cap_counts_by_utc_day_and_survives_a_restart():
     caps = DailyCaps()
     cap = Cap("Chatty", 2)
     first, second = caps.take(cap, 10 * DAY_MS), caps.take(cap, 11 * DAY_MS - 1)
