@@ -65,7 +65,8 @@ class AcceptQueue:
 
     def __init__(self) -> None:
         self._small: deque[WriteRequest] = deque()
-        # The first is under way: so many of its events are stored, with this outcome; then the slice that is being stored.
+        # Of the first one, which is under way: how many of its events are stored, the outcome so far, and the slice that
+        # is being stored.
         self._large: deque[WriteRequest] = deque()
         self._stored_events = 0
         self._outcome = Accepted(0, 0)

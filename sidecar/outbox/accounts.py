@@ -4,13 +4,13 @@ Rules
 -----
 * The account of an event is the one that held when the event was accepted. It is decided here, in the order of
   acceptance, and stored with the event; delivery, retries and restarts read it and never decide it again.
-* What PX was told of a user (``users.known``) is another column and is written elsewhere, when a call is settled.
+* What was sent to PX about a user (``users.known``) is another column and is written elsewhere, when a call is settled.
 * A file of the first format has no account column filled: what it remembered is read from ``known`` until the next
   ``identify`` or ``group`` of the user says an account.
 * While events of the first format are pending, one of them may be the call that says the account of a later event. So
   an event whose account no other call has decided is stored without one, and gets it as they do: when it is sent.
 
-Users that were asked for lately are kept in memory, so that an event of a busy user costs no look into the file.
+Recently used accounts are kept in memory, so that an event of a busy user costs no lookup in the file.
 """
 
 import sqlite3
@@ -46,8 +46,8 @@ class AccountMemory:
     def begin(self) -> None:
         """Prepare for a transaction that accepts events. Raises sqlite3.Error."""
         if self._first_format_pending:
-            # Ids are in the order of acceptance, so the oldest of a class is of the first format if any is. Parked rows
-            # stand behind an older one of their user.
+            # Ids are in the order of acceptance, so the oldest of a class is of the first format if any is. Before each
+            # parked row there is an older one of its user.
             oldest = (self._connection.execute(_OLDEST, (priority,)).fetchone() for priority in PRIORITIES)
             self._first_format_pending = (None, None) in oldest
 
@@ -64,18 +64,18 @@ class AccountMemory:
         cached.update(dict.fromkeys(missing, NO_ACCOUNT))
         for start in range(0, len(missing), _PROBE):
             users = [user for _, user in missing[start : start + _PROBE]]
-            # Each row costs as much here as the look into the index: no function of SQL, no call for each account.
+            # Each row costs as much here as the lookup in the index: no function of SQL, no call for each account.
             for property_key, user, account, path, call_id, known in self._connection.execute(
                 f"{_ACCOUNTS} WHERE user IN ({','.join('?' * len(users))})", users
             ):
-                # Also of other products that have the same user: it is what their events would be given.
+                # For other products with the same user, too: their events would get this account.
                 if known is None:
                     cached[property_key, user] = _new(Account, (account, path, call_id)) if account else NO_ACCOUNT
                 elif older := Known.decode(known).account_id:
                     cached[property_key, user] = Account(older, "", _FROM_KNOWN)
 
     def of(self, key: UserKey) -> Account:
-        """The account that holds now; ``NO_ACCOUNT`` for a user that was not loaded or has none."""
+        """Return the account that holds now; ``NO_ACCOUNT`` for a user that was not loaded or has none."""
         return self._changed.get(key) or self._cached.get(key, NO_ACCOUNT)
 
     def decide(self, event_id: int, event: NewEvent) -> tuple[str | None, str | None, int]:
@@ -99,13 +99,13 @@ class AccountMemory:
             self.change(key, own)
         return own.id or None, own.path, max(0, own.call_id)
 
-    def told(self, key: UserKey) -> None:
-        """PX was told something of this user: an account that was read from ``known`` may be another one now."""
+    def known_changed(self, key: UserKey) -> None:
+        """Forget an account that was read from ``known``, which has changed."""
         if self._cached.get(key, NO_ACCOUNT).call_id <= 0:
             self._cached.pop(key, None)
 
     def change(self, key: UserKey, account: Account) -> None:
-        """From the event being accepted on, the user belongs to this account."""
+        """Move the user to this account, from the event that is being accepted on."""
         self._changed[key] = account
 
     def write(self, now_ms: int) -> int:
@@ -127,14 +127,14 @@ class AccountMemory:
         return new
 
     def committed(self) -> None:
-        """The transaction is on disk."""
+        """Keep what changed: the transaction is on disk."""
         self._cached.update(self._changed)
         self._changed.clear()
 
     def rolled_back(self) -> None:
-        """The transaction is undone: what changed in it was never said."""
+        """Discard what changed: the transaction is undone."""
         self._changed.clear()
 
     def clear(self) -> None:
-        """Trust nothing in memory: rows of users were removed."""
+        """Forget everything in memory: rows of users were removed."""
         self._cached.clear()

@@ -11,7 +11,7 @@ ROWS_MAX: Final = 10_000
 
 
 class AuditRow(NamedTuple):
-    """One change: who made it (the peer of the control socket), what it was, and on what."""
+    """One change: the peer of the control socket that made it, the action, and its object."""
 
     id: int
     at_ms: int

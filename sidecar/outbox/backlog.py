@@ -1,4 +1,4 @@
-"""Operations on many pending or delivered events: count them, discard the pending, mark the delivered that were resent.
+"""Operations on many pending or delivered events: count them, discard pending ones, mark delivered ones as resent.
 
 Each call examines a bounded range of ids and returns where the next one begins. Events are taken in id order, the order in
 which they were accepted.
@@ -28,7 +28,7 @@ Kind = Literal["pending", "resend"]
 PAGE_ROWS: Final = 500
 RESENT: Final = "resent"
 
-# An event is accepted again once, its copy not at all; what writes people would overwrite newer traits.
+# An event is accepted again once, and its copy never; calls that write people would overwrite newer traits.
 _RESENDABLE: Final = (
     f"state = {EventState.DELIVERED:d} AND reason IS NULL AND coalesce(via, 0) != {Via.RESEND:d}"
     " AND coalesce(name, 0) NOT IN (SELECT id FROM names WHERE type IN ('identify', 'group', 'alias'))"
@@ -125,7 +125,7 @@ def mark_resent(store: Store, ids: Iterable[int]) -> None:
 
 
 def _is_usage(number: int | None, body: bytes) -> bool:
-    """Return whether an event is no call that writes people; the number of a name says so, else the body."""
+    """Return whether an event is usage and does not write people: by the number of its name, else by its body."""
     return number not in (None, OTHER) or decode_or_empty(body).get("type", "track") in USAGE_TYPES
 
 

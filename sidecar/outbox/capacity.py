@@ -25,14 +25,14 @@ from sidecar.units import show_size
 __all__ = ["RESERVE", "Capacity", "DiskFull", "OutboxFull", "StorageUnavailable"]
 
 # Shares of ``max_bytes``. Accepting stops at the first and starts again below the second: the distance keeps a full
-# outbox from refusing and accepting in turns.
+# outbox from alternating between refusing and accepting.
 HIGH_WATER: Final = 0.98
 LOW_WATER: Final = 0.95
 # Above this share history is pruned whatever its age, so that it never costs an event.
 NEARLY_FULL_WATER: Final = 0.90
 # Bytes of a row beside its body: its columns, two index entries, its message id.
 ROW_BYTES: Final = 120
-RESERVE: Final = ".reserve"  # behind the outbox's name
+RESERVE: Final = ".reserve"  # appended to the outbox's name
 
 
 class StorageUnavailable(SidecarError):
@@ -112,8 +112,8 @@ class Capacity:
     def measure(self, used_bytes: int, log_bytes: int = 0) -> None:
         """Update ``full`` and ``nearly_full`` from the bytes that the rows and the log take now.
 
-        Of the log that counts which is beyond its normal size. Deleting rows makes no log smaller, so nothing is dropped
-        for it: events are refused.
+        Of the log only what exceeds its normal size counts. Deleting rows does not make the log smaller, so nothing is
+        dropped for it: events are refused.
         """
         excess_bytes = max(0, log_bytes - LOG_NORMAL * self.log_copied_at_bytes)
         total_bytes = used_bytes + excess_bytes

@@ -41,7 +41,7 @@ SLEW: Final = 0.001
 RECORD_EVERY_MS: Final = 60_000
 UNSET_WAIT_MS: Final = 600_000
 SPANS_MAX: Final = 64
-NAMED_JUMP_MS: Final = 60_000  # operators hear of larger jumps only
+NAMED_JUMP_MS: Final = 60_000  # only larger jumps are reported to operators
 FIX_ROWS: Final = 500
 READING_MS: Final = 50  # two clocks that are read further apart say nothing about their difference
 
@@ -95,7 +95,7 @@ class AgeScale(msgspec.Struct, frozen=True):
     def age_ms(self, stored_ms: int, *, earlier_ms: int = 0, later_ms: int = 0) -> int:
         """Return the least age that a stored time can have; below 0 if it lies in the future.
 
-        When it was stored the clock showed a time from ``earlier_ms`` before it to ``later_ms`` behind it.
+        When it was stored the clock showed a time from ``earlier_ms`` before it to ``later_ms`` after it.
         """
         fitting = [
             stored_ms + span.correction_ms

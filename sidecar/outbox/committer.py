@@ -126,7 +126,7 @@ class Committer:
         self._used_bytes = store.used_bytes()
         self._alive = alive
         self._watch = FileWatch(store, alive)
-        self.mended: list[str] = []  # sentences about what was put right, for the writer to report
+        self.repairs: list[str] = []  # sentences about files that were put back, for the writer to log
 
     @property
     def rescuing(self) -> bool:
@@ -136,15 +136,17 @@ class Committer:
     def run_batch(self, batch: Batch) -> SidecarError | None:
         """Run a batch and fill in its results. Returns why the settlements and failures are not committed, or None.
 
-        Raises OutboxReplaced if another file is in the place of the outbox, and else only errors of the program itself;
-        then no caller gets an answer that says something of the batch is stored.
+        Raises OutboxReplaced if another file is in the place of the outbox, and otherwise only errors of the program
+        itself; then no caller gets an answer that says that anything of the batch is stored.
         """
+        # First: on a connection in doubt, a commit could succeed on pages that never reach the disk.
         problem = self._ensure_trusted()
         if problem is None:
             problem = self._commit(batch, batch.accepts, batch.settlements, batch.failures)
             # A failing write or read below makes the writer retry the batch: it must not record these a second time.
             batch.failures_committed = problem is None
         else:
+            # Only callers need an error: the writer keeps settlements and failures for the next batch.
             _fail(batch.accepts, problem)
         for request in batch.writes:
             problem = self._run(request, problem, lambda request=request: self._write(request, batch))  # type: ignore[misc]
@@ -160,17 +162,18 @@ class Committer:
 
     def _ensure_in_place(self) -> StoreFailed | None:
         """Ensure that the outbox's path leads to the open file; returns the error if it does not."""
+        # A connection in doubt is reopened by the next batch, which looks at the path before it does.
         if self._suspect:
             return None
         try:
-            if mended := self._watch.check():
-                self.mended.append(mended)
+            if repaired := self._watch.check():
+                self.repairs.append(repaired)
             return None
         except (SidecarError, sqlite3.Error, OSError) as error:
             if isinstance(error, OutboxReplaced):
                 raise
             if recovery.is_damage(error):
-                self._damage_count = 1  # no second look: what another program has overwritten stays overwritten
+                self._damage_count = 1  # no second attempt: what another program has overwritten stays overwritten
                 return self._damaged(error)
             # The next batch begins with another attempt, and runs only if that succeeds.
             self._suspect = True
@@ -178,7 +181,7 @@ class Committer:
 
     def _gone(self, error: Exception) -> OutboxGone:
         path = self._store.path
-        self._alive()  # a watchdog that ended the process would lose what only it has
+        self._alive()  # if the watchdog ended the process, the content that only it has would be lost
         return OutboxGone(
             f"The outbox {path} is gone from its path and could not be put back ({error}); its events are in this process "
             f"only, so do not stop it: make {path.parent} writable, with enough free space. Send the request again."
@@ -195,10 +198,12 @@ class Committer:
         if lost := self._ensure_in_place():
             return False, lost
         try:
+            # Before the step, which may fail: after a full disk this is what lets events be accepted again.
             self._capacity.allocate_reserve()
             with self._transaction(batch):
                 more = step(self._store, batch.now_ms)
             self._measure(self._store.used_bytes())
+            # A damaged index hides events without any error, so each step compares it with the counters.
             if why := recovery.contradiction(self._store):
                 return False, self._damaged(why)
             if self._capacity.full_by_log:
@@ -219,7 +224,7 @@ class Committer:
         """Copy the WAL into the file and empty it, outside of a transaction; do nothing while another program reads it."""
         connection = self._store.connection
         wait_ms = connection.execute("PRAGMA busy_timeout").fetchone()[0]
-        connection.execute("PRAGMA busy_timeout = 0")  # else this would wait for the reader, and commits with it
+        connection.execute("PRAGMA busy_timeout = 0")  # otherwise this would wait for the reader, and commits with it
         try:
             self._store.checkpoint(truncate=True)
         finally:
@@ -228,8 +233,8 @@ class Committer:
     def _checkpoint_is_due(self) -> bool:
         """Return True once after the file has not changed for a while, and at each step while space is short.
 
-        Else SQLite checkpoints by itself, when the log is full: a checkpoint each second would cost a lone event a third
-        sync, and its pages are written again into the file and into the head of the log.
+        Otherwise SQLite checkpoints by itself, when the log is full. A checkpoint each second would cost a single event a
+        third sync, and write its pages again into the file and into the head of the log.
         """
         changes = self._store.connection.total_changes
         if changes != self._changes:
@@ -239,7 +244,7 @@ class Committer:
         return self._quiet_steps == QUIET_STEPS or self._capacity.nearly_full or self._capacity.full is not None
 
     def failure(self, why: object) -> StoreFailed:
-        """Return the error that tells a client that its request could not be stored."""
+        """Return the error for a client whose request could not be stored."""
         failed = StoreFailed(f"The outbox {self._store.path} could not be written ({why}); send the request again.")
         if getattr(why, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             failed.code = "busy"
@@ -258,8 +263,8 @@ class Committer:
                 self._watch.reopened()
             elif not self._store.is_open:
                 return self.failure("it is gone from its path")
-            elif mended := self._watch.check():
-                self.mended.append(mended)
+            elif repaired := self._watch.check():
+                self.repairs.append(repaired)
         except (SidecarError, sqlite3.Error, OSError) as error:
             if isinstance(error, OutboxReplaced):
                 raise
@@ -308,6 +313,7 @@ class Committer:
         if len(accepts) == 1 and not settlements and not failures:
             accepts[0].error = error
             return None
+        # Settlements first, without the accepts: the one that cannot be stored must not take them along.
         problem = self._commit(batch, [], settlements, failures)
         for request in accepts:
             if problem is None:
@@ -327,6 +333,7 @@ class Committer:
             admitted = self._admit(accepts)
             outcomes = self._store.accept([request.payload for request in admitted], batch.now_ms) if admitted else []
             used_bytes = self._store.used_bytes()
+        # Only now: the space of a transaction that was rolled back is not used.
         self._measure(used_bytes)
         for request, outcome in zip(admitted, outcomes, strict=True):
             request.result = outcome
@@ -340,6 +347,7 @@ class Committer:
             self._store, surplus, self._checked_out if self._capacity.drop_oldest else None
         )
         admitted = list(accepts)
+        # From the end: the first may be a large request of which a part is on disk already.
         while admitted and missing > 0:
             refused = admitted.pop()
             missing -= refused.size_bytes
@@ -367,6 +375,7 @@ class Committer:
 
     def _run(self, request: WriteRequest, problem: SidecarError | None, call: Callable[[], Any]) -> SidecarError | None:
         """Set the result of a request to that of the call, or its error. Returns what is wrong with the disk so far."""
+        # No further statement on a connection in doubt, not even a read: it may see what is not on disk.
         if self._suspect:
             request.error = copy.copy(problem) or self.failure("its disk fails")
             return problem
@@ -388,6 +397,7 @@ class Committer:
             return None
         if code == sqlite3.SQLITE_FULL:  # SQLite has rolled back; the connection stays usable
             return self._capacity.release_reserve()
+        # After any other error it is not known what reached the disk.
         self._suspect = True
         if code == sqlite3.SQLITE_IOERR and self._capacity.free_bytes() < DISK_FULL_BYTES:
             return self._capacity.release_reserve()

@@ -123,7 +123,7 @@ def _set_up(connection: sqlite3.Connection, path: Path, durability: str) -> None
     _require(connection, "journal_mode", "wal", "wal")
     _require(connection, "synchronous", "FULL" if durability == "disk" else "NORMAL", 2 if durability == "disk" else 1)
     _require(connection, "cache_size", str(-CACHE_KIB), -CACHE_KIB)
-    # Deleted text must not stay in the file. Always on: a row that grew has left its old text behind in its page.
+    # Deleted text must not stay in the file. Always on: a row that grew has left its old text in its page.
     _require(connection, "secure_delete", "ON", 1)
     _require(connection, "temp_store", "MEMORY", 2)
     # Without a size limit a WAL that grew once keeps its size.

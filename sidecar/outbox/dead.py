@@ -112,7 +112,7 @@ def retry(
     matches, next_after = _fitting(store, *_matching(store, which, after_id, limit))
     for event_id, reason in matches:
         body, via = store.connection.execute("SELECT body, via FROM events WHERE id = ?", (event_id,)).fetchone()
-        # What an operator has resent or backfilled leaves the way to what apps send, also after a refusal.
+        # Resent and backfilled events yield to what apps send, even after a refusal.
         low = via in (Via.RESEND, Via.BACKFILL)
         priority = Priority.LOW if low else priority_of(decode_or_empty(body))
         store.connection.execute("DELETE FROM dead WHERE id = ?", (event_id,))

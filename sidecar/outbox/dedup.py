@@ -15,7 +15,7 @@ Random keys dirty a page each, so a unique index on them becomes slower the long
 enough, they move to the ``ids`` table as one *batch* in sorted order, which writes neighboring pages together. The
 batch moves in *slices* of that order, one with each commit, so that no commit takes long; until the last slice is on
 disk, the whole batch is also kept in memory. A commit probes the table with one query. After a crash the newest ids are
-read again from the event rows behind the last complete batch: bounded work, and no second copy to keep consistent.
+read again from the event rows after the last complete batch: bounded work, and no second copy to keep consistent.
 
 ``expire`` scans the table in key order, a few thousand rows per step, and deletes what is old and settled. A full scan
 takes minutes, and no index on time is needed.
@@ -58,7 +58,7 @@ _envelope = msgspec.json.Decoder(_MessageIdOnly).decode
 
 
 def digest_of(source: int, message_id: str, kind: str, name: str) -> bytes:
-    """20 bytes that stand for this id of this source, and for the type and the name of the event.
+    """Return 20 bytes that stand for this id of this source, and for the type and the name of the event.
 
     The first 16 are of source and id alone: what the first format knew of an event, and what an id is looked up by.
     """
@@ -66,7 +66,7 @@ def digest_of(source: int, message_id: str, kind: str, name: str) -> bytes:
 
 
 def prefix_of(source: int, message_id: str) -> bytes:
-    """16 bytes that stand for this id of this source, whatever the event is."""
+    """Return 16 bytes that stand for this id of this source, whatever the event is."""
     return blake2b(b"%d\x00%b" % (source, message_id.encode("utf-8", "surrogatepass")), digest_size=16).digest()
 
 
@@ -76,7 +76,7 @@ def _digest_of_name(kind: str, name: str) -> bytes:
 
 
 def digest_of_body(source: int, body: bytes) -> bytes | None:
-    """The digest of a stored event; None for a body without a usable id (it is not an object)."""
+    """Return the digest of a stored event; None for a body without a usable id (it is not an object)."""
     try:
         event = _envelope(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -116,7 +116,7 @@ class DedupIndex:
         return len(self._newest) + len(self._moving)
 
     def reload(self, rows: Iterable[tuple[int, bytes, int, int]]) -> None:
-        """Add the ids of event rows (source, body, event id, received ms) behind the last batch, at a start.
+        """Add the ids of event rows (source, body, event id, received ms) after the last batch, at a start.
 
         A body without a text id is skipped: such an event was not accepted under an id from its body.
         """
@@ -137,7 +137,7 @@ class DedupIndex:
         return fresh
 
     def event_of(self, digest: bytes) -> int | None:
-        """The event id that this digest is known by, also in the older form; None if it was never added."""
+        """Return the event id that this digest is known by, even in the older form; None if it was never added."""
         for known in (self._uncommitted, self._newest, self._moving):
             if (event_id := known.get(digest)) is not None:
                 return event_id
@@ -148,7 +148,7 @@ class DedupIndex:
         return None if row is None else int(row[0])
 
     def events_of(self, source: int, message_id: str) -> list[int]:
-        """The event ids that this message id is known by: several where types or names differ.
+        """Return the event ids that this message id is known by: several where types or names differ.
 
         It looks at every id in memory, about 3 ms: for one id at a time.
         """
@@ -238,7 +238,7 @@ class DedupIndex:
         if end is None:
             return 0
         # The event of an id is on a random page of the file. So events are looked up only below the oldest pending one:
-        # behind the head of a long backlog all are pending, and thousands of look-ups would delete nothing.
+        # after it most are pending, and thousands of lookups would delete nothing.
         condition, parameters = age
         return self._connection.execute(
             f"DELETE FROM ids WHERE digest > ? AND digest <= ? AND {condition} AND event_id < ? AND NOT EXISTS"
@@ -247,7 +247,7 @@ class DedupIndex:
         ).rowcount
 
     def _look_for_older_form(self, after: bytes, end: bytes | None) -> None:
-        """Once a whole round over the table has met no id of the older form, they are looked up no more."""
+        """Stop looking up ids of the older form once a whole round over the table has found none."""
         if end is None:
             if not self._older_form_seen:
                 self._connection.execute("DELETE FROM meta WHERE name = ?", (OLDER_FORM,))

@@ -3,9 +3,9 @@
 Pending and dead events become dropped (``forgotten``) and lose their bodies; history rows are deleted. The counters
 keep counting all of them.
 
-Deleted text is overwritten in the file (``PRAGMA secure_delete``). An exception are remains that SQLite may have left
-between the rows of a page when it moved them; they are overwritten when the page is written again. After the last page
-the caller has to empty the WAL (``Store.checkpoint(truncate=True)``), the other file that holds the text.
+Deleted text is overwritten in the file (``PRAGMA secure_delete``), except for remains that SQLite may have left between
+the rows of a page when it moved them; they are overwritten when the page is written again. After the last page the
+caller has to empty the WAL (``Store.checkpoint(truncate=True)``), the other file that holds the text.
 """
 
 from collections.abc import Callable, Collection, Container
@@ -97,7 +97,7 @@ def _events_of(
 
 
 def user_matcher(users: Collection[str]) -> Callable[[str | None, bytes], bool]:
-    """Return a function that tells whether an event, given its ordering key and body, belongs to one of the users."""
+    """Return a predicate: does an event, given its ordering key and body, belong to one of the users?"""
     # A body is decoded only if one of the ids occurs in it, as text or as a number: decoding all takes too long.
     needles = [msgspec.json.encode(user)[1:-1] for user in users]
 

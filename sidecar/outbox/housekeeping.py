@@ -50,7 +50,7 @@ async def run_housekeeping(outbox: Outbox, settings: LiveSettings) -> NoReturn:
         if (problem := trust.problem()) and not is_wrong:
             log.warning("%s", problem)
         elif is_wrong and not problem:
-            log.info("The clock of this host is set, or has held since its jump: it is not reported any more.")
+            log.info("The clock of this host is set, or has held since its jump: it is no longer reported.")
         is_wrong = bool(problem)
         # In this thread, and before the step: a jump while the step waits changes nothing that it discards.
         scale = trust.scale()

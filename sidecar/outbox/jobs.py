@@ -46,7 +46,7 @@ def advance_job(
             "INSERT INTO jobs (kind, spec, state, position, done, total, started_ms, changed_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (kind, spec, state, position, done, total, now_ms, now_ms),
         )
-        # Bounded: the oldest go, and their files would be recognized by the ids of their events alone.
+        # Bounded: the oldest are deleted, and a second run on their files is recognized by the ids of the events alone.
         store.connection.execute(
             "DELETE FROM jobs WHERE id <= (SELECT id FROM jobs ORDER BY id DESC LIMIT 1 OFFSET ?)", (JOBS_MAX,)
         )

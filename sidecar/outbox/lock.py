@@ -24,7 +24,7 @@ _SCHEMA_AT: Final = 60  # https://www.sqlite.org/fileformat2.html, "The Database
 
 
 def real_path(config: Config) -> Path:
-    """The outbox file that ``outbox.path`` leads to, without symbolic links: what lies beside it lies where it really is."""
+    """Return the file that ``outbox.path`` leads to, without symbolic links: its companion files are beside that one."""
     return Path(config.outbox.path).resolve()
 
 
@@ -39,7 +39,7 @@ def newer_schema(path: Path, version: int) -> ConfigError:
 def refuse_newer_schema(path: Path) -> None:
     """Raise ConfigError if the header of the file names a newer schema; to be called before SQLite opens the file.
 
-    Anything else that is wrong with the file is found when it is opened: also a newer schema that is only in its log.
+    Anything else that is wrong with the file is found when it is opened, including a newer schema that is only in its log.
     """
     try:
         with path.open("rb") as file:
@@ -140,7 +140,7 @@ def hold_lock(config: Config) -> Iterator[Lock]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Failed(
-            f"The outbox directory {path.parent} cannot be created ({error.strerror}); create it or change outbox.path."
+            f"The outbox folder {path.parent} cannot be created ({error.strerror}); create it or set another outbox.path."
         ) from None
     lock = take_lock(path)
     try:

@@ -31,7 +31,7 @@ class CatalogueRow(NamedTuple):
 
 
 def events_of_message(store: Store, message_id: str) -> MessageEvents:
-    """Return what a message id stands for, of every source."""
+    """Return the events of a message id, of every source."""
     ids = [
         event_id
         for source in sorted({0, *store.source_products()})

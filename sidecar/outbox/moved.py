@@ -14,7 +14,7 @@ __all__ = ["BroughtBack", "bring_back", "count_importable", "count_moved"]
 
 
 class BroughtBack(NamedTuple):
-    """The ids that are pending again; which of the events they were, by position; how many are known without a row."""
+    """The ids that are pending again, the positions of their events in the call, and how many are known without a row."""
 
     ids: list[int]
     positions: set[int]
@@ -34,7 +34,7 @@ def count_importable(store: Store, events: Sequence[NewEvent]) -> int:
 def bring_back(
     store: Store, events: Sequence[NewEvent], *, priority_of: Callable[[dict[str, Any]], Priority]
 ) -> BroughtBack:
-    """Make those of these events pending again that were moved away, inside a transaction: same id, same row.
+    """Make the events that were moved away pending again, inside a transaction: same id, same row.
 
     ``priority_of(event)`` decides the class again. The dispatcher has to read the backlog again from the lowest id.
     """

@@ -7,8 +7,8 @@ number in the transaction that accepts its first event. How often it came is cou
 housekeeping, since writing it with every commit would cost the ordinary event a page more; after a crash the counts of
 the last minute are missing.
 
-An app that makes names of ids could fill memory and disk: beyond ``NAMES_MAX`` no name gets a number any more, and
-``crowded`` counts the events that have none.
+An app that makes names of ids could fill memory and disk: beyond ``NAMES_MAX`` no further name gets a number, and
+its events are counted together.
 """
 
 import sqlite3
@@ -35,10 +35,9 @@ class NameCatalogue:
         self._counted: dict[int, int] = {}
         self._last_ms: dict[int, int] = {}
         self._open: list[int] = []
-        self.crowded = 0
 
     def number(self, key: NameKey, now_ms: int) -> int:
-        """The number of a name, given now if it is new, inside a transaction; counts the event. Raises sqlite3.Error."""
+        """Count the event and return the number of its name, which a new name gets now, in a transaction. Raises sqlite3.Error."""
         number = self._numbers.get(key) or self._new.get(key)
         if number is None:
             number = self._add(key, now_ms)
@@ -56,7 +55,7 @@ class NameCatalogue:
         return number
 
     def committed(self, now_ms: int) -> None:
-        """The transaction is on disk."""
+        """Keep what changed: the transaction is on disk."""
         if not self._open:
             return
         self._numbers.update(self._new)
@@ -64,11 +63,10 @@ class NameCatalogue:
         for number in self._open:
             self._counted[number] = self._counted.get(number, 0) + 1
             self._last_ms[number] = now_ms
-        self.crowded += self._open.count(OTHER)
         self._open.clear()
 
     def rolled_back(self) -> None:
-        """The transaction is undone: its names have no number."""
+        """Discard what changed: the transaction is undone, and its names have no number."""
         self._new.clear()
         self._open.clear()
 
@@ -80,15 +78,15 @@ class NameCatalogue:
         self._last_ms.clear()
 
     def unflushed(self) -> dict[int, tuple[int, int]]:
-        """Events counted and not written, and when the last came (epoch milliseconds), by the number of the name."""
+        """Return events counted and not written, and when the last came (epoch milliseconds), by the number of the name."""
         return {number: (count, self._last_ms[number]) for number, count in self._counted.items()}
 
     def numbers(self, name: str) -> list[int]:
-        """The numbers of a name as sent, of any type."""
+        """Return the numbers of a name as sent, of any type."""
         return [number for (_, one), number in self._numbers.items() if one == name]
 
     def selected_by(self, name: str) -> list[int]:
-        """The numbers of the names that ``events.has_name`` selects: as sent, or all of that type but ``track``."""
+        """Return the numbers of the names that ``events.has_name`` selects: as sent, or all of that type but ``track``."""
         return [
             number
             for (kind, sent), number in [*self._numbers.items(), *self._new.items()]
@@ -96,7 +94,7 @@ class NameCatalogue:
         ]
 
     def newest(self, limit: int) -> list[tuple[str, str, int, int]]:
-        """Type, name, number of events and time of the last one, of the names that came last."""
+        """Return type, name, number of events and time of the last one, for the names that came last."""
         rows = self._connection.execute(
             "SELECT id, type, name, events, last_ms FROM names ORDER BY last_ms DESC LIMIT ?", (limit,)
         )

@@ -73,7 +73,7 @@ class Overflow:
             if pending:
                 self._drop(store, pending)
                 return True
-            # Only dead and protected rows here: the next call continues behind them, or starts over at the end.
+            # Only dead and protected rows here: the next call continues after them, or starts over at the end.
             self._after_id = rows[-1][0] if rows else 0
         return False
 

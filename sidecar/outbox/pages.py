@@ -8,8 +8,8 @@ damaged page. The formats: https://www.sqlite.org/fileformat2.html, "B-tree Page
 Log".
 
 The newest version of a page may be in the write-ahead log (WAL). The checksum of each frame continues that of the frame
-before it. So SQLite stops at the first bad frame and ignores all commits behind it. This module continues with the
-checksum that the bad frame *states*: the frames behind it can then be verified.
+before it. So SQLite stops at the first bad frame and ignores all commits after it. This module continues with the
+checksum that the bad frame *states*: the frames after it can then be verified.
 """
 
 import os
@@ -28,7 +28,7 @@ _FRAME: Final = _FRAME_HEADER + PAGE_BYTES
 _MAGIC: Final = (0x377F0682, 0x377F0683)  # little-endian checksums, big-endian checksums
 _INDEX: Final = {0x02: 12, 0x0A: 8}  # inner and leaf pages of an index: type byte → offset of the cell pointers
 _LONGEST_RECORD: Final = 64 * 2**20
-# With auto_vacuum one page in so many is a pointer map; its first byte can look like that of an index page.
+# With auto_vacuum one page in this many is a pointer map; its first byte can look like that of an index page.
 _POINTER_MAP: Final = PAGE_BYTES // 5 + 1
 _INT_BYTES: Final = (0, 1, 2, 3, 4, 6, 8)  # length of an integer by its serial type
 
@@ -167,7 +167,7 @@ class Pages:
             else:
                 damaged = True
                 self.frames_lost += current
-            # The stated checksum, right or not: only this lets the frames behind a damaged one be verified.
+            # The stated checksum, right or not: only this lets the frames after a damaged one be verified.
             seed = _stated_checksum(frame)
             if current and _u32(frame, 4):
                 self._apply(transaction, damaged=damaged)
@@ -245,7 +245,7 @@ class Pages:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Decode a variable-length integer of one to nine bytes; return it and the offset behind it.
+    """Decode a variable-length integer of one to nine bytes; return it and the offset after it.
 
     Raises IndexError at the end of the data.
     """

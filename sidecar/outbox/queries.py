@@ -153,7 +153,7 @@ def get_event(store: Store, event_id: int) -> EventDetail | None:
 
 
 class _Part(NamedTuple):
-    """The rows that one call examines: a condition, its values, their order, and the ``before`` of the rows behind."""
+    """The rows that one call examines: a condition, its values, their order, and the ``before`` of the next rows."""
 
     text: str
     values: tuple[int, ...]

@@ -40,9 +40,9 @@ def describe_log(path: Path, log_bytes: int, copied_at_bytes: int) -> str:
     if log_bytes <= LOG_NORMAL * copied_at_bytes:
         return ""
     names = [_name_of(pid) for pid in _readers_of(path) if pid != os.getpid()]
-    who = ", ".join(names) or "another program"
+    readers = ", ".join(names) or "another program"
     return (
-        f"The log of the outbox has grown to {show_size(log_bytes)}, because {who} keeps reading the outbox; end that "
+        f"The log of the outbox has grown to {show_size(log_bytes)}, because {readers} keeps reading the outbox; end that "
         "program: the log counts against outbox.max_bytes."
     )
 

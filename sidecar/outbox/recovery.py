@@ -13,7 +13,7 @@ What happens then
 The file and its log are set aside as ``outbox.db.damaged-<time>``. What can be read of them (``pages.py``) is copied
 into a new file, which is renamed to the outbox once it is complete and synced. The damage marker holds the name of the
 file that was set aside, so the next start continues after a crash at any moment. The damaged file is never changed or
-removed. If the disk is full, the reserve (``capacity.py``) makes room; if that is not enough, what was copied is removed
+removed. If the disk is full, the reserve (``capacity.py``) is given up; if that is not enough, what was copied is removed
 again, and the error says how much space is needed.
 """
 
@@ -97,7 +97,7 @@ def open_outbox(
 ) -> Store:
     """Open the outbox. A damaged one is set aside first and a new one is opened with what could be recovered.
 
-    ``store.notice`` is then one sentence about what happened, else empty. ``progress`` is called about twice a second
+    ``store.notice`` is then one sentence about what happened, otherwise empty. ``progress`` is called about twice a second
     while a recovery runs. The lock must be held; ``claim`` extends it to the file that is about to be opened.
     ``configured`` is the path as configured, with its links. Raises what ``Store`` raises, ConfigError if the file never
     was an outbox, and Failed if the recovery could not be completed.
@@ -157,6 +157,7 @@ def damage_in(path: Path) -> str | None:
             head = file.read(100)
     except OSError:
         return None
+    # SQLite would start an empty outbox and ignore the log, whose events were answered.
     if not size:
         return "it is empty, but its log is not" if ends else None
     if why := _header_damage(head):
@@ -186,8 +187,8 @@ def _content_damage(path: Path, ends: list[int]) -> str | None:
     """Check the log, the small tables and the counters with a read-only connection, which does not checkpoint at close.
 
     ``ends`` are the frames of the log that claim to end a transaction. The first one that SQLite does not see may have
-    been being written when the power failed or the process was killed: its events were not answered. What is behind it
-    may be left over from an earlier crash at the same place. But if a valid frame follows the end of an unseen
+    been in the middle of being written when the power failed or the process was killed: its events were not answered.
+    What follows it may be left over from an earlier crash at the same place. But if a valid frame follows the end of an unseen
     transaction, that transaction had been synced before the next one began: then the log is damaged.
     """
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as connection:
@@ -239,6 +240,7 @@ def contradiction(store: Store) -> str | None:
     A damaged index can lose an event without an error: only the counters then show that it is pending.
     """
     for priority, name in PENDING.items():
+        # EXISTS and not count(*): one lookup in each index, however long the backlog is.
         query = (
             "SELECT EXISTS (SELECT 1 FROM events WHERE state = ? AND state < 2)"
             f" OR EXISTS (SELECT 1 FROM events WHERE state = ? AND state {'< 2' if priority is Priority.LOW else 'IN (2, 3)'})"
@@ -277,14 +279,16 @@ def _recover(
     new = path.with_name(path.name + ".recovering")
     needed_bytes = 0
     try:
-        # A copy that a crash interrupted is begun anew: nothing records how far it came.
+        # A copy that a crash interrupted starts over: nothing records how far it came.
         _remove_database(new)
-        needed_bytes = _make_room(path)
+        needed_bytes = _free_space(path)
+        # Before anything is read: from here on nothing writes to it, and the next start finds it by the marker.
         damaged_file = set_aside(path)
         if not path.exists():  # else an earlier start has completed the new file, and only the marker is left
             salvage(damaged_file, new, why=why, progress=progress)
             # Complete and synced. With the name before that, a power cut would leave half an outbox that looks whole.
             new.replace(path)
+            # On disk before the marker goes: a power cut must not leave the old name empty and no marker.
             _sync(path.parent)
         # Last: without the marker the next start would not know that the recovery is unfinished.
         _marker(path).unlink()
@@ -301,7 +305,7 @@ def _remove_database(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _make_room(path: Path) -> int:
+def _free_space(path: Path) -> int:
     """Return the bytes that the recovery may need; remove the reserve if fewer are free. Raises OSError.
 
     The reserve is allocated again once there is space for it, as after a full disk.
@@ -309,8 +313,10 @@ def _make_room(path: Path) -> int:
     marker = _marker(path)
     name = marker.read_text() if marker.exists() else ""
     damaged_file = path.with_name(name) if name and path.with_name(name).exists() else path
+    # A crash may have come between the renames of the file and of its log, so the log may be at either name.
     files = (damaged_file, wal_path(damaged_file), wal_path(path))
     needed_bytes = sum(file.stat().st_size for file in {*files} if file.exists())
+    # The reserve is for settling on a full disk, and nothing is settled before the recovery has ended.
     if _free_bytes(path.parent) < needed_bytes:
         path.with_name(path.name + RESERVE).unlink(missing_ok=True)
     return needed_bytes
@@ -351,7 +357,7 @@ def _recovery_notice(store: Store) -> str:
 
 def _what_is_lost(salvaged: Salvaged) -> str:
     if salvaged.lost and salvaged.counters_lost:
-        text = f"{salvaged.lost:,} events are lost or were settled and pruned: the counters that told this are damaged"
+        text = f"{salvaged.lost:,} events are lost or were settled and pruned: the counters that distinguish the two are damaged"
     elif salvaged.lost:
         text = f"{salvaged.lost:,} events are lost"
     elif not salvaged.frames_lost:
@@ -372,6 +378,7 @@ def set_aside(path: Path) -> Path:
     name = marker.read_text() if marker.exists() else ""
     if not name:
         name = f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}Z"
+        # Two recoveries within a second must not overwrite each other's file.
         while path.with_name(name).exists():
             name += "x"
         # The name is on disk before anything is renamed: a later start finds the file under it.
@@ -386,10 +393,12 @@ def set_aside(path: Path) -> Path:
         # The log first: once the file is renamed, this step counts as done.
         if wal_path(path).exists() and wal_path(path).stat().st_size:
             wal_path(path).replace(wal_path(damaged_file))
+        # Left at the old name, even an empty log or an index would be taken for that of the new file.
         wal_path(path).unlink(missing_ok=True)
         if path.exists():
             path.replace(damaged_file)
         else:
+            # There was only a log. The empty file records that this step is done.
             damaged_file.touch(0o600)
     path.with_name(path.name + "-shm").unlink(missing_ok=True)
     _sync(path.parent)

@@ -10,7 +10,7 @@ file would drop SQLite's locks on it (https://www.sqlite.org/howtocorrupt.html s
 Where nothing stands in its place, the content is copied from the open connection into a new file (SQLite's backup API,
 https://www.sqlite.org/backup.html), synced, locked, and renamed to the old path. Where another file stands there, that
 file is left alone: an operator may have put back a backup on purpose. The content is then copied beside it, and the
-process ends. If the copy fails, for want of space or of rights, it is tried again with the next batch for as long as the
+process ends. If the copy fails, because space or a right is missing, it is tried again with the next batch for as long as the
 process runs: ending it would lose everything that is in the file.
 """
 
@@ -29,7 +29,7 @@ __all__ = ["DAMAGED", "RESCUED", "FileWatch", "OutboxReplaced", "files_set_aside
 
 RESCUED: Final = ".rescued-"  # between the outbox's name and the time
 DAMAGED: Final = ".damaged-"
-IMPORTED: Final = ".imported"  # at the end of the name of a rescued file that was taken in
+IMPORTED: Final = ".imported"  # appended to the name of a rescued file that was imported
 NAMED: Final = 3  # files that are named one by one
 
 FileId = tuple[int, int] | None
@@ -40,7 +40,7 @@ class OutboxReplaced(ConfigError):
 
 
 def rescued_files(path: Path) -> list[Path]:
-    """Return the rescued copies beside the outbox that were not taken in yet, oldest first."""
+    """Return the rescued copies beside the outbox that were not imported yet, oldest first."""
     return [file for file in _beside(path, RESCUED) if not file.name.endswith(IMPORTED)]
 
 
@@ -58,7 +58,7 @@ def _beside(path: Path, kind: str) -> list[Path]:
 def files_set_aside(path: Path) -> list[str]:
     """Return one sentence for each rescued or damaged file beside the outbox: what it is and what to do with it."""
     sentences = [
-        f"{file} holds events of this outbox that were rescued when another file was put in its place; take them in with "
+        f"{file} holds events of this outbox that were rescued when another file was put in its place; import them with "
         f"`px-sidecar outbox import {file}`, or remove it."
         for file in rescued_files(path)
     ]
@@ -72,7 +72,7 @@ def files_set_aside(path: Path) -> list[str]:
 
 
 def mark_imported(file: Path) -> Path:
-    """Rename a rescued file that was taken in, so that it is not named any more; return its path. Raises OSError."""
+    """Rename a rescued file that was imported, so that it is no longer named; return its path. Raises OSError."""
     done = file.with_name(file.name + IMPORTED)
     file.rename(done)
     return done
@@ -93,13 +93,13 @@ class FileWatch:
         self._open_files()
 
     def _open_files(self) -> None:
-        """Take what stands at the path now for what is open: the store has just opened it."""
+        """Record the files at the path as the open ones: the store has just opened them."""
         self._file, self._wal = _file_id(self._path_text), _file_id(self._log_text)
         self._index = _file_id(self._index_text)
         self._size_bytes = 0
 
     def check(self) -> str | None:
-        """Return one sentence about what was mended, or None if all is in place.
+        """Return one sentence about what was put back, or None if all is in place.
 
         Raises OutboxReplaced if another file is in the place of the outbox; its content is then in a rescued copy. Raises
         OSError or sqlite3.Error if it could be neither put back nor copied, or if another program has overwritten it.
@@ -118,8 +118,8 @@ class FileWatch:
         if file not in (None, self._file):
             raise OutboxReplaced(
                 f"The outbox {path} was replaced by another file while it was in use; its events are in {copy}. Remove "
-                f"the file that should not be there, then start px-sidecar; `px-sidecar outbox import {copy}` takes the "
-                "rescued events in."
+                f"the file that should not be there, then start px-sidecar; `px-sidecar outbox import {copy}` imports the "
+                "rescued events."
             )
         self._put_back(copy, over=file)
         return (
@@ -133,7 +133,7 @@ class FileWatch:
         if configured != path and _file_id(configured) != self._file:
             raise OutboxReplaced(
                 f"outbox.path = {configured} no longer leads to the outbox {path} that is in use: a link in it was changed. "
-                f"Let it lead there again, or take its events into the new place with `px-sidecar outbox import {path}`."
+                f"Let it lead there again, or move its events to the new place with `px-sidecar outbox import {path}`."
             )
 
     def _ensure_not_cut(self) -> None:
@@ -147,7 +147,7 @@ class FileWatch:
         self._size_bytes = size_bytes
 
     def _renew_index(self, path: Path) -> str | None:
-        """Open the store again if the index of its log is gone: another program would make one that knows nothing of ours."""
+        """Open the store again if the index of its log is gone: another program would make one of its own and take itself for the only reader."""
         index = _file_id(self._index_text)
         if self._index is None:
             self._index = index
@@ -228,7 +228,7 @@ def _index_path(path: Path) -> Path:
 
 
 def _file_id(path: str | Path) -> FileId:
-    """Return what tells the file at ``path`` from any other; None if there is none. Raises OSError."""
+    """Return what distinguishes the file at ``path`` from any other; None if there is none. Raises OSError."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -4,12 +4,12 @@ The pages are read in file order, and the table of each record is recognized by 
 columns differ between all tables of the outbox. Neither the schema nor any inner page is needed. If two pages hold
 different versions of an event (after damage to the WAL), the later state wins.
 
-The counters are recomputed from the rows. What rows cannot tell, such as delivered events whose rows are pruned, is
+The counters are recomputed from the rows. What rows do not show, such as delivered events whose rows are pruned, is
 taken from the old counters. Accepted events that are not found in any state become ``dropped: damaged``; the number of
 accepted events never becomes lower.
 
 The new file has no write-ahead log while it is filled: a salvage then needs the space of the rows and not more, and its
-last step is one sync that reports its errors. A salvage that fails leaves nothing of use behind.
+last step is one sync that reports its errors. What a failed salvage leaves is of no use.
 """
 
 import errno
@@ -37,7 +37,7 @@ BATCH: Final = 5_000
 BATCH_BYTES: Final = 4 * 2**20
 PROGRESS_EVERY_S: Final = 0.5
 PROGRESS_STEPS: Final = 200_000  # of SQLite's virtual machine between two looks at the clock, a few milliseconds
-EXAMINED_PAGES: Final = 10_000  # without one record in so many pages, a file is not an outbox
+EXAMINED_PAGES: Final = 10_000  # a file without a record in this many pages is not an outbox
 DAY_MS: Final = 86_400_000
 DAYS: Final = (10_000, 100_000)  # since 1970: from 1997 to 2243
 
@@ -148,7 +148,7 @@ def _fill(source: Path, target: Path, why: str, progress: Callable[[], None]) ->
     store = Store(target, durability="process")
     # Not ``store.close``, which treats a failing disk as harmless: here an error means that the file is not complete.
     with closing(store.connection) as connection:
-        # A log would need room of its own, and its last copy into the file could fail unseen.
+        # A log would need space of its own, and its last copy into the file could fail unseen.
         if connection.execute("PRAGMA journal_mode = MEMORY").fetchone() != ("memory",):
             raise OSError(errno.EIO, "SQLite keeps the log of the new file")
         connection.execute("PRAGMA synchronous = OFF")  # one sync at the end
@@ -303,7 +303,7 @@ def _complete(store: Store, salvaged: Salvaged) -> Salvaged:
 
 
 def _count_rows(store: Store) -> Counter[str]:
-    """Return the counters as far as rows tell: history rows may have been pruned."""
+    """Return the counters as far as rows show them: history rows may have been pruned."""
     counters: Counter[str] = Counter()
     for state, reason, rows in store.connection.execute(
         "SELECT state, CASE state WHEN 5 THEN reason WHEN 6 THEN (SELECT reason FROM dead WHERE dead.id = events.id) END AS why,"
@@ -321,7 +321,7 @@ def _count_rows(store: Store) -> Counter[str]:
 def _balance(old: Counter[str], found: Counter[str], next_id: int) -> tuple[Counter[str], int, bool]:
     """Return the counters of the new outbox, the number of lost events, and whether the old counters were lost.
 
-    Every accepted event has taken one id. So where the old counters are lost, or contradict each other, the ids tell how
+    Every accepted event has taken one id. So where the old counters are lost, or contradict each other, the ids say how
     many were accepted: that number never becomes lower.
     """
     new = Counter({name: value for name, value in old.items() if not name.startswith(("pending_", "dead:"))})

@@ -311,7 +311,7 @@ class Store:
             if settlement.state == EventState.DEAD:
                 self._insert_dead_letter(settlement, now_ms)
             if settlement.reason == "suppressed":
-                # Nothing of a user who was forgotten for good stays, not even as history. Its message id is not needed:
+                # Nothing of a user that was forgotten for good stays, not even as history. Its message id is not needed:
                 # a repeat is dropped as well.
                 self.connection.execute(_EMPTIED, (settlement.id,))
             if settlement.cap is not None:
@@ -362,7 +362,7 @@ class Store:
                 (memory.property_key, memory.user, memory.known, now_ms),
             )
             self.count("users")
-        self.accounts.told((memory.property_key, memory.user))
+        self.accounts.known_changed((memory.property_key, memory.user))
 
     def record_failures(self, failures: Sequence[Failure]) -> None:
         """Store failed attempts that will be retried, inside a transaction; settled events are skipped."""
@@ -397,7 +397,7 @@ class Store:
         return self._as_page(rows, limit)
 
     def parked_rows(self, *, priority: Priority, after: tuple[str, int], limit: int) -> Page:
-        """Return the next parked rows of a class behind a user and id, by user, then id; without their users' memory."""
+        """Return the next parked rows of a class after a user and id, by user, then id; without their users' memory."""
         where, of = "WHERE state = ? AND state IN (2, 3)", "events"
         if priority is Priority.LOW:
             where, of = "JOIN low_parked ON low_parked.id = events.id WHERE state = ?", "low_parked"
@@ -501,7 +501,7 @@ class Store:
         return firsts
 
     def oldest_pending_ms(self) -> dict[Priority, int]:
-        """Return when the oldest event of each class was received that is pending and not parked; a class without one lacks."""
+        """Return when the oldest pending event of each class was received, parked ones apart; a class without one is absent."""
         query = "SELECT received_ms FROM events WHERE state = ? AND state < 2 ORDER BY id LIMIT 1"
         rows = {state: self.connection.execute(query, (state,)).fetchone() for state in Priority}
         return {state: row[0] for state, row in rows.items() if row}
@@ -570,7 +570,7 @@ class Store:
 
     @property
     def may_shrink(self) -> bool:
-        """Whether SQLite may make the file smaller: free pages were returned, and the log was not copied thrice since."""
+        """Whether SQLite may make the file smaller: free pages were returned, and the log was copied at most twice since then."""
         return self._copied_since_vacuum < COPIES_AFTER_VACUUM
 
     def vacuum(self) -> bool:

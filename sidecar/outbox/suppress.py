@@ -18,7 +18,7 @@ _SALT: Final = "suppress_salt"
 
 
 def digest_of_user(salt: str, user: str) -> bytes:
-    """What is kept of a suppressed user."""
+    """Return what is kept of a suppressed user."""
     return blake2b(
         user.encode("utf-8", "surrogatepass"), key=bytes.fromhex(salt), digest_size=SUPPRESSED_BYTES
     ).digest()
@@ -36,12 +36,12 @@ def suppress(store: Store, users: Iterable[str], now_ms: int) -> None:
 
 
 def suppression(store: Store) -> Callable[[str], bool] | None:
-    """Return a function that tells whether a user is suppressed; None while none is."""
+    """Return a predicate: is a user suppressed? None while no user is."""
     salt, digests = load_suppressed(store)
     return (lambda user: digest_of_user(salt, user) in digests) if digests else None
 
 
 def load_suppressed(store: Store) -> tuple[str, frozenset[bytes]]:
-    """The salt and the digests of all suppressed users; an empty salt while none is."""
+    """Return the salt and the digests of all suppressed users; an empty salt while there are none."""
     digests = frozenset(row[0] for row in store.connection.execute("SELECT digest FROM suppressed"))
     return (store.get_meta(_SALT) or "" if digests else "", digests)

@@ -43,7 +43,7 @@ __all__ = ["CommitListener", "InlineRunner", "NullListener", "Outbox", "Runner",
 
 # Settlements are committed at the latest 50 ms after PX's answer; half of that is left for the commit itself.
 SETTLE_DELAY_S: Final = 0.025
-# A failed attempt is recorded within a second, alone if nothing else is committed before.
+# A failed attempt is recorded within a second, in a commit of its own if there is no other.
 FAILURE_DELAY_S: Final = 1.0
 # A maintenance step waits for idle time, but no longer than this; less when the outbox is nearly full.
 MAINTENANCE_PATIENCE_S: Final = 1.0
@@ -108,7 +108,7 @@ class CommitListener(Protocol):
         ...
 
     def read_with(self, priorities: Collection[Priority]) -> Callable[[Store], Page] | None:
-        """Return a page to read behind the commit of new events of these classes; ``page_read`` then follows."""
+        """Return a page to read after the commit of new events of these classes; ``page_read`` then follows."""
         ...
 
     def page_read(self, page: Page | None) -> None:
@@ -222,7 +222,7 @@ class Outbox:
     def submit(self, events: Sequence[NewEvent], *, behind: WriteRequest | None = None) -> WriteRequest:
         """Begin to store events: ``await request.wait()`` is what ``accept`` would do. Raises OutboxFull or DiskFull.
 
-        They are stored after those of ``behind``, the caller's request before, also if no caller waits for them any more.
+        They are stored after those of ``behind``, the caller's previous request, even if no caller waits for them any more.
         """
         # Refused before it is queued: a queued request holds its bodies in memory until the next commit.
         self.capacity.check()
@@ -449,8 +449,8 @@ class Outbox:
         self._telemetry.storing(getattr(error, "code", "") or "disk_error" if error else "", str(error or ""))
 
     def _report_mended(self) -> None:
-        while self._committer.mended:
-            log.error("%s", self._committer.mended.pop(0))
+        while self._committer.repairs:
+            log.error("%s", self._committer.repairs.pop(0))
 
     def _announce(self, batch: Batch, took_s: float, *, loaded: bool) -> None:
         """Report a committed batch; ``loaded``: delivery has its new events already."""

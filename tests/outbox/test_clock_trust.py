@@ -227,7 +227,7 @@ def test_a_jump_while_no_process_ran_is_noticed(store):
     assert not ClockTrust(clock, load_clock_record(store)).believed
 
 
-def test_two_clocks_that_are_read_apart_are_no_jump():
+def test_two_clocks_that_are_read_apart_do_not_make_a_jump():
     """The process was stopped between two readings, which then differ by the time of the stop."""
 
     class Stopped(HostClock):
@@ -246,7 +246,7 @@ def test_two_clocks_that_are_read_apart_are_no_jump():
     assert trust.believed
 
 
-def test_a_corrupt_record_is_no_record(store):
+def test_a_corrupt_record_is_ignored(store):
     with store.transaction():
         store.set_meta(CLOCK_RECORD, '{"boot_id": 3')
     assert load_clock_record(store) is None
@@ -360,7 +360,7 @@ def test_receipts_are_corrected_once_the_clock_is_set(store):
     assert dict(store.connection.execute("SELECT id, received_ms FROM events")) == received
 
 
-def test_a_receipt_of_a_clock_that_nobody_set_is_unknown():
+def test_a_receipt_of_a_clock_that_was_never_set_is_unknown():
     clock = HostClock()
     clock.error_ms = IN_1970
     assert ClockTrust(clock).receipt_ms(clock.wall_ms()) == 0

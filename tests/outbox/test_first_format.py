@@ -44,7 +44,7 @@ def accounts(px: ScriptedPx) -> dict[int, str | None]:
 
 
 async def test_a_pending_identify_of_the_first_format_uses_memory(tmp_path, autojump_clock):
-    """It says no account itself, and PX is told the remembered one."""
+    """It names no account itself, and PX gets the remembered one."""
     await fill_as_first_format(
         tmp_path, call("identify", 1, traits={"plan": "pro"}), call("track", 2), known={"account_id": "acme"}
     )

@@ -227,7 +227,7 @@ def test_expire_scans_the_table_in_steps(store):
     assert deleted == [20, 20, 10, 0, 0]
 
 
-def test_expire_looks_up_no_events_behind_the_backlog(store):
+def test_expire_looks_up_no_events_after_the_oldest_pending_one(store):
     """With ten million events pending for more than a day, each step once read thousands of random pages, and deliveries
     waited a third of a second."""
     accept(store, [event(n) for n in range(30)])

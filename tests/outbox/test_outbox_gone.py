@@ -78,7 +78,7 @@ async def test_no_empty_file_is_made_by_reopening(store, monkeypatch, autojump_c
     assert len(pending_ids(store)) == 6
 
 
-async def test_a_file_that_vanished_while_not_open_is_not_made_anew(store, monkeypatch, autojump_clock):
+async def test_a_file_that_vanished_while_not_open_is_not_recreated(store, monkeypatch, autojump_clock):
     async with running(store) as (outbox, _):
         outbox._committer._suspect = True  # as after SQLITE_IOERR
         with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""One outbox, one process: also without the lock file, by a second name, and through a link."""
+"""One outbox, one process: even without the lock file, by a second name, and through a link."""
 
 import os
 import subprocess

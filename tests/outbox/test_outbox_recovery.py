@@ -350,7 +350,7 @@ def test_damaged_frames_of_the_log_are_not_called_lossless(tmp_path):
     recovered.close()
 
 
-def test_what_a_failed_recovery_needs_is_said_and_nothing_is_left(path, monkeypatch):
+def test_a_failed_recovery_says_what_it_needs_and_leaves_nothing(path, monkeypatch):
     overwrite_page(path, 40)
     (path.with_name("o.db.reserve")).write_bytes(b"r")
     monkeypatch.setattr(recovery, "_free_bytes", lambda _folder: 4096)

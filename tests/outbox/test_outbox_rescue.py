@@ -48,9 +48,9 @@ def test_a_missing_file_is_put_back_with_everything(store, how, tmp_path):
     assert watch.check() is None
     taken_away(store, how, tmp_path)
     accept(store, [event("after")])
-    mended = watch.check()
-    assert mended is not None
-    assert str(store.path) in mended
+    repaired = watch.check()
+    assert repaired is not None
+    assert str(store.path) in repaired
     assert watch.check() is None
     accept(store, [event("later")])
     store.close()
