@@ -16,7 +16,7 @@ kinds, and each has a share of the bound:
             request is parsed; the requests that wait for that are bounded in the same way. Large requests wait until
             there is space beside all others, small ones only for other small ones: a single large request exceeds the
             share, and takes many commits. Large bodies are not counted twice: they stay reserved until their commit.
-            Small ones that wait are parsed one after the other, by turns the smallest and the oldest, and the largest is
+            Small ones that wait are parsed one after the other, alternately the smallest and the oldest, and the largest is
             refused when too many wait: clients that send without reading must not delay one that waits for each answer,
             and none waits without end.
 
@@ -188,10 +188,10 @@ class MemoryBudget:
     ) -> tuple[T, bool]:
         """Parse a body of ``size_bytes`` once there is space for its events; return the result, and whether it is large.
 
-        ``make`` makes the work, which yields after each slice. A small body that takes more than one slice is begun
-        again as a large request: until its turn only its bytes are held, not what they expand to. One that
-        ``has_tiny_parts`` begins so, because its first slice alone would be dropped. Pass what was returned to ``add``, and
-        call ``next_turn`` behind that. Raises BudgetExceeded if it would have to wait too long.
+        ``make`` makes the work, which yields after each slice. A small body that takes more than one slice starts over
+        as a large request: until its turn only its bytes are held, not what they expand to. One that ``has_tiny_parts``
+        is treated as large from the start, because the result of its first slice would be dropped. Pass what was returned to ``add``, and
+        call ``next_turn`` after that. Raises BudgetExceeded if it would have to wait too long.
         """
         if size_bytes < LARGE_BYTES and not has_tiny_parts:
             if self.is_full():
@@ -298,7 +298,7 @@ class _Unparsed:
         return waiter
 
     def admit(self) -> None:
-        """Admit a request: by turns the oldest and the smallest."""
+        """Admit a request: alternately the oldest and the smallest."""
         self._oldest_next = not self._oldest_next
         while self._oldest and self._smallest:
             waiter = self._oldest.popleft() if self._oldest_next else heappop(self._smallest)[2]

@@ -106,7 +106,7 @@ async def open_response(
     """Send one request on ``stream`` and return its answer once the head has arrived; the caller closes it.
 
     Raises ValueError for a method or target that does not fit into a request line, and ProtocolError or OSError for a
-    server that does not answer. The stream is closed upon an error.
+    server that does not answer. The stream is closed on an error.
     """
     if not _METHOD.fullmatch(method) or not _TARGET.fullmatch(target):
         raise ValueError(f"not a request line: {method[:20]!r} {target[:80]!r}")

@@ -103,7 +103,7 @@ def _has_zlib_header(body: bytes) -> bool:
 
 
 def _begins_json(body: bytes) -> bool:
-    """Return whether a body is empty, or begins with a bracket behind blanks and a byte order mark."""
+    """Return whether a body is empty, or begins with a bracket after blanks and a byte order mark."""
     head = body[:_HEAD_BYTES].removeprefix(_BYTE_ORDER_MARK).lstrip(b" \t\r\n")
     return head[:1] in (b"", b"{", b"[")
 
@@ -123,13 +123,13 @@ def _inflate(data: bytes, wbits: int, limit: int) -> Generator[None, None, bytes
     members = 0
     while data:
         members += 1
-        # Each member costs a copy of the data behind it: 100,000 empty members would take quadratic time.
+        # Each member costs a copy of the data after it: 100,000 empty members would take quadratic time.
         if members > _MAX_GZIP_MEMBERS:
             raise zlib.error("too many members")
         member = zlib.decompressobj(wbits=wbits)
         piece = data
         while not member.eof:
-            # One byte beyond the limit tells a bomb from a fit.
+            # One byte beyond the limit distinguishes a bomb from a body that just fits.
             inflated = member.decompress(piece, min(_SLICE_BYTES, limit + 1 - len(out)))
             out += inflated
             if len(out) > limit:
@@ -141,5 +141,5 @@ def _inflate(data: bytes, wbits: int, limit: int) -> Generator[None, None, bytes
                 yield
         if not member.eof:
             raise EOFError
-        data = member.unused_data.lstrip(b"\0") if wbits == 31 else b""  # gzip(1) allows zero padding behind a member
+        data = member.unused_data.lstrip(b"\0") if wbits == 31 else b""  # gzip(1) allows zero padding after a member
     return bytes(out)

@@ -165,8 +165,10 @@ class _Connection:
             again = True
             while again:
                 again = False
+                # A new scope for each round: in a cancelled one the handler would be cancelled at its first checkpoint.
                 with trio.CancelScope() as self._scope:
                     again = await self._serve_requests()
+            # Cancelled while reading, not while sending: the client can still read a refusal.
             if self._scope.cancelled_caught and self._interruptible:
                 if self.reader.refused is not None:
                     self._prepare_refusal(self.reader.refused)  # evicted
@@ -181,19 +183,21 @@ class _Connection:
         finally:
             unsubscribe()
             self._give_back()
-            # Reference cycles: without them a connection is freed here, and leaves nothing to the garbage collector.
+            # Break the reference cycles: the connection is then freed here and leaves nothing to the garbage collector.
             self.reader.close()
             self._holder.evict = _nothing
 
     def _evict(self) -> None:
         """Drop all requests and end: others need the memory. What is being handled is stored and answered first."""
         self.reader.discard(BUSY)
+        # Never while a handler runs: its events are being committed, and its client is owed the answer.
         if self._interruptible or self._sending:
             self._scope.cancel()
 
     def _on_shutdown(self) -> None:
         if not self._interruptible or self.reader.phase is not Phase.IDLE:
             return  # a request is being read or handled: the loop sees the shutdown after its answer
+        # Closed now, the client could not know whether its request, which is on the way, was read.
         if self._nothing_received:
             self._scope.deadline = min(self._scope.deadline, trio.current_time() + _FIRST_BYTE_S)
         else:
@@ -226,12 +230,14 @@ class _Connection:
                 if not self._nothing_received:
                     return False
                 scope.deadline = trio.current_time() + _FIRST_BYTE_S
+            # Until the read returns, a shutdown, an eviction or the deadline may cancel: nothing is lost here.
             self._interruptible = True
             if self._must_reserve():
                 if not await self._reserve(reader.reservable_bytes):
                     self._prepare_refusal(BUSY)
                     return False
                 scope.deadline = self._deadline_s(phase)  # however long the wait was
+            # Most connections are idle and hold nothing: they do not touch the budget.
             holds = self._budget is not None and (phase is not Phase.IDLE or self._holder.bytes)
             if holds and not self._hold(0 if self._reserved_bytes else reader.held_bytes):
                 continue  # the one that was evicted is this connection
@@ -241,12 +247,14 @@ class _Connection:
                 return False
             reader.feed(bytes(data))
             del data  # up to 64 KiB that an idle connection would keep
+            # The bytes came in the same instant as the cancellation. They are kept, and handled in a new scope.
             if scope.cancel_called:
                 return True
 
     def _deadline_s(self, phase: Phase) -> float:
-        """Return until when the client may take for the part of a request that begins now."""
+        """Return the time by which the part of a request that begins now must have arrived."""
         limits = self.limits
+        # From the reservation on: the wait for it was not the client's fault.
         if self._reserved_bytes and self._budget is not None:
             return self._reserved_at_s + (limits.large_s if self._budget.is_contended() else limits.body_s)
         if phase is Phase.IDLE:
@@ -259,9 +267,10 @@ class _Connection:
             self._scope.deadline = min(self._scope.deadline, self._reserved_at_s + self.limits.large_s)
 
     def _is_too_slow(self) -> bool:
-        """Return whether the client took more time than it has when no other waits."""
+        """Return whether the client took longer than it may when no other client waits."""
         if self._reserved_bytes:
             return trio.current_time() >= self._reserved_at_s + self.limits.body_s
+        # Large and without a reservation: it waited for memory, so the server was slow.
         return not self._must_reserve()
 
     def _hold(self, size_bytes: int) -> bool:
@@ -308,6 +317,7 @@ class _Connection:
         except StopIteration as end:
             refused: Refusal | None = end.value
             return refused
+        # The scope has no deadline while requests are handled, so this wait needs one of its own.
         with trio.move_on_after(self.limits.body_s):
             if not self._reserved_bytes and not await self._reserve(limit):
                 return BUSY
@@ -329,6 +339,7 @@ class _Connection:
                 needs_decoding(request, lenient=self.limits.lenient_coding)
                 and (refused := await self._decode(request)) is not None
             ):
+                # The client matches answers to requests by their order: those before the refusal go first.
                 await self._send(out)
                 self._prepare_refusal(refused)
                 return False
@@ -340,7 +351,7 @@ class _Connection:
                 keep_alive, answer = self._encode(request, response)
             out += answer
             if self._reserved_bytes:
-                # Handled: the client may take its time for the answer, but must not keep a body for it.
+                # Handled: the client may take its time for the answer, but must not hold the memory of its body.
                 request.body = b""
                 self._give_back()
             if type(response) is not Response or type(response.body) is not bytes:
@@ -381,7 +392,7 @@ class _Connection:
         if self._budget is None or len(data) < _COUNTED_BYTES:
             await self._send_all(data)
             return
-        # Counted before it is known whether the client reads: the short way out is only for small answers.
+        # Counted before it is known whether the client reads; only small answers skip this.
         self._sending = True
         self._hold(len(data) + self.reader.held_bytes)
         await self._send_all(data)
@@ -423,8 +434,10 @@ class _Connection:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_on_disconnect, nursery.cancel_scope)
+                # A live feed does not end by itself, and a shutdown must not wait for it.
                 unsubscribe = self._shutdown.subscribe(nursery.cancel_scope.cancel)
                 self._scope.deadline = math.inf
+                # The iterator may wait as long as it likes; only the sending of a part has a deadline.
                 async for part in parts:
                     if part:  # an empty chunk would end the body
                         await self._send(wrap(part))
@@ -447,7 +460,7 @@ class _Connection:
         """Cancel ``scope`` at the client's end of file: a stream without parts never writes, and would never notice."""
         try:
             while await self.stream.receive_some(_READ_BYTES):
-                pass  # requests behind a stream are not answered: the connection closes after it
+                pass  # requests after a stream are not answered: the connection closes after it
         except _GONE:
             pass
         scope.cancel()

@@ -120,7 +120,7 @@ class Reader:
 
     @property
     def reservable_bytes(self) -> int:
-        """Bytes to reserve for the body that is being read: as announced, else the limit; with room to inflate it."""
+        """Bytes to reserve for the body that is being read: as announced, else the limit; with space to inflate it."""
         limit = self._limits.max_body_bytes
         size_bytes = limit if self._content_length is None else int(self._content_length)
         return size_bytes + limit if self._is_encoded() else size_bytes
@@ -132,7 +132,7 @@ class Reader:
     @property
     def unfinished_bytes(self) -> int:
         """About the bytes that an incomplete request occupies: its headers cost several objects each."""
-        # httptools does not tell where in a piece the request begins: all of that piece counts until the head is complete.
+        # httptools does not report where in a piece the request begins: all of that piece counts until the head is complete.
         begun_bytes = self._begun_in_bytes if self.phase is Phase.HEAD else 0
         return begun_bytes + self._unfinished_bytes + 2 * self._head_bytes + len(self._target) + self.body_bytes
 
@@ -165,7 +165,7 @@ class Reader:
                 self._parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as upgrade:
-                # httptools stops behind the head. Continue with the bytes that it did not parse; if a body follows,
+                # httptools stops after the head. Continue with the bytes that it did not parse; if a body follows,
                 # parse the head again without Upgrade, so that httptools reads the body by its framing.
                 data = data[upgrade.args[0] :]
                 if self.phase is Phase.BODY:
@@ -211,7 +211,7 @@ class Reader:
         self._target = self._target + url if self._target else url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a complete header or, behind a chunked body, count a trailer."""
+        """Add a complete header or, after a chunked body, count a trailer."""
         self._head_bytes += len(name) + len(value) + 4  # ": " and the line end
         if self.phase is Phase.BODY:
             return  # trailers are dropped: no handler uses them, and they must not override headers (RFC 9110 6.5.1)

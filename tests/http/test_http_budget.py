@@ -302,7 +302,7 @@ async def test_answers_that_are_not_read_are_bounded(autojump_clock):
     assert nothing_is_held(budget)
 
 
-async def test_requests_behind_one_that_is_handled_are_bounded():
+async def test_requests_after_one_that_is_handled_are_bounded():
     budget = MemoryBudget(SMALL)
     release = trio.Event()
 
@@ -322,7 +322,7 @@ async def test_requests_behind_one_that_is_handled_are_bounded():
         assert [status for status, *_ in last] == [200] * 5
 
 
-def test_progress_puts_a_holder_behind_the_others():
+def test_progress_moves_a_holder_to_the_end_of_the_line():
     budget, evicted = MemoryBudget(16_000), []
     first, second, third = (Holder(lambda name=name: evicted.append(name)) for name in ("first", "second", "third"))
     budget.hold(first, 1_000)
@@ -366,7 +366,7 @@ def steps(*slices: str, log: list[str] | None = None):
 
 
 async def test_small_requests_do_not_wait_for_the_commits_of_a_large_one(autojump_clock):
-    """A batch of 5 MiB filled the share of parsed events by itself: nobody was served until it was stored."""
+    """A batch of 5 MiB filled the share of parsed events by itself: no other request was served until it was stored."""
     budget = MemoryBudget(16 * MIB)
     budget.add(8 * MIB, large=True)
     assert await budget.work(lambda: steps("small"), 1_000) == ("small", False)
@@ -407,8 +407,8 @@ async def test_a_large_request_that_waits_for_space_holds_up_no_other_group():
         tcp.add(-4 * MIB)
 
 
-async def test_a_body_of_tiny_parts_is_not_begun_before_its_turn(autojump_clock):
-    """The first slice of each was tried in vain: with thousands at once that alone took a second."""
+async def test_a_body_of_tiny_parts_is_not_parsed_before_its_turn(autojump_clock):
+    """The first slice of each was parsed and thrown away: with thousands at once that alone took a second."""
     budget, log = MemoryBudget(16 * MIB), []
     budget.add(4 * MIB, large=True)
     with pytest.raises(BudgetExceeded):

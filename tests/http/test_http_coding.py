@@ -107,7 +107,7 @@ def test_no_bytes_raise_or_exceed_the_limit(body, coding):
 
 
 @given(st.binary(max_size=3_000), st.integers(1, 3))
-def test_text_behind_a_coding_comes_back(data, members):
+def test_text_under_each_coding_is_restored(data, members):
     text = b"{" + data
     whole = b"".join(gzipped(text) for _ in range(members))
     assert decoded(whole, b"gzip") == text * members

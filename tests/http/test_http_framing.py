@@ -72,7 +72,7 @@ def test_every_wire_form_gives_the_body(form):
 
 
 @pytest.mark.parametrize("form", WIRE_FORMS)
-def test_request_behind_every_wire_form_is_read(form):
+def test_the_request_after_every_wire_form_is_read(form):
     reader = read(WIRE_FORMS[form] + sized(b"two") if form != "http/1.0" else sized(b"") + sized(b"two"))
     assert [request.body for request in reader.ready][1:] == [b"two"]
 
