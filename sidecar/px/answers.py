@@ -197,7 +197,7 @@ def _classify_failure(answer: PxAnswer, call: PxCall, excerpt: str) -> Kind:
     if status == 429:
         return Kind.TOO_FAST
     # A 403 has two causes that need opposite reactions: a read-only key stops everything, while a web firewall's block
-    # page concerns one event. Only the form of the body tells them apart.
+    # page concerns one event. Only the form of the body distinguishes them.
     if status == 401 or (status == 403 and not _is_web_page(answer)):
         return Kind.WRONG_KEY
     if status == 403:
@@ -302,7 +302,7 @@ _ADVICE = {
     Kind.AMBIGUOUS: "which is not an answer of the API; the event is sent again and may be duplicated in PX.",
     Kind.LATER: "PX has an internal problem; the event is retried.",
     Kind.TOO_FAST: "PX asks to slow down; delivery waits and resumes at a lower pace.",
-    Kind.WAIT: "PX asks to wait; delivery waits as long as told and then resumes.",
+    Kind.WAIT: "PX asks to wait; delivery waits for that time and then resumes.",
     Kind.WRONG_KEY: "the API key is invalid or read-only; regenerate a key with Write access under Administration > "
     "Integrations > REST API and store it where [px] api_key_file points, which is read again before each probe; with a "
     "systemd credential restart the daemon.",
@@ -325,8 +325,8 @@ _WRONG_REGION = {
 
 
 _PAGE_AS_SUCCESS = (
-    "a web page, which does not come from PX: a firewall, a proxy or a sign-in page stands in front of it, and PX has not "
-    "got the event; look at what the page says, and check base_url, proxy and the network's rules for this host."
+    "a web page, which does not come from PX: a firewall, a proxy or a sign-in page stands in front of it, and PX did not "
+    "get the event; look at what the page says, and check base_url, proxy and the network's rules for this host."
 )
 
 

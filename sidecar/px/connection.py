@@ -9,11 +9,11 @@ Theory
 * **The moment of departure** counts against the ceiling (sidecar/deliver/README.md#pace). The stream asks
   ``Departure.due_s`` right before the write, when the connection is there, and reports ``left`` right after it.
 * **The status line decides.** PX answers 201 or 204 after it has taken the event. What follows may be cut off or broken
-  (an illegal header line, two lengths, an unknown coding, bytes behind the body): h11 refuses such an answer as a whole
+  (an illegal header line, two lengths, an unknown coding, bytes after the body): h11 refuses such an answer as a whole
   (https://www.rfc-editor.org/rfc/rfc9112#section-6.3), but sending the event again would repeat it for as long as the
   server answers so. The stream keeps the first bytes received, and ``read_leniently`` reads them if h11 cannot. Such a
   connection is closed.
-* **Bytes behind the body** would be taken for the answer to the next request. A connection is reused only if what was
+* **Bytes after the body** would be taken for the answer to the next request. A connection is reused only if what was
   received ends exactly where the answer does.
 * **A connection lives at most ``LIFE_S``.** Under load a connection would otherwise live for days, and a change of DNS
   would never be followed. Lives are spread, so that lanes opened together are not renewed together. Ages are measured
@@ -117,6 +117,7 @@ class WireStream(httpcore.AsyncNetworkStream):
             data = bytes(await self._receive_some(max_bytes))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise httpcore.ReadError(str(error)) from error
+        # Bounded: a peer that sends without end must not fill memory. Beyond it the connection is not used again.
         if len(self.received) < KEPT_BYTES:
             self.received += data
             if self._status is None:
@@ -134,7 +135,7 @@ class WireStream(httpcore.AsyncNetworkStream):
                 self._scope.deadline = min(self._scope.deadline, trio.current_time() + REST_S)
 
     async def _flush(self) -> None:
-        # After connecting and after the request is complete: nothing but the system call lies between leave and departure.
+        # After connecting and after the request is complete: nothing but the system call lies between permission and departure.
         await wait_until_due(self._departure)
         data = bytes(self._outgoing)
         self._outgoing.clear()
@@ -146,6 +147,7 @@ class WireStream(httpcore.AsyncNetworkStream):
             # The server may have answered early and closed: what it said is still to be read.
             pass
         finally:
+            # Also after a failure: a part may have left, and the ceiling counts it.
             self._departure.left()
 
     async def aclose(self) -> None:
@@ -157,6 +159,7 @@ class WireStream(httpcore.AsyncNetworkStream):
         """Answer httpcore's question before a reuse: is there anything to read, such as the end of the connection?"""
         if info != "is_readable":
             return None
+        # The socket is asked, not the TLS layer, which would have to read to know.
         stream = self._stream.transport_stream if isinstance(self._stream, trio.SSLStream) else self._stream
         if not isinstance(stream, trio.SocketStream):
             return False
@@ -200,6 +203,7 @@ class DirectLane:
     async def send(self, request: PxRequest, departure: Departure = AT_ONCE) -> Reply:
         """Send one request; see ``Lane``. A concurrent second call is a bug of the caller and fails an assertion."""
         assert not self._busy, "a lane carries one request at a time"
+        # Not reusable until the exchange has ended well, wherever it may be interrupted.
         self._busy, reusable = True, False
         exchange = _Http11Exchange()
         try:
@@ -216,6 +220,7 @@ class DirectLane:
 
     async def aclose(self) -> None:
         """Close the connection; see ``Lane``. Shielded and bounded by 2 s, since it also runs during a cancellation."""
+        # Forgotten before the close, which may be cut off: the next request must not find it.
         connection, self._connection, self._wire = self._connection, None, None
         if connection is not None:
             with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
@@ -251,6 +256,7 @@ class DirectLane:
             await self.aclose()
         # The fields are set after the dial: a cancellation in it leaves the lane without a connection, not with half of one.
         self._wire = WireStream(await self._dial())
+        # Spread over a quarter of the life: lanes that were opened together must not be renewed together.
         self._renew_at_s = self._age_clock_s() + LIFE_S * self._random.uniform(0.75, 1.0)
         self._connection = httpcore.AsyncHTTP11Connection(self._origin.origin, self._wire, KEEPALIVE_S)
         return self._connection, self._wire
@@ -272,11 +278,13 @@ class DirectLane:
     def _reply(self, exchange: "_Http11Exchange") -> Reply:
         # The order matters: once there is a status, neither an error nor the deadline changes the outcome.
         wire, response = exchange.wire, exchange.response
+        # A status that httpcore has read, then one that only this module could read, then none.
         if response is not None:
             body = bytes(exchange.body[:BODY_MAX_BYTES])
             return self._answer(response.status, response.headers, body, complete=exchange.complete)
         if wire is not None and (answer := read_leniently(bytes(wire.received))) is not None:
             return self._answer(*answer, complete=False)
+        # The departure is recorded before the first byte can leave, so this is certain.
         if wire is None or not wire.sent:
             return NotSent(f"no connection within {self._timeout_s:g} s")
         if exchange.error is None:
@@ -316,6 +324,7 @@ def final_status(received: bytes | bytearray) -> tuple[int, int] | None:
     at = 0
     while (line := _STATUS.match(received, at)) is not None:
         status = int(line[1])
+        # 103 and the like announce an answer. 101 ends HTTP on the connection, so nothing follows it.
         if status >= 200 or status == 101:
             return status, at
         end = _BLANK_LINE.search(received, at)
@@ -326,9 +335,9 @@ def final_status(received: bytes | bytearray) -> tuple[int, int] | None:
 
 
 def read_leniently(received: bytes) -> tuple[int, Headers, bytes] | None:
-    """Return status, headers and body of an answer that is broken or cut off behind its status line; None without one.
+    """Return status, headers and body of an answer that is broken or cut off after its status line; None without one.
 
-    Lines that are not headers are skipped; the body is everything behind the first blank line, as it was received.
+    Lines that are not headers are skipped; the body is everything after the first blank line, as it was received.
     """
     found = final_status(received)
     if found is None:
@@ -341,13 +350,14 @@ def read_leniently(received: bytes) -> tuple[int, Headers, bytes] | None:
 
 
 def _ends_exactly(wire: WireStream, response: httpcore.Response) -> bool:
-    """Return whether nothing was received behind the answer; bytes there would be taken for the next answer."""
+    """Return whether nothing was received after the answer; bytes there would be taken for the next answer."""
     found = final_status(wire.received)
     end = _BLANK_LINE.search(wire.received, found[1]) if found else None
     if end is None or wire.overflowed:
         return False
     body = wire.received[end.end() :]
     headers = {name.lower(): value for name, value in response.headers}
+    # No body, whatever its headers say (RFC 9110 section 15.3.5).
     if response.status == 204:
         return not body
     if b"transfer-encoding" in headers:

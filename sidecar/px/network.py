@@ -1,7 +1,7 @@
-"""The seam between delivery and the network: two protocols, and a fake for simulations and tests.
+"""The seam between delivery and the network: three protocols, and a fake for simulations and tests.
 
 ``transport.HttpxNetwork`` is the real network. The package itself does not import it, so that verbs which only map or
-classify do not pay for importing httpx.
+classify do not pay for importing httpcore.
 """
 
 import math

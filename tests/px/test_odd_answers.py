@@ -70,7 +70,7 @@ async def answered(nursery) -> Callable[..., Awaitable[tuple[object, int, float]
 ODD = {
     "illegal header name": (b"HTTP/1.1 201 Created\r\nBad Name: 1\r\n\r\n", False, Kind.DELIVERED, False),
     "illegal header value": (b"HTTP/1.1 201 Created\r\nX: a\x00b\r\nContent-Length: 0\r\n\r\n", False, Kind.DELIVERED, False),
-    "a line that is no header": (b"HTTP/1.1 201 Created\r\nnonsense\r\n\r\n{}", True, Kind.DELIVERED, False),
+    "a line that is not a header": (b"HTTP/1.1 201 Created\r\nnonsense\r\n\r\n{}", True, Kind.DELIVERED, False),
     "two lengths": (
         b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", False, Kind.DELIVERED, False,
     ),
@@ -117,7 +117,7 @@ async def test_the_status_line_decides(name, answered, autojump_clock):
     assert took_s <= REST_S + 0.01, "what follows a delivery is not waited for"
 
 
-async def test_retry_after_is_read_behind_a_broken_header(answered, autojump_clock):
+async def test_retry_after_is_read_after_a_broken_header(answered, autojump_clock):
     reply, *_ = await answered(b"HTTP/1.1 429 Slow\r\nBad Name: 1\r\nRETRY-AFTER:  7 \r\n\r\n")
     assert (reply.status, reply.retry_after, reply.cut) == (429, "7", True)
 
@@ -158,7 +158,7 @@ class Recorder:
         self.left_s = trio.current_time()
 
 
-async def test_leave_to_send_is_asked_after_connecting(autojump_clock, nursery):
+async def test_permission_to_send_is_asked_after_connecting(autojump_clock, nursery):
     server, connect_s = OddServer(nursery, OK, closes=False), 2.0
 
     async def slowly() -> trio.abc.Stream:

@@ -529,6 +529,6 @@ def test_a_proxy_password_with_special_characters_gets_a_hint(proxy):
 @pytest.mark.parametrize(
     "proxy", ["proxy:3128", "socks5://proxy:1080", "http://proxy:99999", " http://proxy:1 ", "http://"]
 )
-def test_what_is_not_a_proxy_is_told_how_to_write_one(proxy):
+def test_an_address_that_is_not_a_proxy_gets_the_right_form(proxy):
     with pytest.raises(ConfigError, match="write http://host:port or"):
         HttpxNetwork(PxConfig(proxy=proxy), Secret(KEY), 1.0)
