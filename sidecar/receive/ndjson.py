@@ -65,7 +65,7 @@ _READ_BYTES: Final = 16 * 1024
 WAIT_S: Final = 30.0
 LONG_LINE_S: Final = 5.0
 
-_TOO_SLOW: Final = error_response("timeout", f"The line did not end within {WAIT_S:.0f} s.", 408)
+_TOO_SLOW: Final = error_response("timeout", f"The line did not end within {WAIT_S:.0f} s; send it again.", 408)
 _BUSY: Final = error_response(BUSY.code, BUSY.message, BUSY.status)
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -168,7 +168,7 @@ class _Reading:
         if data:
             await self._submit(bytes(data))
         else:
-            # Shielded: what was read is stored, also if a shutdown begins while it is parsed.
+            # Shielded: what was read is stored, even if a shutdown begins while it is parsed.
             with trio.CancelScope(shield=True):
                 self._queue.add(await in_slices(self._lines.end(), self._working(0)))
         return bool(data)
@@ -341,7 +341,7 @@ class ResponseQueue:
         while pending:
             first = pending[0]
             if not isinstance(first, IngestResponse) and not first[1].done.is_set():
-                return first[1]  # responses keep the order of the lines: nothing behind it is ready
+                return first[1]  # responses keep the order of the lines: nothing after it is ready
             response = self._finish(first)
             self._account(pending.popleft(), -1)
             if not self._gone:
@@ -359,7 +359,7 @@ class ResponseQueue:
             return accepted_response(parsed, write.result)
         if isinstance(write.error, SidecarError):
             response = unavailable_response(write.error)
-        else:  # not raised: the lines behind this one need their responses, too
+        else:  # not raised: the lines after this one need their responses, too
             log.error("A line could not be stored: %r. This is a bug; report it.", write.error)
             response = error_response("internal", "The server failed to store this line; see its log.", 500)
         self._report(response)
@@ -370,7 +370,7 @@ class ResponseQueue:
             self._telemetry.request_refused(response.code, response.message)
 
     def _account(self, response: PendingResponse, sign: int = 1) -> None:
-        """Count what a line holds until its commit; with -1, count it no more."""
+        """Count what a line holds until its commit; with -1, stop counting it."""
         if isinstance(response, IngestResponse):
             more_bytes, large = sign * len(response.body), False
         else:

@@ -45,11 +45,11 @@ NO_SHARED: Final[Mapping[str, Any]] = MappingProxyType({})
 # What a parsed event occupies beside its body, and an entry for a bad one in the answer.
 EVENT_BYTES: Final = 400
 REFUSED_BYTES: Final = 1_000
-# Events are decoded and judged in slices of so many bytes, about a millisecond; each costs as much as some more bytes, or
+# Events are decoded and judged in slices of this many bytes, about a millisecond; each costs as much as some more bytes, or
 # 10,000 events of one byte would be a single slice.
 _SLICE_BYTES: Final = 64 * 1024
 _SLICE_BYTES_PER_EVENT: Final = 256
-# A value of so many times the limit is too large without being decoded: no client escapes or indents that much.
+# A value of this many times the limit is too large without being decoded: no client escapes or indents that much.
 _MAX_ESCAPED: Final = 16
 _KEPT_VALUE_BYTES: Final = 1_000
 _PIECES: Final = (bytes, msgspec.Raw)
@@ -165,7 +165,7 @@ class _BodyParser:
             return error_response("too_large", error)
         if shared and len(encode_repaired(shared)) * len(events) > MAX_SHARED_BYTES:
             return error_response(
-                "too_large", "The batch's own context is too large for so many events; send fewer per batch."
+                "too_large", "The batch's own context is too large for that many events; send fewer per batch."
             )
         self._write_key = self._write_key or _text(batch.get("writeKey"))
         return (yield from self._list(events, shared))

@@ -26,8 +26,8 @@ __all__ = ["ERROR_LINE_S", "IngestServer", "serve_listeners"]
 
 log = logging.getLogger(__name__)
 
-# Open connections of a group of listeners, about 8 KB each; further clients wait in the kernel's queue. SPARE_DESCRIPTORS is the reserve for connections to PX,
-# files and the control socket.
+# Open connections of a group of listeners, about 8 KB each; further clients wait in the kernel's queue. SPARE_DESCRIPTORS
+# is the reserve for connections to PX, files and the control socket.
 CONNECTIONS: Final = 10_500
 SPARE_DESCRIPTORS: Final = 400
 # Of a Unix socket that was opened again: clients of the first one may still be there.

@@ -54,13 +54,13 @@ async def keep_open(
 async def watch_inherited(listeners: Sequence[socket.socket], report: Callable[[list[str]], None]) -> None:
     """Report, each second, the inherited Unix sockets that clients cannot reach any more; never returns."""
     known = {path: identity_of(path) for path in map(_path_of, listeners) if path is not None}
-    told: list[str] = []
+    reported: list[str] = []
     while True:
         sentences = _vanished(known)
-        if sentences != told:
+        if sentences != reported:
             for sentence in sentences:
                 log.error("%s", sentence)
-            told = sentences
+            reported = sentences
             report(sentences)
         await trio.sleep(LOOK_EVERY_S)
 

@@ -27,7 +27,7 @@ _MAX_COMMAS: Final = 400_000
 
 _as_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _as_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
-# A whole string, also one that never ends, or one character of structure.
+# A whole string, even one that never ends, or one character of structure.
 _TOKENS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{},:]', re.DOTALL)
 
 _CLOSING: Final = {b"[": b"]", b"{": b"}"}
@@ -102,7 +102,7 @@ def _at_colon(rest: bytes) -> tuple[bytes, bytes]:
 def _elements(text: bytes, start: int, max_elements: int) -> Generator[None, None, tuple[list[bytes], int]]:
     """Cut at the commas of the container that begins before ``start``; return its elements, and the end of the container.
 
-    The end is 0 if the container does not end. Stops behind ``max_elements`` elements.
+    The end is 0 if the container does not end. Stops after ``max_elements`` elements.
     """
     elements: list[bytes] = []
     depth = 0
@@ -117,7 +117,7 @@ def _elements(text: bytes, start: int, max_elements: int) -> Generator[None, Non
             depth -= 1
         elif not depth and mark in (b",", b"]", b"}"):
             element = text[begin : match.start()].strip()
-            if element or mark == b"," or elements:  # nothing at all between the brackets is no element
+            if element or mark == b"," or elements:  # nothing between the brackets is not an element
                 elements.append(element)
             if mark != b",":
                 if mark != _CLOSING[text[start - 1 : start]]:
@@ -133,7 +133,7 @@ def _check_end(text: bytes, end: int, stopped_early: bool) -> None:
     if not end:
         raise BadJson("the text ends too early")
     if not stopped_early and text[end:].strip():
-        raise BadJson(f"there is something behind its end at byte {end}")
+        raise BadJson(f"there is something after its end at byte {end}")
 
 
 def decode_piece(piece: Piece) -> Any:

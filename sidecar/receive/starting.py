@@ -38,7 +38,7 @@ class StartingServer:
         self._memory = MemoryBudget(_MEMORY_BYTES)
 
     def open(self, server: IngestServer) -> None:
-        """Lead connections to ``server``, also those that wait."""
+        """Lead connections to ``server``, including those that wait."""
         self._server = server
         self.opened.set()
 

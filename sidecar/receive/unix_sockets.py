@@ -69,7 +69,7 @@ def bind_unix(path: Path, mode: int, group: str = "") -> Iterator[socket.socket]
 
 
 def identity_of(path: Path) -> tuple[int, int, int] | None:
-    """Return what tells a file from all that ever had its path; None without one.
+    """Return what distinguishes a file from all others that ever had its path; None without one.
 
     Inode numbers are used again at once, so the time of creation belongs to it (a socket is never modified).
     """

@@ -17,7 +17,7 @@ EVENTS = 40
 
 
 def memory_for(parsed_bytes: int) -> int:
-    """The listen.max_memory with which so many bytes of each group's parsed events may wait for their commit."""
+    """The listen.max_memory with which this many bytes of each group's parsed events may wait for their commit."""
     return parsed_bytes * 2 * 16 // 3
 
 
@@ -116,5 +116,5 @@ async def test_bad_events_count_with_their_entries_in_the_answer(tmp_path, autoj
         (encode({"batch": [track(number) for number in range(100)]}), False),
     ],
 )
-def test_bodies_of_tiny_events_are_told_by_their_commas(body, tiny):
+def test_bodies_of_tiny_events_are_recognized_by_their_commas(body, tiny):
     assert has_tiny_events(body) == tiny

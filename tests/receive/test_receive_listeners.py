@@ -348,7 +348,7 @@ def test_bound_sockets_are_closed_when_another_fails(path):
         assert len(sockets.http) == 1
 
 
-def test_no_listener_at_all_is_an_error():
+def test_no_listener_is_an_error():
     assert "nothing to listen on" in refusal(ListenConfig(http="", unix=""), kind=ConfigError)
 
 

@@ -191,7 +191,7 @@ async def test_failed_line_does_not_affect_other_answers(tmp_path):
         assert [answer.get("code", answer.get("accepted")) for answer in received] == [1, "internal", 1]
 
 
-async def test_lines_behind_a_large_one_are_stored_behind_it(tmp_path, monkeypatch):
+async def test_lines_after_a_large_one_are_stored_after_it(tmp_path, monkeypatch):
     """Small requests are committed between two slices of a large one; not those of the same connection."""
     monkeypatch.setattr("sidecar.outbox.accept_queue.SLICE_ROWS", 3)
     async with receiving(tmp_path / "o.db") as harness:

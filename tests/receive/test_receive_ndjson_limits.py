@@ -121,7 +121,7 @@ async def test_disconnected_client_gives_its_budget_back(tmp_path, autojump_cloc
 
 
 async def test_a_client_that_does_not_read_is_bounded_by_itself(tmp_path, autojump_clock):
-    """Responses that were ready were not counted: a crowd that never reads held a megabyte each."""
+    """Responses that were ready were not counted: clients that never read held a megabyte each."""
     async with receiving(tmp_path / "o.db", max_memory=2 * 2**20) as harness:
         left = []
 

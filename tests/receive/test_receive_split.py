@@ -85,7 +85,7 @@ def test_any_structure_is_pieces_or_bad_json(text):
         pass
 
 
-def test_the_scanner_stops_behind_the_allowed_number():
+def test_the_scanner_stops_after_the_allowed_number():
     _, events = pieces(b"[" + b"1," * 1_000_000 + b"1]", 100)
     assert len(events) == 101
 
