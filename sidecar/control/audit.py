@@ -1,4 +1,4 @@
-"""The audit trail of the control API: every call that changes something, with the peer who made it.
+"""The audit trail of the control API: every call that changes something, with the peer that made it.
 
 The peer is what the kernel says about the other end of the control socket (SO_PEERCRED, unix(7)), so that no client can
 give another name than its own. What is recorded of a call is its parameters, without values that can name a user.
@@ -41,7 +41,7 @@ _SHOWN: Final = frozenset({"ids", "name", "reason", "since_ms", "until_ms", "all
 MAX_DETAIL: Final = 2_000
 
 peer: ContextVar[str] = ContextVar("peer", default="this process")
-"""Who is connected: set for each connection, in its task."""
+"""The peer that is connected: set for each connection, in its task."""
 
 
 class AuditQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -88,8 +88,10 @@ class AuditRoutes:
             await self._add(action, msgspec.json.encode(shown).decode() if shown else "")
 
     async def _add(self, action: str, detail: str) -> None:
-        who = peer.get()
-        await self._outbox.write(lambda store, now_ms: add_audit(store, now_ms, who, action[:100], detail[:MAX_DETAIL]))
+        caller = peer.get()
+        await self._outbox.write(
+            lambda store, now_ms: add_audit(store, now_ms, caller, action[:100], detail[:MAX_DETAIL])
+        )
 
     async def _list(self, _request: Request, params: Params) -> Response:
         query = decode_query(params, AuditQuery)

@@ -1,7 +1,7 @@
 """Routes that act on many events: count and discard pending ones, accept delivered ones and history again, in class low.
 
-One call is one page or one batch; the client asks for the next with ``after``. What is accepted again goes the way of every
-event, with an id by which a second run recognizes it, and leaves the memory of accounts as it is.
+One call is one page or one batch; the client asks for the next with ``after``. What is accepted again takes the path of
+every event, with an id by which a second run recognizes it, and leaves the memory of accounts as it is.
 """
 
 from functools import partial
@@ -27,7 +27,7 @@ __all__ = ["BackfillCommand", "BacklogRoutes"]
 # Ten million events are counted in several calls of this length; the store serves others between the pages.
 COUNT_S: Final = 5.0
 # Events are accepted again while the outbox is less full than this: the rest belongs to what apps send.
-ROOM: Final = 0.5
+FULL_SHARE: Final = 0.5
 
 
 class BackfillCommand(msgspec.Struct, forbid_unknown_fields=True):
@@ -113,7 +113,7 @@ class BacklogRoutes:
     async def _resend(self, request: Request, _params: Any) -> Response:
         command = decode_body(request, EventCommand)
         which = command.selection(self._settings.now)
-        if not await self._has_room():
+        if not await self._has_space():
             return json_response({"accepted": 0, "repeated": 0, "next": command.after, "full": True})
         rows, following = await self._outbox.read(partial(delivered_page, which=which, after_id=command.after))
         outcome = await self._outbox.accept([self._again(row) for row in rows])
@@ -142,11 +142,11 @@ class BacklogRoutes:
     async def _backfill(self, request: Request, _params: Any) -> Response:
         command = decode_body(request, BackfillCommand)
         new, refused = self._judged(command)
-        if not await self._has_room():
+        if not await self._has_space():
             return json_response({"accepted": 0, "repeated": 0, "refused": [], "full": True})
         outcome = await self._outbox.accept(new)
         if (job := command.job) is not None:
-            # Behind the commit of the events: a crash in between repeats a batch, whose ids are recognized.
+            # After the commit of the events: a crash in between repeats a batch, whose ids are recognized.
             position = command.total if command.next is None else command.next
             await self._outbox.write(
                 lambda store, now_ms: advance_job(
@@ -181,9 +181,9 @@ class BacklogRoutes:
     async def _jobs(self, _request: Request, _params: Any) -> Response:
         return json_response({"jobs": [job._asdict() for job in await self._outbox.read(jobs)]})
 
-    async def _has_room(self) -> bool:
+    async def _has_space(self) -> bool:
         used_bytes: int = await self._outbox.read(lambda store: store.used_bytes())
-        return used_bytes < self._outbox.capacity.max_bytes * ROOM
+        return used_bytes < self._outbox.capacity.max_bytes * FULL_SHARE
 
 
 def _history_error(event: Any, mapper: Mapper, now_ms: int) -> str | None:

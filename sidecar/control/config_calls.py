@@ -78,7 +78,7 @@ class ConfigRoutes:
 
     def _known_file(self) -> ConfigFile:
         if self._file is None:
-            raise Failed("There is no configuration file to look at; run the daemon with --config.")
+            raise Failed("There is no configuration file to read; run the daemon with --config.")
         return self._file
 
 

@@ -201,12 +201,12 @@ def _result(mapped: Mapped) -> dict[str, Any]:
 
 
 def _px_name(mapper: Mapper, kind: str, name: str) -> str | None:
-    """Return what a name becomes; None if its events are dropped, or are no custom events."""
+    """Return what a name becomes; None if its events are dropped, or are not custom events."""
     return mapper.px_name({"type": kind, "event": name, "name": name})
 
 
 def _idle_names(mapping: MappingConfig, mapper: Mapper, calls: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Yield the entries of [mapping.events] that decide the name of no call."""
+    """Yield the entries of [mapping.events] that do not decide the name of any call."""
     resolved = (mapper.rules.names.resolve(call) for call in calls)
     deciding = {name.rule for name in resolved if name is not None}
     yield from (f"mapping.events.{name}" for name in mapping.events if f'mapping.events "{name}"' not in deciding)

@@ -174,7 +174,7 @@ class OutboxAdmin:
                 lambda store, now_ms: dead.retry(store, which, now_ms, priority_of=priority_of, after_id=after)
             )
         finally:
-            self._loaded.rewind(after + 1)  # also upon an error: the commit may be on disk nevertheless
+            self._loaded.rewind(after + 1)  # even after an error: the commit may be on disk nevertheless
         return {"moved": len(moved.ids), "next": moved.next_after}
 
     async def discard(self, which: DeadLetterFilter, *, after: int = 0) -> dict[str, Any]:
@@ -221,7 +221,7 @@ class OutboxAdmin:
         }
 
     async def _suppress(self, users: Sequence[str]) -> None:
-        """Put the suppression of users in force, before their events are searched: none may slip in behind."""
+        """Put the suppression of users in force, before their events are searched: none may slip in meanwhile."""
         await self._outbox.write(lambda store, now_ms: suppress(store, users, now_ms))
         is_suppressed = await self._outbox.read(suppression)
         now = self._settings.now
@@ -307,7 +307,7 @@ class OutboxAdmin:
         try:
             brought = await self._outbox.write(lambda store, _now_ms: bring_back(store, new, priority_of=priority_of))
         finally:
-            # Also upon an error: the commit may be on disk nevertheless.
+            # Even after an error: the commit may be on disk nevertheless.
             self._loaded.rewind(min(brought.ids, default=2**62) if brought else 1)
         return brought
 
@@ -336,7 +336,7 @@ class OutboxAdmin:
         )
         if exported.priority is None:  # a line of an older release: the account of its event is all that is known
             return new
-        # The class was decided when the event was accepted, or by an operator who resent it: it stays what it was.
+        # The class was decided when the event was accepted, or when an operator resent it: it stays as it was.
         return new._replace(
             priority=Priority[exported.priority.upper()],
             memory=Account(exported.memory, exported.memory_from) if exported.memory else None,

@@ -197,9 +197,7 @@ class ControlRoutes:
                 403, f"This socket only answers reading calls; send {path} to the one in listen.control."
             )
         if endpoint is None:
-            raise RequestError(
-                404, f"There is nothing at {path[:200]}; the paths are listed in sidecar/control/README.md#api."
-            )
+            raise RequestError(404, f"There is nothing at {path[:200]}; `px-sidecar config openapi` lists the paths.")
         if request.method not in (method, "HEAD" if method == "GET" else method):
             raise RequestError(405, f"{path} allows {method} only.")
         return endpoint

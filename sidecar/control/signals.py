@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 async def handle_signals(
     reload: Callable[[], Awaitable[object]], stop: trio.Event, everything: trio.CancelScope
 ) -> None:
-    """Reload upon SIGHUP; stop in order upon the first SIGTERM or SIGINT, and at once upon the second.
+    """Reload on SIGHUP; stop in order on the first SIGTERM or SIGINT, and at once on the second.
 
     SIGHUP also says that the terminal of a daemon in the foreground was closed, and then stops it: it would run on
     unseen, and hold the outbox against the next start.
@@ -45,11 +45,11 @@ async def _receive_signals(
                     wanted.send_nowait(None)
             elif stop.is_set():
                 log.warning(
-                    "Stopping at once upon a second signal; requests in flight are sent again after the next start."
+                    "Stopping at once on a second signal; requests in flight are sent again after the next start."
                 )
                 everything.cancel()
             else:
-                log.info("Stopping upon %s.", signal.Signals(number).name)
+                log.info("Stopping on %s.", signal.Signals(number).name)
                 stop.set()
 
 

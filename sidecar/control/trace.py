@@ -90,7 +90,7 @@ class TraceRoutes:
             details, cursor = await self._newest(query)
             pruned = []
         else:
-            raise RequestError(400, "Give message_id, user or event: which event is asked for?")
+            raise RequestError(400, "Name the event: give message_id, user or event.")
         stories = [await self._story(detail) for detail in details if detail.event.received_ms >= query.since_ms]
         # Past the time that was asked for, the older pages hold nothing.
         over = bool(details) and details[-1].event.received_ms < query.since_ms
@@ -172,9 +172,7 @@ class TraceRoutes:
         if state.reasons:
             return state.reasons[0]
         if detail.failure is not None:
-            return (
-                "It is sent again after a pause, which grows with each failure; its user's later events wait behind it."
-            )
+            return "It is sent again after a pause, which grows with each failure; its user's later events wait for it."
         return f"Its turn: {state.pending:,} events are pending and {state.ceiling:g} a second are sent."
 
     async def _instead(self, query: TraceQuery) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_a_pending_event_says_what_it_waits_for(configured: DaemonDir):
     assert "401" in story["waits_for"]
 
 
-def test_what_was_received_instead_is_said(configured: DaemonDir):
+def test_what_was_received_instead_is_shown(configured: DaemonDir):
     with configured.running() as daemon:
         daemon.track("u1", "Report Exported")
         daemon.settle()
@@ -106,7 +106,7 @@ def test_what_was_received_instead_is_said(configured: DaemonDir):
 
 
 def test_a_question_without_an_event_is_refused(configured: DaemonDir):
-    with configured.running() as daemon, pytest.raises(Failed, match="which event"):
+    with configured.running() as daemon, pytest.raises(Failed, match="Name the event"):
         trace(daemon)
 
 
