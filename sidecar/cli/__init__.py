@@ -158,7 +158,7 @@ class _Verbs(click.Group):
             # What verbs write themselves is reported with its path; without one it is what they print.
             if error.errno != errno.ENOSPC or error.filename is not None:
                 raise
-            click.echo("px-sidecar: The output cannot be written, as no space is left there; make room.", err=True)
+            click.echo("px-sidecar: The output cannot be written: no space is left there; free some space.", err=True)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes at exit
             sys.exit(Failed.exit_code)
 

@@ -44,8 +44,8 @@ def control_option(function: F) -> F:
 def connect_daemon(control_flag: str | None, config_flag: str | None) -> DaemonClient:
     """Return a client for the daemon's control socket; it connects with the first request.
 
-    The socket of a file that is broken is still looked for in it: an operator who has broken it needs the daemon all the more.
-    Raises ConfigError if a configuration is named and its socket cannot be told. Falling back to the default socket would
+    A file that is broken is still searched for its socket: the operator who broke it needs the daemon most of all.
+    Raises ConfigError if a configuration is named and its socket cannot be found out. Falling back to the default socket would
     then talk to a different daemon than the named one.
     """
     if named := control_flag or os.environ.get("PX_SIDECAR_LISTEN_CONTROL"):

@@ -19,7 +19,7 @@ from sidecar.cli.bulk import (
     goes_ahead,
     report_accepted,
     show_need,
-    when_there_is_room,
+    when_space_is_free,
 )
 from sidecar.cli.common import json_option
 from sidecar.cli.screen import local_time_ms, printable, progress_bar
@@ -109,7 +109,7 @@ def backfill(
     """
     with open_backend(control_flag, config_flag) as backend:
         survey = _survey(backend, file, source)
-        begun = next((job for job in backend.get("/v1/jobs")["jobs"] if job["spec"] == survey.job), None)
+        job = next((job for job in backend.get("/v1/jobs")["jobs"] if job["spec"] == survey.job), None)
         status = backend.get("/v1/status")
         result: dict[str, Any] = {
             "lines": survey.lines,
@@ -120,10 +120,12 @@ def backfill(
             "repeated": 0,
         }
         begin, goes, cancelled = 0, False, False
-        if begun is not None and begun["state"] == "done":
-            click.echo(f"This file was taken in at {local_time_ms(begun['changed_ms'])}; nothing is left.", err=True)
+        if job is not None and job["state"] == "done":
+            click.echo(
+                f"This file was completed at {local_time_ms(job['changed_ms'])}; nothing is left to accept.", err=True
+            )
         else:
-            begin = 0 if begun is None else int(begun["position"])
+            begin = 0 if job is None else int(job["position"])
             goes = goes_ahead(_what(survey, status, begin), yes=yes or not survey.usable, dry_run=dry_run)
         if goes:
             cancelled = _accept(backend, file, source, survey, begin, result)
@@ -140,7 +142,7 @@ def _what(survey: Survey, status: dict[str, Any], begin: int) -> str:
     if survey.usable:
         text += f" {show_need(status, survey.usable)}"
     if begin:
-        text += f" An earlier run ended behind line {show_count(begin)}; this one continues there."
+        text += f" An earlier run ended after line {show_count(begin)}; this one continues there."
     if survey.refused_count:
         text += f"\n{show_count(survey.refused_count)} lines cannot be used and are left out:"
         for refused in survey.refused[:REFUSED_SHOWN]:
@@ -175,7 +177,7 @@ def _survey(backend: ControlApi, file: Path, source: str | None) -> Survey:
 def _accept(
     backend: ControlApi, file: Path, source: str | None, survey: Survey, begin: int, result: dict[str, Any]
 ) -> bool:
-    """Accept the events behind line ``begin`` batch by batch, and count in ``result``. True if Ctrl-C ended it."""
+    """Accept the events after line ``begin`` batch by batch, and count in ``result``. True if Ctrl-C ended it."""
     progress, task = progress_bar("accepting", total=survey.lines)
     job = {"source": source, "job": survey.job, "total": survey.lines}
     try:
@@ -185,18 +187,18 @@ def _accept(
             )
             after = begin
             for numbers, batch in batches(lines):
-                answer = when_there_is_room(
+                answer = when_space_is_free(
                     backend,
                     "/v1/backfill",
                     job | {"events": batch, "after": after, "next": numbers[-1]},
-                    waiting=lambda: progress.update(task, description="waiting for room"),
+                    waiting=lambda: progress.update(task, description="waiting for space"),
                 )
                 after = numbers[-1]
                 result["accepted"] += answer["accepted"]
                 result["repeated"] += answer["repeated"]
                 progress.update(task, description="accepting", completed=after)
             # Without a next line: the job is done.
-            when_there_is_room(backend, "/v1/backfill", job | {"events": [], "after": after}, waiting=lambda: None)
+            when_space_is_free(backend, "/v1/backfill", job | {"events": [], "after": after}, waiting=lambda: None)
     except KeyboardInterrupt:
         return True
     return False

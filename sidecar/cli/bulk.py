@@ -27,13 +27,13 @@ __all__ = [
     "report_accepted",
     "selection_of",
     "show_need",
-    "when_there_is_room",
+    "when_space_is_free",
 ]
 
 # Half of the largest request that the control API reads (sidecar/control/README.md#api).
 BATCH_BYTES: Final = 2 * 2**20
 BATCH_EVENTS: Final = 500
-ROOM_POLL_S: Final = 2.0
+SPACE_POLL_S: Final = 2.0
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -110,16 +110,16 @@ def near_names(backend: ControlApi, name: str | None) -> str:
 def show_need(status: dict[str, Any], count: int) -> str:
     """Return the sentence that says how much of the day's quota ``count`` more events need."""
     quota, requests = status["quota"], count + status["pending"]
-    behind = f" behind {show_count(status['pending'])} pending" if status["pending"] else ""
+    pending = f", after the {show_count(status['pending'])} pending" if status["pending"] else ""
     if (usual := quota["limit"] - quota["reserve"]) <= 0:
         return "Class low may use nothing of the day: deliver.reserve_for_high keeps all of it."
     left = max(0, quota["left"] - quota["reserve"])
     if requests <= left:
         need = "It needs" if count == 1 else "They need"
-        return f"{need} about {show_duration(requests / status['ceiling'])}{behind}, if nothing else is sent."
+        return f"{need} about {show_duration(requests / status['ceiling'])}{pending}, if nothing else is sent."
     return (
-        f"They need about {days_needed(status, count):.1f} days{behind}, at {show_count(usual)} requests a day without the "
-        "reserve. They use up each day: what apps send after that waits for the next one, unless its class is high."
+        f"They need about {days_needed(status, count):.1f} days{pending}, at {show_count(usual)} requests a day without the "
+        "reserve. They use up each day: what apps send after that waits for the next day, unless its class is high."
     )
 
 
@@ -145,7 +145,7 @@ def batches(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[list[int], lis
         yield numbers, batch
 
 
-def when_there_is_room(backend: ControlApi, path: str, body: dict[str, Any], *, waiting: Callable[[], None]) -> Any:
+def when_space_is_free(backend: ControlApi, path: str, body: dict[str, Any], *, waiting: Callable[[], None]) -> Any:
     """Return the answer to a call that accepts events again, once half of the outbox is free.
 
     Calls ``waiting`` before each new attempt. Raises Failed without a daemon, since nothing is delivered meanwhile.
@@ -156,7 +156,7 @@ def when_there_is_room(backend: ControlApi, path: str, body: dict[str, Any], *, 
                 "Half of the outbox is in use; start the daemon, and run this again: it continues where it ended."
             )
         waiting()
-        time.sleep(ROOM_POLL_S)
+        time.sleep(SPACE_POLL_S)
     return answer
 
 

@@ -35,7 +35,7 @@ def config() -> None:
 
 
 @config.command("show")
-@click.option("--file", "from_file", is_flag=True, help="Print what the file says, also while a daemon runs.")
+@click.option("--file", "from_file", is_flag=True, help="Print what the file says, even while a daemon runs.")
 @control_option
 @json_option
 def show(from_file: bool, control_flag: str | None, config_flag: str | None, as_json: bool) -> None:
@@ -65,7 +65,7 @@ def show(from_file: bool, control_flag: str | None, config_flag: str | None, as_
 
 
 def _in_force(control_flag: str | None, config_flag: str | None) -> tuple[dict[str, Any], dict[str, str]] | None:
-    """Return configuration and origins of the running daemon; None if none runs or this user may not ask it, which is said."""
+    """Return configuration and origins of the running daemon; None if none runs, or, with a note on stderr, if this user may not ask it."""
     try:
         daemon = connect_daemon(control_flag, config_flag)
         tables: dict[str, Any] = daemon.get("/v1/config")

@@ -79,7 +79,7 @@ def console(
 
 
 async def serve_console(options: Options, browser: bool) -> None:
-    """Serve until Ctrl-C, SIGTERM, or the page is idle; print the address, and a new one upon Enter."""
+    """Serve until Ctrl-C, SIGTERM, or the page is idle; print the address, and a new one on Enter."""
     page = Console(options)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_upon_signal, nursery.cancel_scope)

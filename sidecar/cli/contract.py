@@ -82,7 +82,7 @@ def probes(product: str, run: str, now_ms: int) -> list[ContractProbe]:
 def run_contract(config: Config, product: str, *, wait_s: float, progress: Callable[[str], None]) -> list[Finding]:
     """Ask all questions, and read back until PX shows every event or ``wait_s`` has passed. Raises Failed or ConfigError.
 
-    The marked user is deleted at the end, also after Ctrl-C.
+    The marked user is deleted at the end, even after Ctrl-C.
     """
     asked = probes(product, uuid.uuid4().hex[:8], int(time.time() * 1000))
     try:

@@ -43,7 +43,7 @@ POLL_S = 0.1
 @click.option("--users", default=1_000, show_default=True, type=click.IntRange(1), help="Number of users.")
 @click.option("--keep", is_flag=True, help="Keep the folder with configuration, outbox and logs.")
 @click.option("--console", "with_console", is_flag=True, help="Open the console, and keep everything until Ctrl-C.")
-@click.option("--fleet", "hosts", type=click.IntRange(2, 16), help="Show so many hosts under one ceiling instead.")
+@click.option("--fleet", "hosts", type=click.IntRange(2, 16), help="Show this many hosts under one ceiling instead.")
 def demo(events: int, users: int, keep: bool, with_console: bool, hosts: int | None) -> None:
     """Show a delivery through a crash; no account, no configuration needed.
 
@@ -53,7 +53,7 @@ def demo(events: int, users: int, keep: bool, with_console: bool, hosts: int | N
     the accepted events with those that arrived.
 
     With --fleet it starts several daemons and a Redis or Valkey that is
-    installed, and shows how they share the rate, also while it is away.
+    installed, and shows how they share the rate, even while it is away.
 
     The last line counts the outcomes. The exit code is 0 only if no accepted
     event is lost.

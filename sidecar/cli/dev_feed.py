@@ -59,7 +59,7 @@ class DevFeed:
             if not settled and len(self._open) < OPEN_MAX:
                 self._open[record["messageId"]] = (self._now_s(), _subject(record))
         elif what == "retry":
-            # The first failure is said at once; further ones of the same event add nothing that the developer can use.
+            # The first failure is shown at once; further ones of the same event add nothing that the developer can use.
             if self._open.pop(record.get("messageId", ""), None):
                 self._line("waiting", record, f"on disk, and sent again: {record.get('detail', '')}")
         elif what:

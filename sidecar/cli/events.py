@@ -110,7 +110,7 @@ def discard(
     as_json: bool,
     **selection: Any,
 ) -> None:
-    """Drop pending events that shall not be sent.
+    """Drop pending events that must not be sent.
 
     They count as dropped (discarded). Select by name, source, user, time of
     receipt or class, or use --all. The number is shown first; on a terminal the verb

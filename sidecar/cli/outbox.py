@@ -54,7 +54,7 @@ def export(file: Path, config_flag: str | None, as_json: bool) -> None:
 
     The events pass through the current privacy rules and keep their messageId,
     time of receipt, class and account, and carry the account of their user.
-    What PX was told of users stays on this host.
+    What was sent to PX about users stays on this host.
     FILE is readable for its owner alone.
 
     \b
@@ -179,7 +179,7 @@ def _write_durably(target: FileIO, lines: bytes, moved: int) -> None:
 @outbox.command("import")
 @click.argument("file", type=click.File("rb"))
 @click.option("--back", is_flag=True, help="Make events that were moved away from this host pending here again.")
-@click.option("--dead", is_flag=True, help="Of an outbox file: take in its dead letters, too, as pending events.")
+@click.option("--dead", is_flag=True, help="For an outbox file: import its dead letters, too, as pending events.")
 @bulk_options
 @control_option
 @json_option

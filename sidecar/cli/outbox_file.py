@@ -1,4 +1,4 @@
-"""``px-sidecar outbox import FILE.db``: take in a rescued outbox, or one from a backup."""
+"""``px-sidecar outbox import FILE.db``: import a rescued outbox, or one from a backup."""
 
 from collections.abc import Iterator
 from pathlib import Path

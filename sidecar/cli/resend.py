@@ -17,7 +17,7 @@ from sidecar.cli.bulk import (
     report_accepted,
     selection_of,
     show_need,
-    when_there_is_room,
+    when_space_is_free,
 )
 from sidecar.cli.common import json_option
 from sidecar.cli.screen import progress_bar
@@ -89,11 +89,11 @@ def _resend(backend: ControlApi, selection: dict[str, Any], result: dict[str, An
     try:
         with progress:
             while after is not None:
-                page = when_there_is_room(
+                page = when_space_is_free(
                     backend,
                     "/v1/resend",
                     {**selection, "after": after},
-                    waiting=lambda: progress.update(task, description="waiting for room"),
+                    waiting=lambda: progress.update(task, description="waiting for space"),
                 )
                 after = page["next"]
                 result["accepted"] += page["accepted"]

@@ -33,7 +33,7 @@ SETTLED_IN_PX_MS = 15 * 60_000
 @click.option(
     "--since", "since_ms", type=TIMESTAMP, default=0, metavar="WHEN", help="Only later ones: 2h (ago), or a date."
 )
-@click.option("--limit", type=click.IntRange(1, 100), default=5, show_default=True, help="At most so many events.")
+@click.option("--limit", type=click.IntRange(1, 100), default=5, show_default=True, help="The most events to show.")
 @click.option("--verify", is_flag=True, help="Ask PX whether it shows them; the key needs Read.")
 @control_option
 @json_option
@@ -181,7 +181,7 @@ def _show_pruned(answer: dict[str, Any]) -> None:
         return
     instead = answer["instead"]
     click.echo(f"No such event was received. Events received so far: {show_count(instead['events'])}.", err=True)
-    for title, rows in (("Names that are near", instead.get("names")), ("Newest names", instead.get("newest_names"))):
+    for title, rows in (("Similar names", instead.get("names")), ("Newest names", instead.get("newest_names"))):
         if rows:
             click.echo(f"{title}:", err=True)
             cells = [

@@ -54,12 +54,12 @@ def test_a_second_run_repeats_nothing(daemon_dir: DaemonDir, verb, file):
             more.write(json.dumps(past(9)) + "\n")
         longer = verb("backfill", str(file), "--json", *daemon_dir.flags)
         assert daemon.settle()["accepted"] == 6
-    assert "This file was taken in at" in again.err
+    assert "This file was completed at" in again.err
     assert again.out == "Nothing is accepted.\n"
     assert (longer.json["accepted"], longer.json["repeated"]) == (1, 5)
 
 
-def test_cancelled_it_goes_on_behind_the_last_batch(daemon_dir: DaemonDir, verb, file, monkeypatch):
+def test_a_cancelled_backfill_continues_after_the_last_batch(daemon_dir: DaemonDir, verb, file, monkeypatch):
     monkeypatch.setattr("sidecar.cli.bulk.BATCH_EVENTS", 2)
     post, calls = DaemonClient.post, []
 
@@ -79,7 +79,7 @@ def test_cancelled_it_goes_on_behind_the_last_batch(daemon_dir: DaemonDir, verb,
         assert daemon.settle()["accepted"] == 5
     assert (first.code, first.json["accepted"], first.json["cancelled"]) == (1, 2, True)
     assert (job["state"], job["position"], job["done"], job["total"]) == ("running", "2", 2, 5)
-    assert "An earlier run ended behind line 2; this one continues there." in second.err
+    assert "An earlier run ended after line 2; this one continues there." in second.err
     assert second.out == "3 events accepted in class low.\n"
     assert (over["state"], over["position"], over["done"]) == ("done", "5", 5)
 

@@ -35,7 +35,7 @@ def test_on_a_terminal_the_payload_has_a_line_of_its_own():
     assert screen.lines[0].splitlines()[1].strip() == '{"eventName":"X"}'
 
 
-def test_a_drop_is_said_in_plain_words():
+def test_a_drop_is_explained_in_plain_words():
     screen = Screen()
     screen.feed.show({"at": AT, "what": "dropped", "messageId": "m-1", "name": "X", "reason": "no_user", "attempts": 0})
     assert "give the call a userId" in screen.lines[0]
@@ -60,7 +60,7 @@ def test_a_refused_request_has_a_line():
     assert click.unstyle(screen.lines[0]).endswith("refused   a request  The body is not JSON.")
 
 
-def test_an_event_without_an_outcome_is_said_to_wait_once():
+def test_an_event_without_an_outcome_is_shown_waiting_once():
     screen = Screen()
     screen.feed.show(ACCEPTED)
     assert not screen.feed.is_waiting()
@@ -85,7 +85,7 @@ def test_an_event_settled_before_it_is_reported_accepted_never_waits():
     assert screen.feed.is_waiting(), "a second event of that id is one of its own"
 
 
-def test_a_retry_is_said_once_per_event():
+def test_a_retry_is_shown_once_per_event():
     screen = Screen()
     screen.feed.show(ACCEPTED)
     for attempts in (1, 2, 3):

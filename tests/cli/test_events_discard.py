@@ -42,7 +42,7 @@ def test_selected_events_become_dropped_with_a_reason(paused: DaemonDir, verb):
     assert verb("status", "--json", *paused.flags).json["pending"] == 0
 
 
-def test_a_misspelled_name_is_told_from_an_absent_one(paused: DaemonDir, verb):
+def test_a_misspelled_name_gets_a_suggestion(paused: DaemonDir, verb):
     ran = verb("events", "discard", "--name", "ping", *paused.flags)
     assert ran.err == "0 events are pending and selected. Did you mean 'Ping'?\n"
     assert "Did you mean 'Ping'?" in verb("events", "list", "--name", "Pimg", *paused.flags).err
@@ -121,7 +121,7 @@ def test_an_event_in_flight_is_left_and_settled_by_its_answer(daemon_dir: Daemon
         return PxAnswer(201, b"{}", content_type="application/json")
 
     with daemon_dir.running(slow) as daemon:
-        for _ in range(5):  # one user: one is in flight, the others wait behind it
+        for _ in range(5):  # one user: one is in flight, the others wait for it
             daemon.track("u1", "Ping")
         wait_until(lambda: daemon.status()["in_flight"] == 1, "a request in flight")
         ran = verb("events", "discard", "--all", *daemon_dir.flags)
@@ -132,7 +132,7 @@ def test_an_event_in_flight_is_left_and_settled_by_its_answer(daemon_dir: Daemon
 
 
 def test_what_a_page_leaves_is_delivered(daemon_dir: DaemonDir, monkeypatch):
-    """All that match are unloaded before a page is discarded; those behind it must be read again."""
+    """All that match are unloaded before a page is discarded; later ones must be read again."""
     monkeypatch.setattr("sidecar.outbox.backlog.PAGE_ROWS", 2)
     with daemon_dir.running() as daemon:
         daemon.client.post("/v1/pause")

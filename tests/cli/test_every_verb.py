@@ -1,4 +1,4 @@
-"""Every verb in odd terminals: 80 columns, no colors, Latin-1 and ASCII, arguments that are not UTF-8, and JSON upon failure.
+"""Every verb in odd terminals: 80 columns, no colors, Latin-1 and ASCII, arguments that are not UTF-8, and JSON on failure.
 
 One table says how each verb is called; a verb without an entry fails. What needs a terminal or a process of its own is in
 ``test_odd_terminals.py`` and ``test_ctrl_c.py``.
@@ -179,7 +179,7 @@ def test_every_verb_with_json_prints_one_document_or_a_line_each(verbs: Verbs, e
         assert documents or verb == "dead export", verb
 
 
-def test_every_verb_with_json_prints_json_upon_a_failure(verbs: Verbs, tmp_path):
+def test_every_verb_with_json_prints_json_on_a_failure(verbs: Verbs, tmp_path):
     for verb, command in COMMANDS.items():
         if not takes(verb, "--json"):
             continue

@@ -48,7 +48,7 @@ CHANGING = [
 
 @pytest.fixture
 def member(daemon_dir: DaemonDir, verb, monkeypatch):
-    """Run verbs as a user who may open the reading socket alone, of a daemon with one delivered and one dead event."""
+    """Run verbs as a user that may open only the reading socket of a daemon with one delivered and one dead event."""
     connect = socket.socket.connect
     read = str(Path(daemon_dir.control).with_name("control-read.sock"))
 

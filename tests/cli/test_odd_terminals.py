@@ -1,4 +1,4 @@
-"""Verbs in terminals that are not UTF-8, with arguments that are not, with a closed pipe, and with --json upon failure."""
+"""Verbs in terminals that are not UTF-8, with arguments that are not, with a closed pipe, and with --json on failure."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_an_argument_that_is_not_utf_8_is_one_sentence(daemon_dir: DaemonDir, ar
 
 
 @pytest.mark.whole
-def test_no_json_shows_a_traceback_where_its_reader_has_gone(sent: DaemonDir):
+def test_no_json_shows_a_traceback_when_its_reader_has_gone(sent: DaemonDir):
     """Without --json: ``test_terminals.py``, for every verb."""
     for arguments in [*PLAIN, ["dead", "export"], ["config", "openapi"], ["config", "reference"]]:
         flags = [] if arguments[0] == "map" or arguments[1:] in (["openapi"], ["reference"]) else sent.flags
@@ -79,7 +79,7 @@ def test_no_json_shows_a_traceback_where_its_reader_has_gone(sent: DaemonDir):
         assert b"Exception ignored" not in error, (arguments, error)
 
 
-def test_a_closed_pipe_is_no_traceback(sent: DaemonDir):
+def test_a_closed_pipe_causes_no_traceback(sent: DaemonDir):
     command = [sys.executable, "-m", "sidecar", "map", "--reference"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()

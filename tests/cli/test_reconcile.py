@@ -117,7 +117,7 @@ def test_a_name_with_a_semicolon_is_not_reported_missing(px, sandboxed: DaemonDi
 
 
 @pytest.mark.parametrize("names", [[], ["Used; twice"]])
-def test_nothing_compared_is_no_claim(px, sandboxed: DaemonDir, verb, names):
+def test_without_a_comparison_nothing_is_claimed(px, sandboxed: DaemonDir, verb, names):
     deliver(sandboxed, px, names)
     ran = verb("reconcile", *sandboxed.flags)
     assert ran.code == (1 if names else 0)

@@ -16,7 +16,7 @@ def no_variables(verb, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def with_file(daemon_dir: DaemonDir):
-    """Run a daemon that reads the directory's file upon a reload."""
+    """Run a daemon that reads the directory's file on a reload."""
     return daemon_dir.running(config_file=ConfigFile(str(daemon_dir.file)))
 
 
@@ -154,7 +154,7 @@ def test_without_a_daemon_a_broken_file_is_what_fails(daemon_dir: DaemonDir, ver
 
 
 @pytest.mark.parametrize("text", ["[listen\n", "[listen]\ncontrol = 5\n"])
-def test_a_file_whose_socket_cannot_be_told_is_an_error(tmp_path: Path, verb, text):
+def test_a_file_whose_socket_cannot_be_found_is_an_error(tmp_path: Path, verb, text):
     """Another daemon may listen at the usual path."""
     path = tmp_path / "c.toml"
     path.write_text(text)

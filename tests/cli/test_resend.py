@@ -97,7 +97,7 @@ def test_resending_from_the_file_needs_no_daemon(daemon_dir: DaemonDir, verb):
         assert daemon.settle()["delivered"] == 2
 
 
-def test_cancelled_it_goes_on_with_what_is_left(daemon_dir: DaemonDir, verb, monkeypatch):
+def test_a_cancelled_resend_continues_with_what_is_left(daemon_dir: DaemonDir, verb, monkeypatch):
     monkeypatch.setattr("sidecar.outbox.backlog.PAGE_ROWS", 2)
     post, calls = DaemonClient.post, []
 
@@ -121,7 +121,7 @@ def test_cancelled_it_goes_on_with_what_is_left(daemon_dir: DaemonDir, verb, mon
     assert (second.code, second.json["accepted"]) == (0, 3)
 
 
-def test_half_a_full_outbox_takes_nothing_anew(tmp_path, verb):
+def test_an_outbox_that_is_half_full_accepts_no_resent_events(tmp_path, verb):
     daemon_dir = DaemonDir(tmp_path, 'max_bytes = "1MiB"\n')
     with daemon_dir.running() as daemon:
         for number in range(300):

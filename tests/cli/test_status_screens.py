@@ -170,7 +170,7 @@ def test_the_screen_leads_with_what_is_wrong(name):
     assert shown == SCREENS[name]
 
 
-def test_everything_is_delivered_is_not_said_beside_dead_letters():
+def test_everything_is_delivered_is_not_shown_with_dead_letters():
     assert "everything is delivered" in screen(state())
     assert "idle, but not everything is delivered" in screen(state(dead=1, dead_by_reason={"refused": 1}))
 

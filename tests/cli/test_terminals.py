@@ -42,7 +42,7 @@ def environ(**more: str) -> dict[str, str]:
 
 
 def in_terminal(command: list[str], folder: Path, columns: int, env: dict[str, str]) -> tuple[int, str]:
-    """Run a command in a terminal of so many columns; return exit code and all that it printed there."""
+    """Run a command in a terminal with this many columns; return exit code and all that it printed there."""
     master, slave = pty.openpty()
     with ExitStack() as stack:
         stack.callback(os.close, master)
@@ -188,7 +188,7 @@ def test_nothing_printed_is_lost_where_the_disk_is_full(calls: dict[str, list[st
     code, said = into_full_disk(calls["events list"], tmp_path)
     assert (code, said.strip()) == (
         1,
-        "px-sidecar: The output cannot be written, as no space is left there; make room.",
+        "px-sidecar: The output cannot be written: no space is left there; free some space.",
     )
 
 

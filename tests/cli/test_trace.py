@@ -24,7 +24,7 @@ def test_a_delivered_event_has_a_story_of_80_columns(daemon_dir: DaemonDir, verb
     assert max(map(len, ran.out.splitlines())) <= 80
 
 
-def test_a_dead_event_tells_what_px_refused(daemon_dir: DaemonDir, verb):
+def test_a_dead_event_shows_what_px_refused(daemon_dir: DaemonDir, verb):
     with daemon_dir.running(always(400, b'{"message":"propertyKey is wrong"}')) as daemon:
         daemon.track("u-1", "Feature Used")
         wait_until(lambda: daemon.status()["dead"] == 1, "the dead letter")
