@@ -137,7 +137,7 @@ def examine(
 def control_sockets(
     flag: str | None = None, environ: Mapping[str, str] = os.environ, instance: str = ""
 ) -> tuple[str, str] | None:
-    """Return ``listen.control`` and ``control_read`` of a file that cannot be loaded; None if they cannot be told.
+    """Return ``listen.control`` and ``control_read`` of a file that cannot be loaded; None if they cannot be found out.
 
     A daemon that runs with an older state of the file listens there.
     """
@@ -149,7 +149,7 @@ def control_sockets(
     config, problems = _examined(text, environ, str(path), _listen_defaults(instance))
     if config is not None and not any(problem.path[:1] == ("listen",) for problem in problems):
         return config.listen.control, config.listen.control_read
-    # What is wrong is too near: look for the lines themselves.
+    # Too much is wrong to parse the rest: search for the lines of the settings themselves.
     found = dict(_SOCKET_LINE.findall(text))
     return (found["control"], found.get("control_read", "")) if "control" in found else None
 

@@ -102,18 +102,18 @@ _LISTEN: Final = {
         "The group of unix; empty leaves that of the process.", '"px-sidecar-clients"', "the name of a group"
     ),
     "control": KeyText(
-        "The Unix socket of the verbs that show and change the daemon; open to the daemon's user and root alone.",
+        "The Unix socket of the verbs that show and change the daemon; open to the daemon's user and root only.",
         '"/run/px-sidecar/control.sock"',
         "a path of at most 107 bytes",
     ),
     "control_read": KeyText(
-        "A second control socket that answers reading calls alone, to members of the group px-sidecar-operators where "
+        "A second control socket that answers reading calls only, to members of the group px-sidecar-operators where "
         'that group exists. "" turns it off.',
         '"/run/px-sidecar/control-read.sock"',
         "a path of at most 107 bytes",
     ),
     "max_memory": KeyText(
-        "The bound of all that is held for clients: heads, bodies, lines and answers. Beyond it requests wait, and then "
+        "The bound on all that is held for clients: heads, bodies, lines and answers. Beyond it requests wait, and then "
         "the slowest clients are answered 503 busy.",
         '"128MiB"',
     ),
@@ -148,14 +148,14 @@ _OUTBOX: Final = {
         "but not of the host.",
         '"process"',
     ),
-    "max_bytes": KeyText("The room for events; beyond it when_full decides.", '"10GiB"'),
+    "max_bytes": KeyText("The space for events; when it is used up, when_full decides.", '"10GiB"'),
     "when_full": KeyText(
         "What happens to a new event when the outbox is full. refuse: 503 with Retry-After. drop_oldest: the oldest "
         "pending event becomes dropped: outbox_full.",
         '"drop_oldest"',
     ),
     "keep_delivered": KeyText(
-        "How long delivered and dropped events can be looked at (`events`, `trace`); they go first when room runs short.",
+        "How long delivered and dropped events can be looked at (`events`, `trace`); they are deleted first when space runs short.",
         '"7d"',
     ),
     "keep_ids": KeyText(
@@ -244,16 +244,16 @@ _MAPPING: Final = {
         '"none"',
     ),
     "unmapped": KeyText(
-        "What becomes of a name that no rule maps. pass: it is kept. drop: the event is dropped.", '"drop"'
+        "What happens to a name that no rule maps. pass: it is kept. drop: the event is dropped.", '"drop"'
     ),
     "anonymous": KeyText(
-        "What becomes of an event without a user. drop: dropped: no_user. visitor or lead: its anonymousId becomes a PX "
+        "What happens to an event without a user. drop: dropped: no_user. visitor or lead: its anonymousId becomes a PX "
         "user of that type.",
         '"visitor"',
     ),
     "attribute_case": KeyText("camel: plan_name becomes planName. keep: names stay as they are.", '"keep"'),
     "nested": KeyText(
-        "What becomes of objects and lists in attributes. string: compact JSON. flatten: names with dots.", '"flatten"'
+        "What happens to objects and lists in attributes. string: compact JSON. flatten: names with dots.", '"flatten"'
     ),
     "url_query": KeyText(
         "The parameters of URLs (url, referrer, attributes that are URLs): keep all, drop all, or keep the named ones.",
@@ -265,7 +265,7 @@ _MAPPING: Final = {
         '["analytics"]',
     ),
     "events": KeyText(
-        'A name or glob, as apps send it, and its name in PX; "" drops it. Goes over the preset, exact names before globs.',
+        'A name or glob, as apps send it, and its name in PX; "" drops it. Takes precedence over the preset, exact names over globs.',
         '{ "Products Searched" = "Searched", "Debug *" = "" }',
         "a table of names",
     ),
@@ -294,15 +294,17 @@ _ATTRIBUTES: Final = {
     "keep": KeyText("Names that are sent; empty means all.", '["plan", "feature_name"]'),
     "drop": KeyText("Names that never leave this host, in any form.", '["email"]'),
     "hash": KeyText("Names whose values are sent as their SHA-256.", '["phone"]'),
-    "hash_salt": KeyText("A text that is hashed along, so that hashes of known values cannot be looked up.", '"4f1c…"'),
+    "hash_salt": KeyText(
+        "A text that is hashed together with each value, so that hashes of known values cannot be looked up.", '"4f1c…"'
+    ),
     "rename": KeyText("A name as apps send it, and its name in PX.", '{ plan_name = "plan" }', "a table of names"),
     "set": KeyText(
-        "Attributes that are added, over those of the call.",
+        "Attributes that are added; they replace those of the call.",
         '{ environment = "production" }',
         "a table of texts, numbers, true and false",
     ),
-    "case": KeyText("As mapping.attribute_case, for this table alone.", '"keep"'),
-    "nested": KeyText("As mapping.nested, for this table alone.", '"flatten"'),
+    "case": KeyText("As mapping.attribute_case, but for this table only.", '"keep"'),
+    "nested": KeyText("As mapping.nested, but for this table only.", '"flatten"'),
 }
 
 _EVENT: Final = {
@@ -313,7 +315,7 @@ _EVENT: Final = {
     ),
     "user_type": KeyText("The type of the PX user, instead of the usual one.", '"LEAD"'),
     "attributes": KeyText(
-        "Rules for the attributes of this event, over mapping.attributes.", '{ keep = ["plan"] }', "a table"
+        "Rules for the attributes of this event, merged over mapping.attributes.", '{ keep = ["plan"] }', "a table"
     ),
     "per_day": KeyText("The most events of this name in a day; more are dropped: capped.", "10_000"),
     "sample": KeyText(
@@ -337,7 +339,7 @@ _PEOPLE: Final = {
 
 _IDENTITY: Final = {
     "max_users": KeyText(
-        "How many users are remembered with their accounts; the least recently seen leave first.", "100_000"
+        "How many users are remembered with their accounts; the least recently seen are forgotten first.", "100_000"
     ),
     "reject": KeyText(
         "Ids that are mistakes of an app; they count as no id, and are reported.", '["undefined", "null", "0"]'
@@ -346,7 +348,7 @@ _IDENTITY: Final = {
 
 _LOG: Final = {
     "level": KeyText("The lowest level that is logged.", '"debug"'),
-    "format": KeyText("auto: text on a terminal, else JSON. text, json: always that.", '"json"'),
+    "format": KeyText("auto: text on a terminal, otherwise JSON. text and json: always that one.", '"json"'),
 }
 
 _FILE: Final = {

@@ -2,13 +2,13 @@
 
 Theory
 ------
-Neither ``tomllib`` nor msgspec continues behind an error. So each problem is recorded, what caused it is taken out of the
+Neither ``tomllib`` nor msgspec continues after an error. So each problem is recorded, what caused it is taken out of the
 text or the tree, and the rest is tried again, until nothing is refused. What was taken out can cause no second problem; a
-problem that only follows from another one is therefore not reported where the cause can be told apart:
+problem that only follows from another one is therefore not reported where the cause can be recognized:
 
 * A line that is not TOML is blanked, and with a header the lines below it, whose keys would land in another table. An error in
   the very next line may be the same one, such as a bracket that is not closed: there the search ends.
-* A refused value is taken out, an entry of a list replaced by a valid one, so that the numbers of the others stay.
+* A refused value is taken out, and an entry of a list replaced by a valid one, so that the others keep their numbers.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Every key of the configuration with its type, default, meaning, example, and whether a reload is enough.
 
-It is put together from the types in ``schema`` and the texts in ``key_texts``, so that neither can be forgotten or differ.
+It is put together from the types in ``schema`` and the texts in ``key_texts``, so that neither can be forgotten or contradict the other.
 """
 
 import json
