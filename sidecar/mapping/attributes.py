@@ -26,7 +26,7 @@ MAX_ATTRIBUTES: Final = 50  # limits of PX: sidecar/px/README.md#the-custom-even
 MAX_KEY: Final = 1_024  # characters
 
 # What a text with U+FFFD is reported as. An app can send the character itself, but hardly ever means it.
-BROKEN_TEXT: Final = "has U+FFFD in the place of bytes that are not UTF-8, of NUL, or of half a character"
+BROKEN_TEXT: Final = "has U+FFFD in place of bytes that are not UTF-8, of NUL, or of half a character"
 
 NO_NAME: Final = "an empty name"
 
@@ -34,7 +34,7 @@ Value = str | int | float | bool
 
 
 def report_no_object(field: str, name: str, value: Any, changes: list[Change]) -> None:
-    """Report a part of an event that is left out because it is no object; an empty list is how PHP writes an empty one."""
+    """Report a part of an event that is left out because it is not an object; an empty list is how PHP writes an empty one."""
     if type(value) is not dict and value is not None and value != []:
         changes.append(Change(field, f"{name} left out: {type(value).__name__}, not an object"))
 
@@ -114,7 +114,7 @@ class AttributeMapper:
                 continue
             kind = type(value)
             # Hash before any conversion: the digest must not depend on how PX would take the plain value. Flattening has
-            # hashed what was inside of objects.
+            # already hashed what was inside objects.
             if plan.hashed and name in sent:
                 value = self._privacy.digest(value)
             elif kind is str:

@@ -42,7 +42,7 @@ def compile_mapping(
 ) -> "Mapper":
     """Return the mapper for this configuration. Raises ConfigError if rules contradict each other.
 
-    ``is_suppressed`` tells of an id whether its events are dropped because the user was forgotten for good; None: of none.
+    ``is_suppressed`` says of an id whether its events are dropped because the user was forgotten for good; None: no id is.
     """
     return Mapper(MappingRules.compile(mapping, identity), people, is_suppressed)
 
@@ -66,10 +66,10 @@ class Mapper:
         account: Account | None = None,
         hashed: Collection[str] = (),
     ) -> Mapped:
-        """Return the requests for ``event``, given what PX was told of its user.
+        """Return the requests for ``event``, given what was sent to PX about its user.
 
         ``account`` is the one that held when the event was accepted, its own included (``account_said``). None is for
-        events of the first outbox format, which did not store it: then the account PX was told of last holds.
+        events of the first outbox format, which did not store it: then the account last sent to PX holds.
         ``property_key`` is the product of the event's source; ``received_ms`` (epoch milliseconds) is the date of events
         without a usable one; ``hashed`` are the values in the event that another host has hashed. Never raises: an event on which the rules fail is dead (``mapping_error``).
         """

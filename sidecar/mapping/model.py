@@ -88,7 +88,7 @@ NO_ACCOUNT: Final = Account("")
 
 
 class Cap(NamedTuple):
-    """``per_day`` of one name: at most so many of its events are sent on a UTC day. ``name`` is the key of the table."""
+    """``per_day`` of one name: the most of its events that are sent on a UTC day. ``name`` is the key of the table."""
 
     name: str
     per_day: int

@@ -48,7 +48,7 @@ class PeopleMapper:
     def account_said(self, event: dict[str, Any], changes: list[Change] | None = None) -> tuple[str, str] | None:
         """Return the account that the call gives its user as the app wrote it, and its path; None if it gives none.
 
-        What ``identity.reject`` lists is no account, and is reported in ``changes``.
+        What ``identity.reject`` lists is not an account, and is reported in ``changes``.
         """
         for path, value in self._account_candidates(event):
             if (account := as_text(value)) is not None:
@@ -101,10 +101,10 @@ class PeopleMapper:
         received_ms: int,
         changes: list[Change],
     ) -> Mapped:
-        """Return the upserts for an ``identify`` or ``group``, and what PX will have been told of the user.
+        """Return the upserts for an ``identify`` or ``group``, and what PX will know of the user after them.
 
         ``account`` is the user's from this call on, None if it has none. With ``decide`` the event is of the first
-        outbox format, which did not store it: then the call itself says it, or what PX was told.
+        outbox format, which did not store it: then the call itself says it, or what was sent to PX.
         """
         draft = _Draft(known, property_key)
         said = self.account_said(event, changes)

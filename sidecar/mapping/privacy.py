@@ -5,7 +5,7 @@ Rules
 * A denied name (``drop``) is removed with everything below it, at any depth, wherever apps put data: ``properties``,
   ``traits``, ``context`` and every key that is not part of the call itself. Nothing sent or shown is made from it.
 * A name to be hashed (``hash``) is replaced in the same places by the SHA-256 of salt + value, in hexadecimal. Every value
-  is hashed, also one that looks like a digest. Only what another host hashed before it exported the event stays
+  is hashed, even one that looks like a digest. Only what another host hashed before it exported the event stays
   (``HashedValues.already``), so that the event maps to the same request here.
 * Both apply to the parameters of URLs as well (``urls.py``).
 * Names are compared without case and underscores: PX does not distinguish names by case, and the camel rule makes

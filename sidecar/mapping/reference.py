@@ -51,7 +51,7 @@ KEYS: Mapping[type[msgspec.Struct], tuple[str, Mapping[str, str]]] = {
             "user_type": "The `userType` of this event; takes precedence over `mapping.fields.userType` and `mapping.anonymous`.",
             "attributes": "Rules merged over the general ones: `drop`, `hash`, `rename` and `set` add up, and the event's own "
             "`rename` and `set` entries win; `keep`, `hash_salt`, `case` and `nested` replace the general ones.",
-            "per_day": "At most so many are sent on a UTC day; others are `dropped: capped` when they would be sent.",
+            "per_day": "The most that are sent on a UTC day; others are `dropped: capped` when they would be sent.",
             "sample": "The share of users (0 to 1) whose events are sent; the others' are `dropped: sampled`. The same users for "
             "every name and host.",
         },
@@ -70,7 +70,7 @@ KEYS: Mapping[type[msgspec.Struct], tuple[str, Mapping[str, str]]] = {
             "drop": "These names never leave this host in any form: at any depth, in properties, traits and context, in PX fields, "
             "views and exports. Case and underscores do not matter: `first_name` is `firstName`, and also covers `First-Name`. `a.b` names one nested value.",
             "hash": "Values are replaced by SHA-256 of salt and value in hexadecimal, in the same places and by the same comparison. "
-            "Every value is hashed, also one that looks like a hash; ids of the call (`userId`) cannot be.",
+            "Every value is hashed, even one that looks like a hash; ids of the call (`userId`) cannot be.",
             "hash_salt": "Text put before each value that is hashed. Without it, the hash of an email can be guessed.",
             "rename": "Name as the app sends it → new name, before the case rule.",
             "set": "Constants added under exactly these names; they replace values that the app sent.",

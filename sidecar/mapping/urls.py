@@ -42,7 +42,7 @@ def parameter_names(name: str) -> list[str]:
 def rewrite_parameters(text: str, decide: Decide, *, bare: bool = False, depth: int = 0) -> str:
     """Return the text with each parameter as ``decide`` wants it; what it does not change stays byte for byte.
 
-    With ``bare``, also what follows a ``?`` without being ``name=value`` is a parameter, with an empty value.
+    With ``bare``, what follows a ``?`` without being ``name=value`` is a parameter, too, with an empty value.
     """
     run = _RUN if _SCHEME.match(text) else _RUN_IN_PROSE
     return run.sub(lambda match: _rewrite_run(match[1], match[2], decide, bare and match[1] == "?", depth), text)

@@ -92,7 +92,7 @@ def test_a_value_without_a_name_is_reported_unless_it_is_null():
 
 
 @pytest.mark.parametrize("name", [["Start"], {"en": "Start"}, True])
-def test_a_page_name_that_is_no_text_is_reported(name: object):
+def test_a_page_name_that_is_not_text_is_reported(name: object):
     mapped = map_one({"type": "page", "userId": "u", "name": name, "category": None})
     assert body_of(mapped)["attributes"] == {}
     assert [change.field for change in mapped.changes] == ["attributes.name"]

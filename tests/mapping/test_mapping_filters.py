@@ -35,7 +35,7 @@ def test_filter_matches_by_name_and_values(rule: str, event: dict[str, Any], dro
     assert (map_one(event, f"[[mapping.drop]]\n{rule}\n").dropped == "filtered") == dropped
 
 
-def test_filtered_call_says_no_account():
+def test_a_filtered_call_sets_no_account():
     event = identify({"account_id": "a"}, context={"traits": {"email": "x@example.com"}})
     assert mapper(TEST_USERS).account_said(event) is None
     assert mapper().account_said(event) == ("a", "traits.account_id")

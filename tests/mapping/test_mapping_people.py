@@ -479,7 +479,7 @@ def test_address_parts_without_a_px_field_are_reported():
 
 
 @pytest.mark.parametrize(("traits", "reported"), [("x", True), ([1], True), ([], False), ({}, False), (None, False)])
-def test_traits_that_are_no_object_are_reported(traits: object, reported: bool):
+def test_traits_that_are_not_an_object_are_reported(traits: object, reported: bool):
     """An empty list is how PHP writes an empty object: nothing is lost with it."""
     for field, event in (("user", identify(traits)), ("account", group("g", traits))):
         assert (field in changes_by_field(map_one(event, BOTH))) == reported
