@@ -19,7 +19,7 @@ __all__ = ["EngineAway", "EngineConnection", "EngineInfo", "EngineRefused"]
 
 CONNECT_S: Final = 2.0
 # The share of a call's time that WAIT may block. The server looks for clients whose time is over ten times a second (its
-# setting "hz"), so WAIT answers up to 0.1 s later than it was told; the rest is for the network and a busy machine.
+# setting "hz"), so WAIT answers up to 0.1 s later than it was asked to; the rest is for the network and a busy machine.
 WAIT_SHARE: Final = 0.5
 OLDEST: Final = (6, 2)  # ACLs with selectors of keys, and TIME in scripts that write
 # Errors after which a call has surely had no effect: the engine refused it before, or at, its first write.

@@ -168,7 +168,7 @@ class FleetHost:
         self._join_next = True
         self._clone = False  # another process has the same outbox
 
-    # Leave to send ----------------------------------------------------------------------------------------------------
+    # Permission to send -----------------------------------------------------------------------------------------------
 
     def ready_at_s(self, now_s: float, priority: Priority) -> float:
         """Return ``now_s`` if a request may leave now, else when to ask again; infinity: not before the next answer."""
@@ -201,7 +201,7 @@ class FleetHost:
         self._return(minute)
 
     def _usable(self, priority: Priority) -> int | None:
-        """Return the index of the first slot for this class; slots behind the normal part of the day are for high ones."""
+        """Return the index of the first slot for this class; slots after the normal part of the day are for high ones."""
         for index, slot in enumerate(self._slots):
             if priority is Priority.HIGH or not slot.high_only:
                 return index

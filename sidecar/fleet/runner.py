@@ -58,7 +58,7 @@ def limits_of(config: Config, key: Secret) -> FleetLimits:
 
 
 def new_process(member: str, start: int) -> Process:
-    """Return the identity of this process: the outbox's, and a nonce that tells two copies of it apart."""
+    """Return the identity of this process: the outbox's, and a nonce that distinguishes two copies of it."""
     return Process(member, start, secrets.token_hex(8), socket.gethostname()[:64] or "host")
 
 
@@ -71,7 +71,7 @@ class _DeliveryLink(NamedTuple):
 
 
 class Fleet:
-    """Leave to send from the engine. ``save`` writes the record into the outbox, inside a transaction."""
+    """Permission to send from the engine. ``save`` writes the record into the outbox, inside a transaction."""
 
     def __init__(
         self,

@@ -4,8 +4,8 @@
 --   * All numbers are integers: times in microseconds of this engine's clock, rates in millionths of a request a second.
 --     They stay below 2^53, and are written with "%.0f": Lua's tostring would round them.
 --   * A call that is too late has no effect. Its host has given up waiting for it.
---   * The pointer is the time of the next free slot. Slots are one step apart, whoever gets them, so that no second holds
---     more of them than the rate.
+--   * The pointer is the time of the next free slot. Slots are one step apart, whichever host gets them, so that no second
+--     holds more of them than the rate.
 --   * A promise is what a host may send each second when it cannot reach the engine. The sum of all promises never
 --     exceeds "alone". The ledger holds the most that a host may believe it has: a promise grows here before its host
 --     knows, and shrinks only after its host has said so.
@@ -26,7 +26,7 @@ local LEAD = 2000             -- a slot needs this much time to reach its host
 local WAITS = { 500000, 2000000, 2000000 } -- how long a waiting host counts, by class; high must not block others for long
 local BLANK = 10000000        -- how long an engine without any knowledge sets everything aside
 local MIDNIGHT = 50000        -- no slots so shortly before midnight (UTC days): a late one would belong to the next day
-local KEEP_MS = 172800000     -- keys of a fleet that nobody uses expire after two days
+local KEEP_MS = 172800000     -- keys of an unused fleet expire after two days
 local DAY = 1440
 
 local names = { 'op', 'member', 'start', 'nonce', 'host', 'run', 'from', 'till', 'per_second', 'per_day', 'normal_day',
@@ -175,7 +175,7 @@ local function begin_epoch()
   local knows_nothing = not state.epoch and arg.epoch == ''
   local before = state.total + unclaimed()
   if state.epoch then
-    -- The counts of the older state are what is known; bookings begin anew.
+    -- The counts of the older state are what is known; bookings start over.
     local all = redis.call('HGETALL', MINUTES)
     local sums = {}
     for index = 1, #all, 2 do sums[string.sub(all[index], 2)] = true end
@@ -274,7 +274,7 @@ local function rate_now()
   return rate - state.absent - unclaimed()
 end
 
--- Who asks at unlucky moments holds fewer slots at a time than its rivals; what it fell behind is owed to it.
+-- A host that asks at unlucky moments holds fewer slots at a time than the others; what it missed is owed to it.
 local account = account_of(arg.member or '')
 
 local function settle_account(count, rate, rivals_now, waited)

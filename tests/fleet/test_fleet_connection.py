@@ -25,7 +25,7 @@ class Engine:
     def __init__(self, **replies: bytes | None) -> None:
         self.replies: dict[str, bytes | None] = {"INFO": bulk(INFO), **replies}
         self.commands: list[list[bytes]] = []
-        self.wait_s = 0.0  # WAIT answers so much later than it was told
+        self.wait_s = 0.0  # WAIT answers this much later than it was asked to
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         reader = hiredis.Reader()

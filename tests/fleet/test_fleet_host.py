@@ -146,7 +146,7 @@ def test_a_slot_whose_request_was_late_is_given_back(engine):
     assert engine.ask(Demand()).returned == ""
 
 
-def test_slots_behind_the_normal_part_of_the_day_are_for_high_events(engine):
+def test_slots_after_the_normal_part_of_the_day_are_for_high_events(engine):
     engine.join()
     engine.ask(Demand(high=1, normal=1))
     engine.answer(1, high_only=True)
@@ -250,7 +250,7 @@ def test_a_cloned_outbox_sends_nothing_and_is_named(engine):
     assert engine.host.status(engine.now_s).clone
 
 
-def test_hosts_that_do_not_agree_are_told_the_difference(engine):
+def test_hosts_that_do_not_agree_get_the_difference(engine):
     engine.ask()
     details = ("per_second", "190000000", "150000000", "app1")
     engine.host.answered(engine.now_s, engine.now_s + 0.001, Answer("differ", engine.us(engine.now_s), None, details))
@@ -332,7 +332,7 @@ def test_a_call_that_is_out_does_not_change_the_state(engine):
     [(0, True, True), (889_000, True, True), (890_000, False, True), (989_000, False, False)],
 )
 def test_a_lone_host_keeps_the_day_as_it_knew_it(engine, used, normal, high):
-    """It supposes that the others went on at the whole rate until it was absent: 7.6 s."""
+    """It supposes that the others continued at the whole rate until it was absent: 7.1 s."""
     engine.used = used
     engine.join()
     engine.ask()

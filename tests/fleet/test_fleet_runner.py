@@ -63,7 +63,7 @@ def ask(fleet: Fleet, clock: StoppedClock) -> float:
     return fleet.ready_at_s(clock.monotonic, priority=Priority.NORMAL, pace=1.0)
 
 
-def test_a_slot_is_told_in_the_daemons_time(fleet, clock):
+def test_a_slot_is_reported_in_the_daemons_time(fleet, clock):
     ready_s = ask(fleet, clock)
     assert 0.09 <= ready_s - clock.monotonic <= 0.13
     clock.run(ready_s - clock.monotonic)
@@ -76,7 +76,7 @@ def test_slots_that_passed_while_the_process_was_frozen_are_dropped(fleet, clock
     assert ask(fleet, clock) > clock.monotonic + 1.0
 
 
-def test_leave_that_was_taken_before_a_freeze_is_late_after_it(fleet, clock):
+def test_a_slot_taken_before_a_freeze_is_late_after_it(fleet, clock):
     clock.run(ask(fleet, clock) - clock.monotonic + 1e-6)
     ask(fleet, clock)
     until_s, minute = fleet.take(clock.monotonic, priority=Priority.NORMAL)

@@ -92,7 +92,7 @@ def test_high_events_of_one_host_go_before_normal_ones_of_all(client):
     assert high[-1] <= 15 + 4.2
 
 
-def test_low_events_get_what_nobody_else_wants(client):
+def test_low_events_get_what_no_other_class_wants(client):
     world = FleetWorld(client, 4)
     for host in world.hosts[:2]:
         host.want = Demand(low=256)
