@@ -150,7 +150,7 @@ class _Calls(Generic[R]):
 
 
 class _Failures:
-    """What happens to a failure: it is raised, or with ``on_error`` told to it, and then calls are skipped for a second."""
+    """What happens to a failure: it is raised, or with ``on_error`` passed to that, and then calls are skipped for a second."""
 
     def __init__(self, on_error: OnError | None) -> None:
         self.skipped = 0
@@ -459,7 +459,7 @@ class AsyncClient(_Calls[Coroutine[Any, Any, str]]):
         try:
             return await asyncio.wait_for(self._request_with_retry(line, progress), self._timeout_s)
         except (TimeoutError, asyncio.TimeoutError):  # noqa: UP041 - two classes before Python 3.11
-            # If nothing came for the oldest call either, the connection is stuck, and the calls behind it use a new one.
+            # If nothing came for the oldest call either, the connection is stuck, and the calls after it use a new one.
             if progress.pipe is not None:
                 progress.pipe.give_up_if_stuck(progress.answer)
             raise _no_answer(self._path, maybe_accepted=progress.sending_began) from None

@@ -125,7 +125,7 @@ def managed_elsewhere(path: Path) -> str:
     if not os.access(folder, os.W_OK) or (about is not None and not os.access(path, os.W_OK)):
         return f"{path} or its folder cannot be written by this user; use sudo."
     if folder.stat().st_mode & stat.S_IWOTH:
-        return f"{folder} can be written by everybody."
+        return f"{folder} can be written by every user of this host."
     if about is not None and (comment := _MARK.search(_head(_text(path)))):
         return f"{path} says {comment[0].strip('# ')!r}."
     return ""

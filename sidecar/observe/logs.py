@@ -283,7 +283,7 @@ class RepeatFilter:
         return len(self._repeated)
 
     def admit(self, record: logging.LogRecord) -> Iterator[logging.LogRecord]:
-        """Yield the records to write upon this one: none, itself, and the last of each kind whose time is over."""
+        """Yield the records to write after this one: none, itself, and the last of each kind whose time is over."""
         if getattr(record, "always", False):
             yield record
             return

@@ -1,12 +1,12 @@
 """The sampled feed of what happens: filters look at all records, readers get a few per second.
 
 ``Feed`` builds a record for each event and outcome, which costs the daemon several percent of a core while a client
-reads it. Here a record is built only if a reader asks for such events and has room for one more in this second, so that
+reads it. Here a record is built only if a reader asks for such events and has space for one more in this second, so that
 a page that stays open costs nothing that can be measured.
 
 Rules
 -----
-* A filter is applied to every record: an event that one looks for is never lost in the sample of what others see.
+* A filter is applied to every record: an event that matches a reader's filter is never lost among those that do not.
 * A reader gets at most ``PER_S`` records a second, and a count each second of how many there were: a sample is called a
   sample.
 * Nothing waits for a reader.
@@ -96,7 +96,7 @@ class LiveSample:
 
     @property
     def listening(self) -> bool:
-        """Whether anybody reads."""
+        """Whether there are readers."""
         return bool(self._readers)
 
     @contextmanager

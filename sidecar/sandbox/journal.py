@@ -183,7 +183,7 @@ class Journal:
             yield method, path, self.columns.status[index], self.body(index)
 
     def _recover(self) -> int:
-        """Read the records of an earlier run and return the offset behind the last complete one."""
+        """Read the records of an earlier run and return the offset after the last complete one."""
         end = 0
         self._file.seek(0)
         while line := self._file.readline():

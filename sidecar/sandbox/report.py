@@ -57,7 +57,7 @@ def make_report(journal: Journal, *, key: str | None = None, users: int = 0, acc
 def largest_window(arrivals: Sequence[float], width_s: float) -> int:
     """Return the maximum number of arrivals in any window ``[t, t + width_s)``. ``arrivals`` must ascend."""
     most = first = 0
-    # One pass with two pointers: the window ends at ``arrival`` and starts behind all that are ``width_s`` older.
+    # One pass with two pointers: the window ends at ``arrival`` and starts after all that are ``width_s`` older.
     for last, arrival in enumerate(arrivals):
         while arrivals[first] <= arrival - width_s:
             first += 1

@@ -573,7 +573,7 @@ def test_hidden_bodies_show_names_and_counts_only(browser, tmp_path):
                 assert "user-1" not in page.content()
 
 
-def test_the_page_goes_on_after_a_restart_of_the_daemon(browser, tmp_path):
+def test_the_page_continues_after_a_restart_of_the_daemon(browser, tmp_path):
     with stage(tmp_path) as place, open_page(browser, place, expected=("502",)) as page:
         page.wait_for_selector(".tiles")
         place.daemon.stop()

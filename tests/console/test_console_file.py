@@ -77,7 +77,7 @@ def test_a_wrong_text_is_not_saved(file, toml, error, said):
     assert file.path.read_text() == TEXT
 
 
-def test_a_file_that_somebody_else_changed_is_not_overwritten(file):
+def test_a_file_that_was_changed_meanwhile_is_not_overwritten(file):
     loaded = read(file)
     file.path.write_text(TEXT + "# theirs\n")
     with pytest.raises(Failed, match="was changed meanwhile"):
@@ -137,9 +137,9 @@ def test_a_file_of_another_user_is_managed_elsewhere(file):
     assert "another user" in read(file).managed
 
 
-def test_a_folder_that_everybody_can_write_is_managed_elsewhere(file):
+def test_a_world_writable_folder_is_managed_elsewhere(file):
     file.path.parent.chmod(0o777)
-    assert "written by everybody" in read(file).managed
+    assert "written by every user" in read(file).managed
 
 
 def test_no_regular_file_is_managed_elsewhere(tmp_path):

@@ -43,7 +43,7 @@ def test_a_stalled_stream_drops_lines_and_says_how_many():
     assert lines[-2] == f"The log could not be written for a while; {missing} lines are missing here."
 
 
-def test_a_stream_that_fails_is_no_error():
+def test_a_stream_that_fails_causes_no_error():
     class ClosedStream(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError

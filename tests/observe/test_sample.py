@@ -37,7 +37,7 @@ def sample() -> LiveSample:
     return LiveSample(lambda: redact)
 
 
-def test_nobody_listens_at_first():
+def test_a_sample_has_no_readers_at_first():
     assert not sample().listening
 
 
