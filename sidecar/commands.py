@@ -12,7 +12,7 @@ _UNIT = re.compile(r"(?<=[` ])((?:systemctl (?:\w+ |--now )*|journalctl -u )px-s
 def with_instance(text: str, instance: str) -> str:
     """Return a text whose commands mean the daemon ``instance`` (``px-sidecar@NAME``); unchanged if there is no name.
 
-    Commands are ``px-sidecar VERB`` behind a backtick, and systemctl's and journalctl's of the unit. One that names an
+    Commands are ``px-sidecar VERB`` after a backtick, and systemctl's and journalctl's of the unit. One that names an
     instance stays as it is, so a sentence may pass several times.
     """
     if not instance or "px-sidecar" not in text:

@@ -174,7 +174,7 @@ def judge(
         body = encode_repaired(event)
         event = _decode_strict(body)
         message_id = _message_id(event, reject)
-    # Brackets inside strings count as well: this test may only err towards the exact check behind it.
+    # Brackets inside strings count as well: this test may only err towards the exact check after it.
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _exceeds_max_depth(event):
         bad: str | None = f"it is nested deeper than {MAX_DEPTH} levels"
         body = encode_repaired(event)
@@ -381,7 +381,7 @@ def _cut_depth(text: str) -> str:
                 kept.append(text[start : first + _CUT_DEPTH - depth])
             depth += last - first
         elif mark in "]}":
-            # This run crosses it upwards: what was skipped becomes null, and copying resumes behind it.
+            # This run crosses it upwards: what was skipped becomes null, and copying resumes after it.
             if depth - last + first <= _CUT_DEPTH < depth:
                 kept.append("null")
                 start = first + depth - _CUT_DEPTH

@@ -56,7 +56,7 @@ class Notifier:
         return self._send(f"READY=1\nSTATUS={_one_line(status)}" if status else "READY=1")
 
     def reloading(self) -> bool:
-        """Report that a reload has begun; ``ready`` must follow, also when the new configuration is refused."""
+        """Report that a reload has begun; ``ready`` must follow, even when the new configuration is refused."""
         return self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self, status: str = "") -> bool:
