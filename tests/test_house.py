@@ -1,6 +1,7 @@
 """The structure of the code: the import ladder, the seams, and bounds on the size of files and functions."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from sidecar.cli import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "sidecar").rglob("*.py"))
@@ -42,6 +45,7 @@ CLIENT = "sidecar/client/px_sidecar_client.py"
 LONGEST_FILE_LINES = 600
 LONGER_FILES = {CLIENT}  # apps copy it as one file
 LONGEST_FUNCTION_LINES = 60
+LONGEST_TEST_NAME = 65  # the rule in 60 characters, after "test_"
 
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "sidecar", "tests", "systemd", "benchmarks"}
 
@@ -164,6 +168,44 @@ def test_one_place_opens_the_outbox_for_writing():
             if "sqlite3.connect(" in source and "mode=ro" not in source and ".backup(" not in source:
                 writers.append(place(path, function.lineno))
     assert len(writers) <= 1, writers
+
+
+def test_every_package_and_machine_has_a_page():
+    packages = [path.parent for path in (ROOT / "sidecar").rglob("__init__.py")]
+    machines = [path for path in (ROOT / "tests" / "machines").iterdir() if any(path.glob("*.py"))]
+    folders = [*packages, *machines, *(ROOT / name for name in ("systemd", "benchmarks", "tests"))]
+    assert not [str(folder.relative_to(ROOT)) for folder in folders if not (folder / "README.md").is_file()]
+
+
+def test_the_page_of_a_package_names_its_modules():
+    """Verbs apart: their page has a rule for them, and a table of all is in ``sidecar/cli/__init__.py``."""
+    missing = [
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if path.stem not in ENTRY_FILES and not (path.parent.name == "cli" and path.stem.rstrip("_") in VERBS)
+        if not re.search(rf"`[^`\n]*\b{path.name}\b[^`\n]*`", (path.parent / "README.md").read_text(encoding="utf-8"))
+    ]
+    assert not missing
+
+
+def test_a_class_name_is_unique():
+    """One name, one meaning: a reader who meets a class knows which one it is."""
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(place(path, node.lineno))
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_a_test_has_a_short_name():
+    long = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name in re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8"))
+        if len(name) > LONGEST_TEST_NAME
+    ]
+    assert not long, "\n".join(long)
 
 
 def test_every_module_says_what_it_is_for():

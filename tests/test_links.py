@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SUFFIXES = (".py", ".md", ".toml", ".yml", ".yaml", ".service", ".socket", ".sh", ".lua", ".js")
-# A page of this repository, with or without a heading: `sidecar/px/README.md#limits`.
-CITED = re.compile(r"(?<![\w/.:-])((?:sidecar|tests|systemd|benchmarks|\.github)/[\w./-]*\.md)(?:#([\w-]+))?")
+NOT_TEXT = (".png", ".gz", ".lock", "package-lock.json", "axe.min.js", "results.json")
+# A file of this repository, a page with or without a heading: `sidecar/px/README.md#limits`, `tests/px/test_answers.py`.
+CITED = re.compile(
+    r"(?<![\w/.:@-])((?:sidecar|tests|systemd|benchmarks|\.github|\.ci)/[\w./@-]*"
+    r"\.(?:md|py|lua|toml|ya?ml|json|js|txt|sh|conf|service|socket|container))(?![\w*])(?:#([\w-]+))?"
+)
 # A Markdown link to another file or heading.
 LINKED = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
 ELSEWHERE = re.compile(r"\bfacts/\w|\bDESIGN(?: \d|\.md|,)|models\.md|STYLE\.md|\.\./shared|\bfacts: ``")
@@ -22,7 +25,7 @@ def tracked() -> list[Path]:
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout: what belongs to the repository cannot be told from what was built in it")
-    return [ROOT / name for name in listed if name.endswith(SUFFIXES) and (ROOT / name).is_file()]
+    return [ROOT / name for name in listed if not name.endswith(NOT_TEXT) and (ROOT / name).is_file()]
 
 
 @cache
@@ -42,7 +45,7 @@ def broken(source: Path, line: int, target: Path, anchor: str | None) -> str | N
     return None
 
 
-def test_every_cited_page_and_heading_exists():
+def test_every_cited_file_and_heading_exists():
     here, wrong = Path(__file__).resolve(), []
     for path in tracked():
         if path == here:
