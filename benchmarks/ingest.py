@@ -140,7 +140,7 @@ def _singles(results: Results, report: Report, size: _Size) -> None:
             load = Load(address=str(rig.unix), form="ndjson", ahead=200, events=size.singles)
             measure("ahead", _through_daemon(rig, load, daemon_cores, other_cores))
     baseline = sorted(rates["nothing"])[len(rates["nothing"]) // 2]
-    where = {True: "daemon and load on a core each", False: "one core for everybody"}[len(cores()) > 1]
+    where = {True: "daemon and load on a core each", False: "one core for all processes"}[len(cores()) > 1]
     limited: dict[str, Any] = {"limit": baseline, "of": "a server on the same parser that stores nothing"}
     for name, values in rates.items():
         if ", " in name:

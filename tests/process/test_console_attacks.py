@@ -1,4 +1,4 @@
-"""A console process, and who is not let in: each row of sidecar/console/README.md#attacks that needs a server."""
+"""A console process, and what it refuses: each row of sidecar/console/README.md#attacks that needs a server."""
 
 import json
 import socket
@@ -20,7 +20,7 @@ def config_file(daemon_dir: DaemonDir) -> ConfigFile:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory):
+def served(tmp_path_factory):
     """One daemon and one console for all attacks that change nothing."""
     daemon_dir = DaemonDir(tmp_path_factory.mktemp("console"), SOURCE)
     with daemon_dir.running(config_file=config_file(daemon_dir)) as daemon, running_console(daemon_dir.file) as console:
@@ -28,8 +28,8 @@ def house(tmp_path_factory):
         yield daemon, console
 
 
-def test_the_page_is_served_and_everything_else_needs_a_token(house):
-    _, console = house
+def test_the_page_is_served_and_everything_else_needs_a_token(served):
+    _, console = served
     status, page = console.request("GET", "/", token=False)
     assert status == 200
     assert b"<title>px-sidecar" in page
@@ -38,8 +38,8 @@ def test_the_page_is_served_and_everything_else_needs_a_token(house):
     assert console.get("/v1/status")[1]["state"] == "open"
 
 
-def test_a_used_or_guessed_code_is_worth_nothing(house):
-    _, console = house
+def test_a_used_or_guessed_code_is_worth_nothing(served):
+    _, console = served
     for code in (console.code, "", "x" * 5_000, "\x00"):
         status, answer = console.request("POST", "/session", {"code": code}, token=False)
         assert status == 401, answer
@@ -47,8 +47,8 @@ def test_a_used_or_guessed_code_is_worth_nothing(house):
     assert console.request("GET", "/session", token=False)[0] == 405
 
 
-def test_enter_prints_a_code_for_another_tab(house):
-    _, console = house
+def test_enter_prints_a_code_for_another_tab(served):
+    _, console = served
     another = console.press_enter().partition("#code=")[2]
     assert another != console.code
     assert console.request("POST", "/session", {"code": another}, token=False)[0] == 200
@@ -70,8 +70,8 @@ def test_enter_prints_a_code_for_another_tab(house):
     ids=str,
 )
 @pytest.mark.parametrize("path", ["/session", "/api/v1/pause", "/api/file/save"])
-def test_another_page_is_refused_even_with_a_token(house, path, headers):
-    daemon, console = house
+def test_another_page_is_refused_even_with_a_token(served, path, headers):
+    daemon, console = served
     status, _ = console.request("POST", path, {"code": "x"}, headers)
     assert status in (403, 415)
     assert "Access-Control-Allow-Origin" not in console.headers
@@ -79,8 +79,8 @@ def test_another_page_is_refused_even_with_a_token(house, path, headers):
 
 
 @pytest.mark.parametrize("path", ["/api/v1/live", "/api/v1/tail"])
-def test_a_stream_is_guarded_like_everything(house, path):
-    _, console = house
+def test_a_stream_is_guarded_like_everything(served, path):
+    _, console = served
     assert console.request("GET", path, headers={"Origin": "http://evil.example"})[0] == 403
     assert console.request("GET", path, token=False)[0] == 401
     assert console.request("GET", path, token=False, headers={"Cookie": f"token={console.token}"})[0] == 401
@@ -101,13 +101,13 @@ def test_a_stream_is_guarded_like_everything(house, path):
         "/api/../session",
     ],
 )
-def test_a_path_trick_finds_nothing(house, path):
-    _, console = house
+def test_a_path_trick_finds_nothing(served, path):
+    _, console = served
     assert console.request("GET", path)[0] == 404
 
 
-def test_trace_and_connect_are_refused(house):
-    _, console = house
+def test_trace_and_connect_are_refused(served):
+    _, console = served
     for method in ("TRACE", "OPTIONS", "PUT", "DELETE"):
         assert console.request(method, "/")[0] == 405
 
@@ -122,8 +122,8 @@ def raw(console: ConsoleProcess, data: bytes) -> bytes:
         return received
 
 
-def test_a_request_cannot_be_smuggled_to_the_control_socket(house):
-    daemon, console = house
+def test_a_request_cannot_be_smuggled_to_the_control_socket(served):
+    daemon, console = served
     inner = b"POST /v1/pause HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
     head = (
         f"Host: 127.0.0.1:{console.port}\r\nAuthorization: Bearer {console.token}\r\nContent-Type: application/json\r\n"
@@ -140,8 +140,8 @@ def test_a_request_cannot_be_smuggled_to_the_control_socket(house):
     assert daemon.status()["state"] == "open"
 
 
-def test_script_in_everything_stays_text_in_json(house):
-    daemon, console = house
+def test_script_in_everything_stays_text_in_json(served):
+    daemon, console = served
     evil = '</script><img src=x onerror=alert(1)>"'
     daemon.track(evil, evil, properties={evil: evil})
     daemon.settle()
@@ -152,8 +152,8 @@ def test_script_in_everything_stays_text_in_json(house):
     assert answer["events"][0]["name"] == evil
 
 
-def test_no_secret_reaches_the_page(house):
-    _, console = house
+def test_no_secret_reaches_the_page(served):
+    _, console = served
     answers = [console.get(path)[1] for path in ("/file", "/v1/config", "/v1/config/file", "/v1/log", "/console")]
     toml = answers[0]["toml"]
     answers.append(console.post("/file/diff", {"toml": toml + "# x\n"})[1])
@@ -163,8 +163,8 @@ def test_no_secret_reaches_the_page(house):
     assert answers[-1]["changes"] == []  # the secrets were put back for the daemon
 
 
-def test_giant_deep_and_many_values_are_answered(house):
-    daemon, console = house
+def test_giant_deep_and_many_values_are_answered(served):
+    daemon, console = served
     deep: dict = {}
     for _ in range(40):
         deep = {"a": deep}
@@ -179,8 +179,8 @@ def test_giant_deep_and_many_values_are_answered(house):
     assert console.request("POST", "/api/v1/map", {"x": "y" * 6_000_000})[0] == 413
 
 
-def test_a_slow_reader_costs_others_nothing(house):
-    daemon, console = house
+def test_a_slow_reader_costs_others_nothing(served):
+    daemon, console = served
     with socket.create_connection(("127.0.0.1", console.port)) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         head = f"Host: 127.0.0.1:{console.port}\r\nAuthorization: Bearer {console.token}\r\n"
@@ -192,8 +192,8 @@ def test_a_slow_reader_costs_others_nothing(house):
         assert time.monotonic() - began < 1
 
 
-def test_read_only_lets_no_changing_call_out(house):
-    daemon, _ = house
+def test_read_only_lets_no_changing_call_out(served):
+    daemon, _ = served
     with running_console(daemon.daemon_dir.file, "--read-only") as console:
         console.sign_in()
         loaded = console.get("/file")[1]
@@ -213,8 +213,8 @@ def test_read_only_lets_no_changing_call_out(house):
     assert daemon.status()["state"] == "open"
 
 
-def test_hidden_bodies_stay_hidden(house):
-    daemon, _ = house
+def test_hidden_bodies_stay_hidden(served):
+    daemon, _ = served
     daemon.track("ann@example.com", "Opened", properties={"secret": "needle"})
     daemon.settle()
     with running_console(daemon.daemon_dir.file, "--hide-bodies") as console:

@@ -24,11 +24,11 @@ def test_each_line_of_a_run_fits_the_schema(harness: ProcessHarness):
     assert harness.stop(daemon) == 0
     given = [check_log_line(line) for line in harness.log("run").splitlines()]
     assert {"info", "error"} <= {line["level"] for line in given}
-    assert any("Stopping upon SIGTERM" in line["message"] for line in given)
+    assert any("Stopping on SIGTERM" in line["message"] for line in given)
 
 
 def test_a_pause_is_logged_and_so_is_its_end_and_a_start_during_it(harness: ProcessHarness):
-    """An operator's pause left no line: whoever looked next saw a daemon that sent nothing, and a log without a reason."""
+    """An operator's pause left no line: the log gave no reason why the daemon sent nothing."""
     harness.start_sandbox()
     harness.write_config()
     daemon = harness.start_daemon()

@@ -1,4 +1,4 @@
-"""Stopping while PX does not answer: in order within the deadline, or at once upon a second signal."""
+"""Stopping while PX does not answer: in order within the deadline, or at once on a second signal."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ def test_a_second_signal_stops_at_once_and_keeps_the_events(harness: ProcessHarn
     harness.post("/v1/track", json.dumps(event).encode())
     wait_until(lambda: harness.status()["in_flight"] == 1, what="the request")
     daemon.send_signal(signal.SIGTERM)
-    wait_until(lambda: "Stopping upon SIGTERM" in harness.log("run"), what="the start of the stop")
+    wait_until(lambda: "Stopping on SIGTERM" in harness.log("run"), what="the start of the stop")
     time.sleep(0.3)
     assert daemon.poll() is None  # it waits for the answer of PX
     started_s = time.monotonic()
@@ -34,7 +34,7 @@ def test_events_are_accepted_until_delivery_has_stopped(harness: ProcessHarness)
     harness.post("/v1/track", json.dumps(event).encode())
     wait_until(lambda: harness.status()["in_flight"] == 1, what="the request")
     daemon.send_signal(signal.SIGTERM)
-    wait_until(lambda: "Stopping upon SIGTERM" in harness.log("run"), what="the start of the stop")
+    wait_until(lambda: "Stopping on SIGTERM" in harness.log("run"), what="the start of the stop")
     event["messageId"] = "m2"
     assert harness.post("/v1/track", json.dumps(event).encode())[0] == 200
     assert daemon.wait(20) == 0

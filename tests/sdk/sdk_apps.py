@@ -262,7 +262,7 @@ class Recorder(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed is none of this server's business."""
+        """A client that was killed does not concern this server."""
 
 
 class _Handler(BaseHTTPRequestHandler):

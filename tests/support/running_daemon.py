@@ -79,7 +79,7 @@ class DaemonDir:
     ) -> Iterator["RunningDaemon"]:
         """Run the daemon for the length of the block. PX is the script, or what answers behind ``network``.
 
-        With ``config_file`` the daemon knows its file, and reloads it upon a call of the control API.
+        With ``config_file`` the daemon knows its file, and reloads it on a call of the control API.
         """
         network = network or (FakeNetwork(script) if script else FakeNetwork())
         daemon = RunningDaemon(self, network, config_file, clock or SystemClock())
@@ -113,7 +113,7 @@ class RunningDaemon:
         return self
 
     def stop(self) -> None:
-        """Stop in order, as upon SIGTERM. Raises what the daemon failed with."""
+        """Stop in order, as on SIGTERM. Raises what the daemon failed with."""
         if self._thread.is_alive():
             self._token.run_sync_soon(self._stop.set)
         self._thread.join(10)
@@ -130,7 +130,7 @@ class RunningDaemon:
         return trio.from_thread.run(call, *arguments, trio_token=self._token)
 
     def reload(self, text: str) -> None:
-        """Reload the daemon with this TOML text, as upon SIGHUP."""
+        """Reload the daemon with this TOML text, as on SIGHUP."""
 
         async def read() -> Config:
             return load_text(text)

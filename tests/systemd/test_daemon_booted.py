@@ -141,7 +141,7 @@ def test_the_first_connection_starts_a_daemon_with_credentials(machine):
     assert machine.sh("stat -c '%U %a' /run/px-sidecar/control.sock /var/lib/px-sidecar/outbox.db") == (
         "px-sidecar 600\npx-sidecar 600\n"
     )
-    line = wait_until(lambda: "0 pending" in status_text(machine) and status_text(machine), "STATUS= tells the backlog")
+    line = wait_until(lambda: "0 pending" in status_text(machine) and status_text(machine), "STATUS= shows the backlog")
     assert line.startswith("open, 0 pending")
 
 
@@ -188,7 +188,7 @@ def test_a_reload_takes_a_good_file_and_refuses_a_bad_one_aloud(machine):
     pid = machine.show("px-sidecar", "MainPID")["MainPID"]
     write(machine, "config.toml", CONFIG.replace("per_second = 1000", 'per_second = "fast"'))
     machine.run("systemctl", "reload", "px-sidecar")
-    wait_until(lambda: "per_second" in status_text(machine), "STATUS= tells what is wrong")
+    wait_until(lambda: "per_second" in status_text(machine), "STATUS= says what is wrong")
     time.sleep(1.5)  # and continues to report
     assert "per_second" in status_text(machine)
     assert "the old one stays in force" in machine.journal("px-sidecar")
@@ -225,7 +225,7 @@ def test_a_stop_finishes_what_is_in_flight_and_exits_0(machine):
     ("spoil", "says"),
     [("rm /etc/px-sidecar/api_key", "api_key_file"), ("echo 'frobs = 1' >/etc/px-sidecar/config.toml", "'frobs'")],
 )
-def test_what_only_a_person_can_mend_is_said_once_and_not_tried_again(machine, spoil, says):
+def test_an_error_that_needs_an_operator_is_reported_once_not_retried(machine, spoil, says):
     machine.sh(f"{spoil}; systemctl start px-sidecar || true")
     assert machine.show("px-sidecar", "ActiveState", "ExecMainStatus", "NRestarts") == {
         "ActiveState": "failed", "ExecMainStatus": "78", "NRestarts": "0",
@@ -244,7 +244,7 @@ def test_a_damaged_outbox_does_not_keep_the_daemon_from_starting(machine):
     )
     assert machine.show("px-sidecar", "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "0"}
     assert machine.sh("ls /var/lib/px-sidecar | grep -c 'outbox.db.damaged-.*Z$'") == "1\n"
-    wait_until(lambda: "was damaged" in status_text(machine), "STATUS= tells it")
+    wait_until(lambda: "was damaged" in status_text(machine), "STATUS= says it")
     assert "was damaged" in machine.journal("px-sidecar")
     assert "px_sidecar_outbox_set_aside 1.0" in ask(machine, 8321, "/metrics")
     assert any("set aside as outbox.db.damaged-" in warning for warning in status(machine)["warnings"])

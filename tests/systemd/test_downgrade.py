@@ -41,7 +41,7 @@ def outbox(path: Path, file_format: int) -> Path:
     return path
 
 
-def test_a_downgrade_to_a_version_that_reads_the_outbox_goes_on(preinst, tmp_path):
+def test_a_downgrade_to_a_version_that_reads_the_outbox_proceeds(preinst, tmp_path):
     outbox(tmp_path / "outbox.db", SCHEMA_VERSION)
     assert preinst("upgrade", "1.3.0") == ("", 0)
 
@@ -78,6 +78,6 @@ def test_an_installation_and_an_upgrade_go_on(preinst, tmp_path, arguments):
     assert preinst(*arguments) == ("", 0)
 
 
-def test_an_outbox_that_is_no_database_stops_no_package(preinst, tmp_path):
+def test_an_outbox_that_is_not_a_database_does_not_stop_a_package(preinst, tmp_path):
     (tmp_path / "outbox.db").write_bytes(b"x")
     assert preinst("upgrade", "1.3.0") == ("", 0)

@@ -49,7 +49,7 @@ def test_systemd_finds_nothing_to_complain_about(units):
 
 @needs_analyze
 @pytest.mark.parametrize("unit", ["px-sidecar.service", "px-sidecar@.service"])
-def test_little_is_left_to_someone_who_takes_the_daemon_over(units, unit):
+def test_little_is_left_to_an_attacker_in_the_daemon(units, unit):
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=yes", "--no-pager", f"--threshold={MOST_EXPOSURE}", f"./{unit}"],
         cwd=units, capture_output=True, text=True, check=False,
@@ -80,7 +80,7 @@ def test_each_socket_unit_has_one_socket_and_one_name(unit, name):
     assert ("TriggerLimitIntervalSec", "0") in keys
 
 
-def test_the_reason_of_each_choice_stands_beside_it():
+def test_each_setting_has_its_reason_beside_it():
     """Each block of settings of the two daemons' units begins with a comment; the sandbox is one block."""
     text = (UNITS / "px-sidecar.service").read_text(encoding="utf-8")
     blocks = [block for block in re.split(r"\n\s*\n", text) if "=" in block]

@@ -7,7 +7,7 @@ slow_head    sends a byte of a header every few seconds, without end
 slow_body    announces a body of a megabyte, sends 8 KiB of it, then a byte every few seconds
 never_reads  sends requests without end and reads no answer
 half_closed  sends half a request, and ends its side
-batches      sends batches of 5 MiB back to back; prints the number of answers by status upon end of standard input
+batches      sends batches of 5 MiB back to back; prints the number of answers by status at the end of standard input
 flood        sends headers without end, again and again
 
 Clients that are thrown out come again. The process stands back for others that want the processor: a real crowd would

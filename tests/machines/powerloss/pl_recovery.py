@@ -146,7 +146,7 @@ def space_taken(folder: Path, call: str) -> int:
 
 
 def fill_disk_at(folder: Path, call: str, number: int) -> str | None:
-    """Recover with every such call failing for want of space from the given one on; return the error, None if none."""
+    """Recover with every such call failing for lack of space from the given one on; return the error, None if none."""
     log = folder.with_name(f"{folder.name}.log")
     inject = ("-e", f"trace={call}", "-e", f"inject={call}:error=ENOSPC:when={number}+")
     ended = _run(folder, log, *_on_files(folder, log), *inject)

@@ -2,7 +2,7 @@
 
     python tests/machines/soak/soak.py --hours 2 --out FOLDER     run, judge, plot; exit 0 if everything passes
     python tests/machines/soak/soak.py --minutes 1 --out FOLDER   a short run (with wider bounds)
-    python tests/machines/soak/soak.py --judge FOLDER             judge and plot a run again, also one that was cut off
+    python tests/machines/soak/soak.py --judge FOLDER             judge and plot a run again, even one that was cut off
 
 The sandbox and the daemon are real processes; this process runs the apps. It writes ``FOLDER/run.ndjson`` line by line
 (parameters, a sample every few seconds, the counts at the end), ``FOLDER/soak.png``, and the output of the processes to

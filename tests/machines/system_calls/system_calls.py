@@ -101,7 +101,7 @@ def calls_of_a_day(folder: Path) -> Counter[str]:
 
 
 def faults_of_a_day(every: int = 1) -> list[Fault]:
-    """Return each call of the day with each of its errors; with ``every`` one in so many of each kind."""
+    """Return each call of the day with each of its errors; with ``every`` only each n-th of each kind."""
     with tempfile.TemporaryDirectory() as folder:
         calls = calls_of_a_day(Path(folder))
     return [
@@ -132,7 +132,7 @@ def _check(folder: Path, done: subprocess.CompletedProcess[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--every", type=int, default=1, help="try one call in so many")
+    parser.add_argument("--every", type=int, default=1, help="try only each n-th call")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     if not can_trace():

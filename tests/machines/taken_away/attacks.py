@@ -221,7 +221,7 @@ def _back_up(outbox: Path, to: Path) -> None:
 
 
 def _found(place: Place) -> set[str]:
-    """Return the message ids that the next start finds, once an operator has taken in what was rescued."""
+    """Return the message ids that the next start finds, once an operator has imported what was rescued."""
     outbox = place.harness.outbox.resolve()
     names: set[str] = set()
     for path in (outbox, *rescued_files(outbox)):
