@@ -511,7 +511,7 @@ def test_trait_is_recognized_with_hyphens_and_blanks(name: str):
         ({"accountId": "null", "account_id": "right"}, "right"),
     ],
 )
-def test_of_two_spellings_of_the_account_the_same_wins_as_of_any_trait(traits: dict[str, Any], account: str):
+def test_spellings_of_the_account_have_the_order_of_any_trait(traits: dict[str, Any], account: str):
     for sent in (traits, dict(reversed(traits.items()))):
         mapped = map_one(identify(sent), USERS)
         assert upserts(mapped)[0].fields["accountId"] == account

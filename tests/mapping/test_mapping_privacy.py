@@ -425,7 +425,7 @@ def test_redacted_event_maps_to_the_same_requests(event: dict):
     assert theirs.intents == ours.intents
 
 
-def test_value_in_a_list_or_url_is_hashed_once_when_objects_are_flattened():
+def test_a_flattened_value_in_a_list_or_url_is_hashed_once():
     toml = DENY + '[mapping]\nnested = "flatten"\n'
     sent = attributes(
         {"o": {"list": [{"phone": "123"}], "url": "https://x.test/?phone=123"}, "list": [{"phone": "123"}]}, toml
