@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -66,24 +67,38 @@ def _watch(control_flag: str | None, config_flag: str | None, as_json: bool) -> 
                 print_json(snapshot)
                 time.sleep(WATCH_S)
                 snapshot = daemon.get("/v1/status")
-        _redraw(console(), daemon.get, snapshot)
+        out = console()
+        (_redraw if out.is_terminal else _print_each)(out, daemon.get, snapshot)
     except KeyboardInterrupt:
         pass  # the normal way to stop
 
 
 def _redraw(out: Console, get: Any, snapshot: dict[str, Any]) -> None:
     with Live(console=out, auto_refresh=False, screen=out.is_terminal) as live:
-        while True:
-            live.update(render_status(snapshot), refresh=True)
+        for screen in _screens(get, snapshot):
+            live.update(screen, refresh=True)
+
+
+def _print_each(out: Console, get: Any, snapshot: dict[str, Any]) -> None:
+    """Print one screen after another: in a pipe there is nothing to redraw, and rich shows the last one alone."""
+    for screen in _screens(get, snapshot):
+        out.print(screen, Text(""))
+        out.file.flush()
+
+
+def _screens(get: Any, snapshot: dict[str, Any]) -> Iterator[RenderableType]:
+    """Yield the screen of each second, without an end."""
+    while True:
+        yield render_status(snapshot)
+        time.sleep(WATCH_S)
+        try:
+            snapshot = get("/v1/status")
+        except NotRunning as error:  # keep watching: an operator restarts the daemon in another terminal
+            yield Text(hint(str(error)), style="red")
             time.sleep(WATCH_S)
-            try:
-                snapshot = get("/v1/status")
-            except NotRunning as error:  # keep watching: an operator restarts the daemon in another terminal
-                live.update(Text(hint(str(error)), style="red"), refresh=True)
-                time.sleep(WATCH_S)
-                snapshot = snapshot | {"state": "stopped", "problems": [], "reasons": [str(error)]}
-            except SidecarError as error:
-                snapshot = snapshot | {"problems": [], "reasons": [str(error)]}
+            snapshot = snapshot | {"state": "stopped", "problems": [], "reasons": [str(error)]}
+        except SidecarError as error:
+            snapshot = snapshot | {"problems": [], "reasons": [str(error)]}
 
 
 def render_status(snapshot: dict[str, Any]) -> RenderableType:

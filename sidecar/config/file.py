@@ -55,7 +55,15 @@ _SOCKETS = {"unix": "events", "control": "control"}
 
 
 def config_path(flag: str | None, environ: Mapping[str, str] = os.environ, instance: str = "") -> tuple[Path, bool]:
-    """Return the path of the configuration file, and whether it was named explicitly and therefore must exist."""
+    """Return the path of the configuration file, and whether it was named explicitly and therefore must exist.
+
+    Raises ConfigError if ``instance`` cannot be a part of a file's name.
+    """
+    if instance and not _INSTANCE.fullmatch(instance):
+        raise ConfigError(
+            f"The instance name {instance!r} is not valid; use at most 32 letters, digits, dots, dashes and "
+            "underscores, and begin with a letter or digit."
+        )
     if named := flag or environ.get(f"{PREFIX}CONFIG"):
         return Path(named), True
     own = None if instance else user_path(environ)
@@ -113,11 +121,6 @@ def load(flag: str | None = None, environ: Mapping[str, str] = os.environ, insta
     A missing file is an error only if it was named: by ``--config``, ``$PX_SIDECAR_CONFIG`` or an instance. Otherwise
     the defaults and the environment apply.
     """
-    if instance and not _INSTANCE.fullmatch(instance):
-        raise ConfigError(
-            f"The instance name {instance!r} is not valid; use at most 32 letters, digits, dots, dashes and "
-            "underscores, and begin with a letter or digit."
-        )
     path, named = config_path(flag, environ, instance)
     return _parsed(_read(path, named=named), str(path), environ, instance)
 

@@ -249,6 +249,16 @@ def test_status_watch_json_prints_one_status_per_second(daemon_dir: DaemonDir, v
     assert ran.out.count('"state"') == 2
 
 
+def test_status_watch_prints_a_screen_per_second_into_a_pipe(daemon_dir: DaemonDir, verb, monkeypatch):
+    """Nothing came out of the pipe before Ctrl-C, and then one screen."""
+    sleeps = [lambda _s: None, ctrl_c]
+    monkeypatch.setattr("sidecar.cli.status.time", SimpleNamespace(sleep=lambda s: sleeps.pop(0)(s)))
+    with daemon_dir.running():
+        ran = verb("status", "--watch", *daemon_dir.flags)
+    assert ran.code == 0
+    assert ran.out.count("idle, everything is delivered") == 2
+
+
 def test_status_watch_continues_through_a_restart(healthy: dict, monkeypatch):
     answers = [NotRunning("The daemon does not answer."), Failed("The outbox is busy."), healthy, KeyboardInterrupt()]
 

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from sidecar.config import Config, load
+from sidecar.config import Config, config_path, load
+from sidecar.config.file import control_sockets
 from sidecar.errors import ConfigError
 
 
@@ -57,3 +58,6 @@ def test_an_error_in_listen_is_reported_for_an_instance(etc):
 def test_an_instance_name_must_be_a_file_name(etc, name):
     with pytest.raises(ConfigError, match="is not valid; use at most 32 letters"):
         load(None, {}, name)
+    for path_of in (config_path, control_sockets):  # a path with a slash in its name was a traceback
+        with pytest.raises(ConfigError, match="is not valid; use at most 32 letters"):
+            path_of(None, {}, name)
