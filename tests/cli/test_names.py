@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 from px_sidecar_client import Client
@@ -25,6 +26,7 @@ def test_the_table_and_what_is_suspicious(sent: DaemonDir, verb):
     assert ran.code == 0
     assert "differ only in spelling" in ran.out
     assert "plan (string)" in ran.out
+    assert re.search(r"^Feature Used: first [0-9].*; plan", ran.out, re.MULTILINE)
     assert max(len(line) for line in ran.out.splitlines() if not line.startswith("warn")) <= 80
 
 
