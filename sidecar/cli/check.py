@@ -26,6 +26,7 @@ from sidecar.cli.screen import console, grid, printable, table
 from sidecar.clock import SystemClock
 from sidecar.config import Config, config_path, fleet_password, property_key, property_key_warning
 from sidecar.config.credentials import remote_warning
+from sidecar.config.file import region_warning
 from sidecar.config.schema import REGIONS
 from sidecar.control.client import DaemonClient
 from sidecar.control.offline import OfflineBackend, open_file
@@ -140,6 +141,8 @@ def _check_all(control_flag: str | None, config_flag: str | None, *, live: bool)
         yield from check_broken_file(config_flag, _check_settings)
         return
     yield check_file(config_path(config_flag, os.environ, global_option("instance"))[0])
+    if warning := region_warning(config, config_flag, os.environ, global_option("instance")):
+        yield CheckResult("warning", "region", warning)
     yield from with_lines(_check_settings(config), config_flag)
     daemon = connect_daemon(control_flag, config_flag)
     running = yield from _check_daemon(daemon, config)

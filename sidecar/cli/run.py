@@ -5,8 +5,9 @@ import os
 
 import click
 
-from sidecar.cli.common import config_option, load_config
+from sidecar.cli.common import config_option, global_option, load_config
 from sidecar.config.credentials import api_key, property_key, property_key_warning, remote_warning
+from sidecar.config.file import region_warning
 from sidecar.startup import claim
 
 __all__ = ["run"]
@@ -35,7 +36,8 @@ def run(config_flag: str | None) -> None:
     key = api_key(config.px, os.environ)
     product = property_key(config.px)
     with claim(config) as claimed:
-        for warning in (property_key_warning(product), remote_warning(config)):
+        region = region_warning(config, config_flag, os.environ, global_option("instance"))
+        for warning in (property_key_warning(product), region, remote_warning(config)):
             if warning:
                 click.echo(f"px-sidecar: {warning}", err=True)
         from sidecar.cli.run_daemon import run_daemon  # here: clients are waiting already while it is loaded

@@ -35,6 +35,7 @@ __all__ = [
     "is_reloadable",
     "load",
     "load_text",
+    "region_warning",
     "reloaded",
     "user_folder",
     "user_path",
@@ -155,6 +156,24 @@ def control_sockets(
     # Too much is wrong to parse the rest: search for the lines of the settings themselves.
     found = dict(_SOCKET_LINE.findall(text))
     return (found["control"], found.get("control_read", "")) if "control" in found else None
+
+
+def region_warning(
+    config: Config, flag: str | None = None, environ: Mapping[str, str] = os.environ, instance: str = ""
+) -> str | None:
+    """Return a warning if neither file nor environment names the region, so that its default decides where events go."""
+    if config.px.base_url:
+        return None
+    path, named = config_path(flag, environ, instance)
+    tree, _, _ = parse_toml(_read(path, named=named), str(path))
+    tree = tree or {}
+    _add_variables(tree, environ)
+    if "region" in tree.get("px", {}):
+        return None
+    return (
+        f"px.region is not set, and {config.px.region} is used; PX knows a key in its own region alone. Write "
+        f'region = "{config.px.region}" below [px], or "eu" or "us2".'
+    )
 
 
 def _read(path: Path, *, named: bool) -> str:

@@ -112,6 +112,25 @@ def test_an_api_key_as_property_key_fails_without_printing_it(verb, tmp_path):
     assert "the-rest-key" not in ran.out
 
 
+@pytest.mark.parametrize(
+    ("px", "variable", "warned"),
+    [
+        ("", "", True),
+        ('region = "us"', "", False),
+        ("", "eu", False),
+        ('base_url = "http://127.0.0.1:9"', "", False),
+    ],
+    ids=["default", "file", "variable", "base_url"],
+)
+def test_a_file_that_does_not_name_its_region_is_warned_of(verb, tmp_path, px, variable, warned):
+    path = tmp_path / "config.toml"
+    path.write_text(f'[px]\nproperty_key = "AP-XXXXXXXXXX-2"\n{px}\n[outbox]\npath = "{tmp_path}/o.db"\n')
+    environ = {"PX_SIDECAR_PX_REGION": variable} if variable else {}
+    ran = verb("check", "--json", "--config", str(path), PX_SIDECAR_PX_API_KEY="the-rest-key", **environ)
+    said = [result for result in ran.json["findings"] if result["what"] == "region"]
+    assert [(result["level"], 'region = "us"' in result["message"]) for result in said] == [("warning", True)] * warned
+
+
 def test_a_key_file_readable_by_others_is_a_warning(tmp_path, verb, monkeypatch):
     monkeypatch.delenv("PX_SIDECAR_PX_API_KEY")
     key = tmp_path / "key"
@@ -276,7 +295,7 @@ def test_other_regions_are_not_asked_through_a_proxy_that_refuses(monkeypatch, t
     level, message = worst(ran, "PX")
     assert level == "error"
     assert "The proxy answered 407" in message
-    assert "region" not in message
+    assert "other region" not in message
 
 
 def test_other_regions_are_not_asked_about_a_good_key(monkeypatch, tmp_path, verb):
