@@ -223,6 +223,19 @@ def test_the_live_view_finds_a_rare_event_and_holds_still(browser, place):
         when(page, "document.querySelectorAll('td button.link').length === 2")
 
 
+def test_a_new_filter_ends_the_hold_of_a_row_that_left(browser, place):
+    """The list held still for the row that had been open, so that it stayed empty without saying why."""
+    with open_page(browser, place) as page:
+        place.daemon.track("u", "Feature Used")
+        page.click("td button.link")
+        page.wait_for_selector("text=The list holds still")
+        page.fill("input[name=name]", "Report Opened")
+        page.click("text=Filter")
+        page.wait_for_selector("text=The list holds still", state="detached")
+        place.daemon.track("u", "Report Opened")
+        page.wait_for_selector("td button.link >> text=Report Opened")
+
+
 def test_a_hidden_tab_stops_its_stream(browser, place):
     sample = place.daemon.app.telemetry.sample
     with open_page(browser, place) as page:
@@ -531,9 +544,16 @@ def test_events_are_searched_by_time(browser, place):
 def test_the_support_bundle_holds_no_secret_and_no_body(browser, place):
     place.some_events()
     near = "User ann@example.com had 900 events today."
+    quoted = "PX answered 400 (no: bob@example.com): the event is refused. PX said: bob@example.com"
     status = place.daemon.status() | {
         "warnings": [near],
-        "problems": [{"severity": "limit", "message": near}, *PROBLEMS],
+        "problems": [
+            {"severity": "limit", "message": near},
+            {"severity": "loss", "message": "1 call was refused. The last: carol@example.com"},
+            *PROBLEMS,
+        ],
+        "last_problem": {"when": "2026-01-01T00:00:00Z", "message": quoted},
+        "refused": {"by_code": {"bad_event": 1}, "last_s": 1, "last_message": "carol@example.com"},
     }
     with open_page(browser, place) as page:
         page.route("**/api/v1/status", lambda route: route.fulfill(json=status))
@@ -546,7 +566,9 @@ def test_the_support_bundle_holds_no_secret_and_no_body(browser, place):
     bundle = json.loads(text)
     assert {"status", "config", "series", "checks", "log", "audit"} <= bundle.keys()
     assert "wk_very_secret" not in text
-    assert "ann@example.com" not in text
+    assert "@example.com" not in text
+    assert "onerror" not in json.dumps([group["detail"] for group in bundle["dead/groups"]["groups"]])
+    assert bundle["dead/groups"]["groups"][0]["detail"].startswith("PX answered 400")
     assert PROBLEMS[1]["message"] in text
 
 

@@ -4,7 +4,7 @@ export { html, useEffect, useRef, useState }
 
 const key = 'px-sidecar-token'
 let token = sessionStorage.getItem(key)
-export const about = {} // filled by app.js: version, host, read_only, hide_bodies
+export const about = {} // filled by app.js
 
 export async function signIn(code) {
  token = (await (await open('POST', '/session', { code })).json()).token
@@ -84,7 +84,7 @@ export const Problems = ({ status, most = 99 }) => html`${status.problems.slice(
 export const state = ({ state, delivering, pending, rate }) => state !== 'open' ? state : !delivering ? 'held up' : pending || rate ? 'delivering' : 'idle'
 export const Problem = ({ error }) => error ? html`<p class="note bad" role="alert">${error.message || error}</p>` : null
 
-// Heads: # is a number, ~ is left out on narrow screens, & is both.
+// #: a number, ~: not on narrow screens, &: both.
 export const Table = ({ label, heads, children }) => html`<section class="scroll" tabindex="0" aria-label=${label}><table><thead><tr>${heads.map(text => html`<th scope="col" class=${{ '#': 'n', '~': 'wide', '&': 'n wide' }[text[0]]}>${text.replace(/^[#~&]/, '')}</th>`)}</tr></thead><tbody>${children}</tbody></table></section>`
 
 export const filters = event => {
@@ -94,12 +94,12 @@ export const filters = event => {
 export const Field = ({ label, name, value, ...rest }) => html`<label>${label}<input key=${value} name=${name} defaultValue=${value || ''} autocomplete="off" ...${rest} /></label>`
 export const Select = ({ label, name, value, options }) => html`<label>${label}<select key=${value} name=${name}>${options.map(([key, text = key]) => html`<option value=${key} selected=${key === (value || '')}>${text}</option>`)}</select></label>`
 
-// What went wrong last, and a way to do what can go wrong.
+// The last error, and a way to do what can fail.
 export function useTry() {
  const [error, fail] = useState()
  return [error, async work => { fail(null); try { return await work() } catch (e) { fail(e) } }]
 }
-// Ask again and again, while the tab can be seen.
+// Ask while the tab can be seen.
 export function usePoll(path, seconds, inputs = []) {
  const [state, set] = useState({})
  useEffect(() => {

@@ -1,5 +1,5 @@
 // Live.
-import { html, useEffect, useRef, useState, about, get, lines, usePoll, num, span, time, date, minute, state, to, go, filters, Field, Select, State, Json, Problem, Problems, cut, Table } from '/base.js'
+import { html, useEffect, useRef, useState, about, lines, usePoll, num, span, time, date, minute, state, to, go, filters, Field, Select, State, Json, Problem, Problems, cut, Table } from '/base.js'
 
 const kinds = [['delivered,dead,retry', 'delivered, retry, dead'], ['delivered,dead,dropped,retry', 'every outcome'], ['', 'everything'], ['accepted'], ['delivered'], ['dropped'], ['retry'], ['dead']]
 const kept = 100
@@ -63,7 +63,7 @@ function Feed({ params }) {
  const what = params.what === undefined ? kinds[0][0] : params.what === 'all' ? '' : params.what
  useEffect(() => {
   let stop = new AbortController(), over = false, timer
-  waiting.current = []; setRows([])
+  waiting.current = []; setRows([]); setOpen(); setHeld()
   const run = async () => {
    clearTimeout(timer)
    if (over || document.hidden) return

@@ -75,8 +75,8 @@ export function Health() {
  const bundle = async () => {
   const parts = { made: new Date().toISOString(), checks, log, audit }
   for (const name of ['status', 'series', 'config', 'dead/groups']) parts[name] = await get('/v1/' + name).catch(e => e.message)
-  // Limits are said of users by their ids.
-  download('px-sidecar-support.json', [JSON.stringify(parts, (key, value) => key === 'slowest_user' || key === 'warnings' || value?.severity === 'limit' ? null : value, 1)])
+  // Limits name users; PX's words and refused calls quote events.
+  download('px-sidecar-support.json', [JSON.stringify(parts, (key, value) => /slowest_user|warnings|last_message/.test(key) || value?.severity === 'limit' ? null : typeof value === 'string' ? value.replace(/(PX answered \d+) \(.*\)|( PX said| The last):.*/gs, '$1') : value, 1)])
  }
  const paused = status && status.state === 'paused'
  return html`<h1>Health</h1><${Problem} error=${error || failed} />
