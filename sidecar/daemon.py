@@ -36,7 +36,7 @@ from sidecar import __version__
 from sidecar.clock import Clock, SystemClock
 from sidecar.collector import CollectionPace
 from sidecar.config import Config, ConfigFile, DeliverConfig, Secret, fleet_password
-from sidecar.control.audit import AuditRoutes
+from sidecar.control.audit import AuditRoutes, PagedCalls
 from sidecar.control.backlog import BacklogRoutes
 from sidecar.control.config_calls import ConfigRoutes
 from sidecar.control.dead_groups import DeadGroupRoutes
@@ -215,7 +215,7 @@ def build(config: Config, seams: Seams) -> Application:
     admin = OutboxAdmin(outbox, settings, delivery)
     delivery_control = DeliveryControl(delivery, outbox, clock, renew_key)
     reloader = Reloader(settings, outbox, delivery, notices, seams.notifier, clock, seams.key, seams.masks)
-    audit = AuditRoutes(outbox)
+    audit = AuditRoutes(outbox, PagedCalls())
     more = (
         audit,
         WatchRoutes(telemetry, seams.log_lines or LogLines()),

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 
@@ -15,6 +16,7 @@ __all__ = [
     "Params",
     "RequestError",
     "RouteTable",
+    "call_path",
     "decode_body",
     "decode_query",
     "json_response",
@@ -35,6 +37,11 @@ class RequestError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+def call_path(request: Request) -> str:
+    """Return the path of the call that a request is for: decoded, without a slash at its end."""
+    return unquote(request.path).rstrip("/")
 
 
 def json_response(value: Any, status: int = 200) -> Response:

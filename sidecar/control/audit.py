@@ -4,21 +4,33 @@ The peer is what the kernel says about the other end of the control socket (SO_P
 give another name than its own. What is recorded of a call is its parameters, without values that can name a user.
 """
 
+import hashlib
+import os
 import pwd
 import socket
 import struct
+from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final
 
 import msgspec
 
-from sidecar.control.answers import Int64, Params, RequestError, RouteTable, decode_body, decode_query, json_response
+from sidecar.control.answers import (
+    Int64,
+    Params,
+    RequestError,
+    RouteTable,
+    call_path,
+    decode_body,
+    decode_query,
+    json_response,
+)
 from sidecar.http import Request, Response
 from sidecar.outbox import Outbox
 from sidecar.outbox.audit import add_audit, audit_page
 
-__all__ = ["AUDITED", "AuditQuery", "AuditRoutes", "Note", "describe_peer", "peer"]
+__all__ = ["AUDITED", "AuditQuery", "AuditRoutes", "Note", "PagedCalls", "describe_peer", "describe_self", "peer"]
 
 AUDITED: Final = {
     "/v1/pause": "pause",
@@ -37,8 +49,11 @@ AUDITED: Final = {
 """The action of each call that is recorded."""
 
 # Parameters that are recorded as given; of all others only the name.
-_SHOWN: Final = frozenset({"ids", "name", "reason", "since_ms", "until_ms", "all", "source"})
+_SHOWN: Final = frozenset({"ids", "name", "reason", "since_ms", "until_ms", "all", "source", "after"})
+# Parameters that differ from page to page of one call; of a backfill only its job is the same.
+_OF_THE_PAGE: Final = frozenset({"after", "next", "events", "total"})
 MAX_DETAIL: Final = 2_000
+PAGED_MAX: Final = 1_000
 
 peer: ContextVar[str] = ContextVar("peer", default="this process")
 """The peer that is connected: set for each connection, in its task."""
@@ -65,6 +80,15 @@ def describe_peer(connection: socket.socket | Any) -> str:
         pid, uid, _ = struct.unpack("3i", raw)
     except (OSError, AttributeError):
         return "unknown"
+    return _describe(uid, pid)
+
+
+def describe_self() -> str:
+    """Return the user and process that runs this, for changes that are made without a daemon."""
+    return f"{_describe(os.getuid(), os.getpid())}, without a daemon"
+
+
+def _describe(uid: int, pid: int) -> str:
     try:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -72,19 +96,41 @@ def describe_peer(connection: socket.socket | Any) -> str:
     return f"{name} (uid {uid}, pid {pid})"
 
 
+class PagedCalls:
+    """The paged calls that are recorded already, so that 1,000 pages make one row; the newest ``PAGED_MAX``.
+
+    ``after`` alone does not make a request a later page: a caller may begin anywhere, and that is a change, too.
+    """
+
+    def __init__(self) -> None:
+        self._recorded: dict[bytes, None] = {}
+
+    def is_later_page(self, who: str, action: str, given: Mapping[str, Any]) -> bool:
+        """Return whether the request continues a call of the same caller that is recorded; else note it as recorded."""
+        selection = {key: value for key, value in given.items() if key not in _OF_THE_PAGE}
+        call = hashlib.sha256(msgspec.json.encode([who, action, selection], order="sorted")).digest()
+        if given.get("after") and call in self._recorded:
+            return True
+        self._recorded[call] = None
+        if len(self._recorded) > PAGED_MAX:
+            del self._recorded[next(iter(self._recorded))]
+        return False
+
+
 class AuditRoutes:
     """``/v1/audit``, and ``record``, which the server calls after each audited call."""
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, paged: PagedCalls) -> None:
         self._outbox = outbox
+        self._paged = paged
         self.routes: RouteTable = {"/v1/audit": ("GET", self._list), "/v1/audit/note": ("POST", self._note)}
 
     async def record(self, request: Request) -> None:
-        """Record a call that has succeeded, if it is one of ``AUDITED``. Only the first page of a paged call is."""
-        action = AUDITED.get(request.path.rstrip("/"))
+        """Record a call that has succeeded, if it is one of ``AUDITED``: of a paged call the page that comes first."""
+        action = AUDITED.get(call_path(request))
         given: dict[str, Any] = msgspec.json.decode(request.body or b"{}", type=dict[str, Any]) if action else {}
-        if action is not None and not given.get("after"):
-            shown = {key: value if key in _SHOWN else "…" for key, value in given.items()}
+        if action is not None and not self._paged.is_later_page(peer.get(), action, given):
+            shown = {key: value if key in _SHOWN else "…" for key, value in given.items() if key != "after" or value}
             await self._add(action, msgspec.json.encode(shown).decode() if shown else "")
 
     async def _add(self, action: str, detail: str) -> None:

@@ -19,7 +19,7 @@ import trio
 
 from sidecar.clock import SystemClock
 from sidecar.config import Config
-from sidecar.control.audit import AuditRoutes
+from sidecar.control.audit import AuditRoutes, PagedCalls, describe_self, peer
 from sidecar.control.backlog import BacklogRoutes
 from sidecar.control.client import Params, with_params
 from sidecar.control.dead_groups import DeadGroupRoutes
@@ -80,6 +80,7 @@ class OfflineBackend:
         self.config = config
         self.store = store
         self.clock = SystemClock()
+        self._paged = PagedCalls()
         # Read only: with a full disk the state can still be shown.
         numbers = number_sources(config.source, lambda digest, _key: store.source_number(digest))
         self.settings = LiveSettings(compile_settings(config, numbers, store.source_products(), suppression(store)))
@@ -103,13 +104,14 @@ class OfflineBackend:
 
     async def _answer(self, request: Request) -> Response:
         """Answer one request, with a writer task that ends with it."""
+        peer.set(describe_self())
         limits = self.config.outbox
         capacity = Capacity(self.store.path, limits.max_bytes, when_full=limits.when_full)
         outbox = Outbox(self.store, self.clock, capacity, InlineRunner())
         note = export_note(self.store)
         notices = Notices(startup=note.describe() if note else "")
         reader = StateReader(self.store, outbox, self.settings, self.clock, notices)
-        audit = AuditRoutes(outbox)
+        audit = AuditRoutes(outbox, self._paged)
         routes = ControlRoutes(
             reader,
             OutboxAdmin(outbox, self.settings),

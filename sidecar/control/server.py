@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 from copy import copy
 from functools import partial
 from typing import Any, Final
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl
 
 import msgspec
 import trio
@@ -31,6 +31,7 @@ from sidecar.control.answers import (
     Params,
     RequestError,
     RouteTable,
+    call_path,
     decode_body,
     decode_query,
     json_response,
@@ -187,7 +188,7 @@ class ControlRoutes:
 
     def _endpoint(self, request: Request) -> Endpoint:
         """Return the endpoint of a request. Raises RequestError for an unknown path or method."""
-        path = unquote(request.path).rstrip("/")
+        path = call_path(request)
         method, endpoint = self._routes.get(path, ("", None))
         parent, _, last = path.rpartition("/")
         if endpoint is None and last.isdecimal() and len(last) < 19 and f"{parent}/{{id}}" in _WITH_ID:

@@ -7,6 +7,7 @@ import pytest
 from running_daemon import DaemonDir, always, wait_until
 
 from sidecar.config import ConfigFile
+from sidecar.control.offline import open_file
 from sidecar.errors import Failed
 from sidecar.px import PxAnswer
 
@@ -169,6 +170,42 @@ def test_every_change_is_audited_with_the_peer(daemon_dir: DaemonDir):
     assert rows[1]["detail"] == '{"name":"Opened"}'
     assert rows[2]["detail"] == '{"user":"…"}'
     assert f"uid {os.getuid()}, pid {os.getpid()}" in rows[0]["who"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/dead/discard", {"name": "Opened", "after": -1}),
+        ("/v1/dead/discard", {"name": "Opened", "after": 1}),
+        ("/v1/dead/disc%61rd", {"name": "Opened"}),
+        ("/v1/dead/discard//", {"name": "Opened"}),
+    ],
+    ids=str,
+)
+def test_no_spelling_of_a_call_escapes_the_audit(daemon_dir: DaemonDir, path, body):
+    """A call that began behind the first letter, and one with an escaped path, changed without a row."""
+    with daemon_dir.running() as daemon:
+        daemon.client.post(path, body)
+        assert [row["action"] for row in daemon.client.get("/v1/audit")["changes"]] == ["dead discard"]
+
+
+def test_the_pages_of_one_call_are_one_row(daemon_dir: DaemonDir):
+    with daemon_dir.running() as daemon:
+        for after in (0, 500, 1_000):
+            daemon.client.post("/v1/dead/retry", {"name": "Opened", "after": after})
+        daemon.client.post("/v1/dead/retry", {"name": "Closed", "after": 1_500})
+        details = [row["detail"] for row in daemon.client.get("/v1/audit")["changes"]]
+    assert details == ['{"name":"Closed","after":1500}', '{"name":"Opened"}']
+
+
+def test_a_change_without_a_daemon_names_its_user(daemon_dir: DaemonDir):
+    with daemon_dir.running():
+        pass
+    with open_file(daemon_dir.config) as backend:
+        for after in (0, 500):
+            backend.post("/v1/dead/discard", {"name": "Opened", "after": after})
+        (row,) = backend.get("/v1/audit")["changes"]
+    assert f"uid {os.getuid()}, pid {os.getpid()}), without a daemon" in row["who"]
 
 
 def test_a_refused_call_is_not_audited(daemon_dir: DaemonDir):

@@ -16,6 +16,7 @@ from urllib3 import HTTPResponse
 
 from sidecar.config import ConfigFile
 from sidecar.control.answers import READING_POSTS
+from sidecar.control.audit import AUDITED
 from sidecar.control.openapi import CALLS, openapi
 
 # Streams without an end are tested on their own.
@@ -31,6 +32,11 @@ def test_every_route_is_described_with_its_method(daemon_dir: DaemonDir):
 
 def test_calls_that_only_read_are_known_as_such():
     assert all(CALLS[path].method == "POST" for path in READING_POSTS)
+
+
+def test_every_changing_call_is_audited():
+    changing = {path for path, call in CALLS.items() if call.method == "POST"} - READING_POSTS
+    assert changing - {"/v1/audit/note"} == AUDITED.keys()
 
 
 def test_ingest_calls_do_not_collide_with_the_control_api():
