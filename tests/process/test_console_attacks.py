@@ -226,6 +226,7 @@ def test_hidden_bodies_stay_hidden(served):
         for path in (f"/v1/events/{event}", "/v1/dead", "/v1/config", "/v1/tail", "/v1/log", "/file", "/checks"):
             assert console.get(path)[0] == 403
         assert len(console.get("/v1/events?user=nobody")[1]["events"]) > 0  # a search would reveal what is hidden
+        assert console.post("/v1/dead/count", {"user": "ann@example.com"})[0] == 403  # so would a count
 
 
 # What a person does ---------------------------------------------------------------------------------------------------
