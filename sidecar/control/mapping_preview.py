@@ -4,8 +4,11 @@ Rules
 -----
 * Both mappings see the events as the privacy rules in force show them. Where the changed rules would send what today's
   rules hide, the row says so (``reveals``) and does not show it.
-* A rule for a name *matches nothing* if it decides no name that ever came; another one, if leaving it out changes the
-  result of no recent event. That is what an operator wants to know, and it needs no second implementation of the rules.
+* An event that a filter in force drops is shown as dropped, though what the filter looks at may be hidden. A changed
+  filter sees what is shown: it must not tell, one try after the other, what today's rules hide.
+* A rule for a name *matches nothing* if it decides no name that ever came; a filter, if it drops no recent event; another
+  one, if leaving it out changes the result of no recent event. That is what an operator wants to know, and it needs no
+  second implementation of the rules.
 * All of it runs in a worker thread with mappers of its own: the event loop continues, and the settings' mapper is not
   thread-safe.
 """
@@ -24,6 +27,7 @@ from sidecar.errors import ConfigError, Failed
 from sidecar.events import decode_or_empty, judge, name_of
 from sidecar.http import Request, Response
 from sidecar.mapping import Known, LiveSettings, Mapped, Mapper, Settings, compile_mapping
+from sidecar.mapping.filters import DropFilter
 from sidecar.outbox import Outbox, Remembered, Store, hashed_values, queries
 from sidecar.outbox.selection import EventFilter
 from sidecar.px import preview
@@ -103,8 +107,19 @@ class MappingRoutes:
 
 def _recent(store: Store, name: str | None) -> _Recent:
     """Return the newest events of a name, and every name that was ever seen with its count."""
+    names = store.names.newest(NAMES_MAX)
+    rows = _newest(store, name, None)
+    if not rows and name is not None:
+        # A name that comes once an hour is behind a million others; the catalogue knows when it came last.
+        last_ms = max((last_ms for _, seen, _, last_ms in names if seen == name), default=None)
+        if last_ms is not None:
+            rows = _newest(store, name, (0, queries.id_behind(store, last_ms)))
+    users = {row.user for row in rows if row.user is not None}
+    return _Recent(rows, store.known(users), names)
+
+
+def _newest(store: Store, name: str | None, before: tuple[int, int] | None) -> list[queries.EventRow]:
     rows: list[queries.EventRow] = []
-    before = None
     for _ in range(PAGES_MAX if name is not None else 1):
         page = queries.list_events(
             store, which=EventFilter(name=name), limit=EVENTS_PER_NAME - len(rows), before=before
@@ -113,12 +128,15 @@ def _recent(store: Store, name: str | None) -> _Recent:
         before = page.next_before
         if before is None or len(rows) >= EVENTS_PER_NAME:
             break
-    users = {row.user for row in rows if row.user is not None}
-    return _Recent(rows, store.known(users), store.names.newest(NAMES_MAX))
+    return rows
+
+
+def _mapper_of(config: Config) -> Mapper:
+    return compile_mapping(config.mapping, config.people, config.identity)
 
 
 def _map_events(events: Sequence[dict[str, Any]], config: Config) -> list[dict[str, Any]]:
-    mapper = compile_mapping(config.mapping, config.people, config.identity)
+    mapper = _mapper_of(config)
     results = []
     for event in events:
         judged = judge(event, config.outbox.max_event_bytes, reject=config.identity.reject)
@@ -132,13 +150,17 @@ def _map_events(events: Sequence[dict[str, Any]], config: Config) -> list[dict[s
 
 def _compare(settings: Settings, then: Config, recent: _Recent, *, unmatched: bool) -> dict[str, Any]:
     """Map the recent events with both mappings."""
-    now_mapper = compile_mapping(settings.config.mapping, settings.config.people)
-    then_mapper = compile_mapping(then.mapping, then.people)
+    now_mapper, then_mapper = _mapper_of(settings.config), _mapper_of(then)
     events = [_Event(row, settings, recent.known, now_mapper) for row in recent.rows]
+    is_filtered_alike = then.mapping.drop == settings.config.mapping.drop
     rows = []
     for event in events:
         before, after = event.map(now_mapper), event.map(then_mapper)
-        reveals = event.map(then_mapper, raw=True).intents != after.intents
+        as_received = event.map(now_mapper, raw=True)
+        if as_received.dropped == "filtered":
+            before, after = as_received, as_received if is_filtered_alike else after
+        sent = event.map(then_mapper, raw=True).intents
+        reveals = bool(sent) and sent != after.intents
         row = {"id": event.row.id, "name": name_of(event.shown), "state": event.row.state, "user": event.row.user}
         row |= {"received_ms": event.row.received_ms, "event": event.shown}
         shown_before, shown_after = _result(before), _result(after)
@@ -159,7 +181,8 @@ def _compare(settings: Settings, then: Config, recent: _Recent, *, unmatched: bo
     if unmatched:
         named = [{"type": kind, "event": name, "name": name} for kind, name, *_ in recent.names]
         answer["unmatched"] = [*_idle_names(then.mapping, then_mapper, [*named, *(event.raw for event in events)])]
-        answer["unmatched"] += _unmatched(then, then_mapper, events[:RULE_EVENTS])
+        answer["unmatched"] += _idle_filters(settings.config.mapping, then.mapping, events)
+        answer["unmatched"] += _unmatched(then, events[:RULE_EVENTS])
     return answer
 
 
@@ -206,18 +229,30 @@ def _px_name(mapper: Mapper, kind: str, name: str) -> str | None:
 
 
 def _idle_names(mapping: MappingConfig, mapper: Mapper, calls: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Yield the entries of [mapping.events] that do not decide the name of any call."""
-    resolved = (mapper.rules.names.resolve(call) for call in calls)
-    deciding = {name.rule for name in resolved if name is not None}
+    """Yield the entries of [mapping.events] and [mapping.event] that do not apply to any call."""
+    resolved = [name for call in calls if (name := mapper.rules.names.resolve(call)) is not None]
+    deciding = {name.rule for name in resolved}
     yield from (f"mapping.events.{name}" for name in mapping.events if f'mapping.events "{name}"' not in deciding)
+    overriding = {name.override for name in resolved}
+    yield from (f"mapping.event.{name}" for name in mapping.event if name not in overriding)
 
 
-def _unmatched(config: Config, mapper: Mapper, events: Sequence[_Event]) -> Iterator[str]:
-    """Yield the rules for attributes without which every recent event would become the same."""
+def _idle_filters(in_force: MappingConfig, mapping: MappingConfig, events: Sequence[_Event]) -> Iterator[str]:
+    """Yield the entries of [[mapping.drop]] that match no recent event; a new one is compared with what is shown."""
+    for number, rule in enumerate(mapping.drop, 1):
+        compiled = DropFilter.compile(number, rule)
+        if not any(compiled.matches(event.raw if rule in in_force.drop else event.shown) for event in events):
+            yield compiled.label
+
+
+def _unmatched(config: Config, events: Sequence[_Event]) -> Iterator[str]:
+    """Yield the rules for values without which every recent event would become the same. Filters do not count."""
+    config = msgspec.structs.replace(config, mapping=msgspec.structs.replace(config.mapping, drop=[]))
+    mapper = _mapper_of(config)
     results = [event.map(mapper, raw=True) for event in events]
     for rule, without in _rules_left_out(config.mapping):
         try:
-            other = compile_mapping(without, config.people)
+            other = _mapper_of(msgspec.structs.replace(config, mapping=without))
         except ConfigError:
             continue  # the rest contradicts itself without this rule, so the rule has an effect
         if [event.map(other, raw=True) for event in events] == results:
@@ -225,19 +260,23 @@ def _unmatched(config: Config, mapper: Mapper, events: Sequence[_Event]) -> Iter
 
 
 def _rules_left_out(mapping: MappingConfig) -> Iterator[tuple[str, MappingConfig]]:
-    """Yield the name of each rule for attributes, and the mapping without it; at most ``RULES_MAX``."""
+    """Yield the name of each rule for values, and the mapping without it; at most ``RULES_MAX``."""
     replace = msgspec.structs.replace
     rules: list[tuple[str, MappingConfig]] = []
-    attributes = mapping.attributes
-    for table in ("rename", "set"):
-        entries: dict[str, Any] = getattr(attributes, table)
-        for name in entries:
-            rest = {key: value for key, value in entries.items() if key != name}
-            changed = replace(mapping, attributes=replace(attributes, **{table: rest}))
-            rules.append((f"mapping.attributes.{table}.{name}", changed))
-    for table in ("drop", "hash"):
-        listed: list[str] = getattr(attributes, table)
-        for name in listed:
-            without = replace(attributes, **{table: [item for item in listed if item != name]})
-            rules.append((f"mapping.attributes.{table}: {name}", replace(mapping, attributes=without)))
+    for section in ("attributes", "traits"):
+        given = getattr(mapping, section)
+        for table in ("rename", "set"):
+            entries: dict[str, Any] = getattr(given, table)
+            for name in entries:
+                rest = {key: value for key, value in entries.items() if key != name}
+                changed = replace(mapping, **{section: replace(given, **{table: rest})})
+                rules.append((f"mapping.{section}.{table}.{name}", changed))
+        for table in ("keep", "drop", "hash"):
+            listed: list[str] = getattr(given, table)
+            for name in listed:
+                without = replace(given, **{table: [item for item in listed if item != name]})
+                rules.append((f"mapping.{section}.{table}: {name}", replace(mapping, **{section: without})))
+    for name in mapping.fields:
+        fields = {key: value for key, value in mapping.fields.items() if key != name}
+        rules.append((f"mapping.fields.{name}", replace(mapping, fields=fields)))
     yield from rules[:RULES_MAX]

@@ -19,6 +19,7 @@ __all__ = [
     "EventRow",
     "event_row",
     "get_event",
+    "id_behind",
     "list_events",
     "newest_delivery_ms",
     "pending_range",
@@ -131,6 +132,24 @@ def list_events(
             rows.close()  # an open cursor would keep the WAL from being reset
             return EventPage(events, _cursor(row, state))
     return EventPage(events, part.next_before)
+
+
+def id_behind(store: Store, at_ms: int) -> int:
+    """Return an id behind the events that were received until ``at_ms``, by bisection.
+
+    Ids grow with the time of receipt, but for imported events and after a clock that was set back: then the id is a guess.
+    """
+    low, high = 0, (store.connection.execute("SELECT max(id) FROM events").fetchone()[0] or 0) + 1
+    while low < high:
+        middle = (low + high) // 2
+        row = store.connection.execute(
+            "SELECT id, received_ms FROM events WHERE id >= ? ORDER BY id LIMIT 1", (middle,)
+        ).fetchone()
+        if row is not None and row[1] <= at_ms:
+            low = row[0] + 1
+        else:
+            high = middle
+    return low
 
 
 def newest_delivery_ms(store: Store) -> int | None:

@@ -82,6 +82,70 @@ def test_the_preview_shows_recent_events_under_both_mappings(configured: DaemonD
     assert same["rows"][0]["same"]
 
 
+def test_the_preview_judges_ids_and_filters_as_delivery_does(tmp_path):
+    """It took the default of identity.reject, and did not see what a filter looks at."""
+    more = (
+        '[identity]\nreject = ["bogus"]\n[mapping.attributes]\ndrop = ["email"]\n'
+        '[[mapping.drop]]\nevent = "*"\nwhere = { "properties.email" = "*@example.com" }\n'
+    )
+    place = DaemonDir(tmp_path, more)
+    with running(place) as daemon:
+        daemon.track("bogus", "Id")
+        daemon.track("undefined", "Id")
+        daemon.track("u1", "Filtered", properties={"email": "ann@example.com"})
+        daemon.settle()
+        text = place.file.read_text()
+        rows = daemon.client.post("/v1/mapping/preview", {"toml": text.replace('"bogus"', '"undefined"')})["rows"]
+        probed = daemon.client.post("/v1/mapping/preview", {"toml": text.replace("*@example.com", "ann@*")})["rows"]
+    now = [row["now"].get("dropped") for row in rows]
+    assert now == ["filtered", None, "no_user"]
+    assert [row["then"].get("dropped") for row in rows] == ["filtered", "no_user", None]
+    assert not any(row["reveals"] for row in rows)
+    # A changed filter must not tell what the dropped attribute holds.
+    assert "dropped" not in probed[0]["then"]
+    assert not probed[0]["reveals"]
+
+
+def test_every_kind_of_rule_that_matches_nothing_is_named(tmp_path):
+    place = DaemonDir(tmp_path)
+    with running(place) as daemon:
+        daemon.track("u1", "Clicked", properties={"plan": "pro"})
+        daemon.settle()
+        rules = (
+            '[[mapping.drop]]\nevent = "Nobody"\n[[mapping.drop]]\nevent = "Clicked"\nwhere = { "properties.plan" = "free" }\n'
+            '[mapping.event."Nobody"]\npriority = "high"\n[mapping.event."Clicked"]\npriority = "high"\n'
+            '[mapping.fields]\naccountId = "properties.nothing"\n[mapping.traits]\ndrop = ["phone"]\n'
+        )
+        toml = place.file.read_text() + rules
+        unmatched = daemon.client.post("/v1/mapping/preview", {"toml": toml, "unmatched": True})["unmatched"]
+    assert unmatched == [
+        "mapping.event.Nobody",
+        'mapping.drop, entry 1 (event "Nobody")',
+        'mapping.drop, entry 2 (event "Clicked", where properties.plan)',
+        "mapping.traits.drop: phone",
+        "mapping.fields.accountId",
+    ]
+
+
+def test_the_preview_finds_a_name_that_came_long_ago(configured: DaemonDir):
+    with running(configured) as daemon:
+        daemon.track("u1", "Rare")
+        daemon.settle()
+
+        def put_far_behind(store, _now_ms):
+            store.connection.execute("UPDATE events SET received_ms = received_ms - 1000")
+            store.connection.execute("UPDATE names SET last_ms = last_ms - 1000")
+            store.connection.execute(
+                "INSERT INTO events (id, state, source, user, received_ms, settled_ms, name, body)"
+                " WITH RECURSIVE more(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM more WHERE n < 60000)"
+                " SELECT n, 4, 0, 'u', (SELECT max(received_ms) FROM events) + n, 1, 0, CAST('{}' AS BLOB) FROM more"
+            )
+
+        daemon.run(daemon.app.outbox.write, put_far_behind)
+        rows = daemon.client.post("/v1/mapping/preview", {"name": "Rare"})["rows"]
+    assert [row["id"] for row in rows] == [1]
+
+
 def test_every_rule_for_names_is_compared_with_all_names_that_came(configured: DaemonDir):
     """With 500 rules the preview took a second, and judged 100 of them."""
     rules = (
