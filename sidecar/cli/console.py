@@ -9,6 +9,7 @@ import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -19,12 +20,16 @@ from sidecar.cli.common import expected_error, global_option, own_command
 from sidecar.config import ConfigFile
 from sidecar.config.schema import is_loopback_host
 from sidecar.console import Console, Options
+from sidecar.console.guard import EVERY_ADDRESS
 from sidecar.control.client import DaemonClient
 from sidecar.errors import Failed, NotRunning
 
 __all__ = ["checks_of", "console", "new_code_upon_enter", "open_browser", "serve_console"]
 
 CHECK_S: Final = 30.0
+_EVERY_ADDRESS: Final = (
+    " From another host, open the printed link with an address of this host in place of the local one."
+)
 
 
 @click.command("console")
@@ -69,7 +74,7 @@ def console(
     if not is_loopback_host(host):
         click.echo(
             f"Warning: every host that reaches {host} can open this page with a code, and what it shows travels "
-            "unencrypted; an `ssh -L` tunnel to 127.0.0.1 is safer.",
+            f"unencrypted; an `ssh -L` tunnel to 127.0.0.1 is safer.{_EVERY_ADDRESS if host in EVERY_ADDRESS else ''}",
             err=True,
         )
     try:
@@ -85,7 +90,7 @@ async def serve_console(options: Options, browser: bool) -> None:
         nursery.start_soon(_stop_upon_signal, nursery.cancel_scope)
         await nursery.start(_serve_until_idle, page, nursery.cancel_scope)
         url = page.url()
-        _print_address(url, page.port)
+        _print_address(url)
         if browser:
             await trio.to_thread.run_sync(open_browser, url)
         nursery.start_soon(new_code_upon_enter, page)
@@ -112,10 +117,13 @@ async def new_code_upon_enter(page: Console) -> None:
             sys.stdout.flush()
 
 
-def _print_address(url: str, port: int) -> None:
+def _print_address(url: str) -> None:
     click.echo(f"Console: {url}")
-    if os.environ.get("SSH_CONNECTION"):
-        click.echo(f"On your own computer: ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}")
+    at = urlsplit(url)
+    # A tunnel leads to a loopback address; the page of another one is opened without it.
+    if os.environ.get("SSH_CONNECTION") and is_loopback_host(at.hostname or ""):
+        target = at.netloc.rpartition(":")[0]
+        click.echo(f"On your own computer: ssh -L {at.port}:{target}:{at.port} {socket.gethostname()}")
     sys.stdout.flush()
 
 

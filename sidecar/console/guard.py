@@ -5,20 +5,30 @@ A server on loopback can be reached by every page in a browser on the same host.
 """
 
 from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Final
 
+from sidecar.config.schema import is_loopback_host
 from sidecar.http import Request
 
-__all__ = ["Guard", "headers"]
+__all__ = ["EVERY_ADDRESS", "Guard", "headers"]
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST"})
+EVERY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what may be asked for, and what is printed for it
+"""Addresses that stand for all addresses of this host, and the one of them that a browser on this host opens."""
 
 
 class Guard:
-    """The rules for a console that listens at ``address`` and ``port``."""
+    """The rules for a console that listens at ``address`` and ``port``.
+
+    Where it listens at every address, a ``Host`` that is an address is one of its own: a page that has rebound a name to
+    this host is known by that name.
+    """
 
     def __init__(self, address: str, port: int) -> None:
-        names = {"127.0.0.1", "localhost", "[::1]"} if address in ("127.0.0.1", "::1", "localhost") else set()
+        self._end = f":{port}" if address in EVERY_ADDRESS else None
+        local = is_loopback_host(address) or self._end is not None
+        names = {"127.0.0.1", "localhost", "[::1]"} if local else set()
         names.add(f"[{address}]" if ":" in address else address)
         self.hosts = frozenset(f"{name}:{port}" for name in names)
         self.origins = frozenset(f"http://{host}" for host in self.hosts)
@@ -28,9 +38,10 @@ class Guard:
         if request.method not in METHODS:
             return 405, "Only GET, HEAD and POST are allowed."
         hosts = _values(request, b"host")
-        if len(hosts) != 1 or hosts[0] not in self.hosts:
+        if len(hosts) != 1 or not (hosts[0] in self.hosts or self._is_address(hosts[0])):
             return 403, "The Host header names another server; open the address that the console printed."
-        if any(origin not in self.origins for origin in _values(request, b"origin")):
+        origins = self.origins | {f"http://{hosts[0]}"}
+        if any(origin not in origins for origin in _values(request, b"origin")):
             return 403, "The request comes from a page of another origin."
         if any(site not in ("same-origin", "none") for site in _values(request, b"sec-fetch-site")):
             return 403, "The request comes from a page of another site."
@@ -40,6 +51,15 @@ class Guard:
             if [kind.partition(";")[0].strip() for kind in kinds] != ["application/json"]:
                 return 415, "Send JSON, with Content-Type: application/json."
         return None
+
+    def _is_address(self, host: str) -> bool:
+        if self._end is None or not host.endswith(self._end):
+            return False
+        try:
+            ip_address(host.removesuffix(self._end).removeprefix("[").removesuffix("]"))
+        except ValueError:
+            return False
+        return True
 
 
 def headers() -> tuple[tuple[str, str], ...]:

@@ -17,7 +17,7 @@ import trio
 from sidecar import __version__
 from sidecar.config import ConfigFile
 from sidecar.console import config_file
-from sidecar.console.guard import Guard, headers
+from sidecar.console.guard import EVERY_ADDRESS, Guard, headers
 from sidecar.console.review import Review, review
 from sidecar.console.session import IDLE_S, Sessions, TooManyGuesses
 from sidecar.console.upstream import Upstream, hide
@@ -93,7 +93,8 @@ class Console:
 
     def url(self) -> str:
         """Return the address of the page with a new one-time code."""
-        address = f"[{self._options.address}]" if ":" in self._options.address else self._options.address
+        address = EVERY_ADDRESS.get(self._options.address, self._options.address)
+        address = f"[{address}]" if ":" in address else address
         return f"http://{address}:{self.port}/#code={self._sessions.new_code(trio.current_time())}"
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

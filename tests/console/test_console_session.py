@@ -110,6 +110,32 @@ def test_another_address_admits_itself_only():
     assert guard.refusal(request(host="127.0.0.1:80")) is not None
 
 
+def test_every_loopback_address_admits_what_a_tunnel_leads_to():
+    guard = Guard("127.0.0.2", 80)
+    assert guard.refusal(request(host="127.0.0.2:80", origin="http://127.0.0.2:80")) is None
+    assert guard.refusal(request(host="127.0.0.1:80")) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "is_admitted"),
+    [
+        ("192.0.2.7:80", "http://192.0.2.7:80", True),
+        ("[2001:db8::7]:80", "", True),
+        ("localhost:80", "http://localhost:80", True),
+        ("192.0.2.7:80", "http://192.0.2.8:80", False),
+        ("192.0.2.7:81", "", False),
+        ("rebound.example:80", "", False),
+        ("rebound.example:80", "http://rebound.example:80", False),
+        ("192.0.2.7.rebound.example:80", "", False),
+        ("", "", False),
+    ],
+)
+def test_a_console_at_every_address_admits_addresses_but_no_names(host, origin, is_admitted):
+    """It admitted ``0.0.0.0`` alone, so that the page could be opened from no other host."""
+    refusal = Guard("0.0.0.0", 80).refusal(request(host=host, origin=origin))
+    assert (refusal is None) == is_admitted
+
+
 def test_nothing_inline_is_allowed():
     policy = dict(headers())["Content-Security-Policy"]
     assert "default-src 'none'" in policy

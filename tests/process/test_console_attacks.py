@@ -229,6 +229,32 @@ def test_hidden_bodies_stay_hidden(served):
         assert console.post("/v1/dead/count", {"user": "ann@example.com"})[0] == 403  # so would a count
 
 
+@pytest.mark.parametrize(
+    ("address", "tunnel"),
+    [("127.0.0.1:0", "127.0.0.1"), ("127.0.0.2:0", "127.0.0.2"), ("[::1]:0", "[::1]"), ("0.0.0.0:0", "127.0.0.1")],
+)
+def test_the_tunnel_leads_to_where_the_console_listens(house, address, tunnel):
+    daemon, _ = house
+    remote = {"SSH_CONNECTION": "192.0.2.1 50000 192.0.2.2 22"}
+    with running_console(daemon.daemon_dir.file, "--address", address, environ=remote) as console:
+        line = console.process.stdout.readline()
+    assert console.url.startswith(f"http://{tunnel}:{console.port}/")
+    assert f"ssh -L {console.port}:{tunnel}:{console.port} " in line
+
+
+def test_another_address_says_what_it_means(house):
+    daemon, _ = house
+    with running_console(daemon.daemon_dir.file, "--address", "0.0.0.0:0") as console:
+        own = f"192.0.2.7:{console.port}"
+        assert console.request("GET", "/", headers={"Host": own}, token=False)[0] == 200
+        assert console.request("GET", "/", headers={"Host": f"rebound.example:{console.port}"}, token=False)[0] == 403
+        console.process.terminate()
+        said = console.process.stderr.read()
+    assert "every host that reaches 0.0.0.0 can open this page" in said
+    assert "unencrypted" in said
+    assert "From another host" in said
+
+
 # What a person does ---------------------------------------------------------------------------------------------------
 
 
