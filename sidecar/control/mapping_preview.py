@@ -152,7 +152,8 @@ def _compare(settings: Settings, then: Config, recent: _Recent, *, unmatched: bo
     """Map the recent events with both mappings."""
     now_mapper, then_mapper = _mapper_of(settings.config), _mapper_of(then)
     events = [_Event(row, settings, recent.known, now_mapper) for row in recent.rows]
-    is_filtered_alike = then.mapping.drop == settings.config.mapping.drop
+    in_force = settings.config.mapping
+    is_filtered_alike = _names_alike(in_force, then.mapping) and in_force.drop == then.mapping.drop
     rows = []
     for event in events:
         before, after = event.map(now_mapper), event.map(then_mapper)
@@ -181,7 +182,7 @@ def _compare(settings: Settings, then: Config, recent: _Recent, *, unmatched: bo
     if unmatched:
         named = [{"type": kind, "event": name, "name": name} for kind, name, *_ in recent.names]
         answer["unmatched"] = [*_idle_names(then.mapping, then_mapper, [*named, *(event.raw for event in events)])]
-        answer["unmatched"] += _idle_filters(settings.config.mapping, then.mapping, events)
+        answer["unmatched"] += _idle_filters(in_force, then.mapping, events)
         answer["unmatched"] += _unmatched(then, events[:RULE_EVENTS])
     return answer
 
@@ -237,11 +238,17 @@ def _idle_names(mapping: MappingConfig, mapper: Mapper, calls: Sequence[dict[str
     yield from (f"mapping.event.{name}" for name in mapping.event if name not in overriding)
 
 
+def _names_alike(mapping: MappingConfig, other: MappingConfig) -> bool:
+    """Return whether filters see the same names with both."""
+    return mapping.fields.get("eventName") == other.fields.get("eventName")
+
+
 def _idle_filters(in_force: MappingConfig, mapping: MappingConfig, events: Sequence[_Event]) -> Iterator[str]:
     """Yield the entries of [[mapping.drop]] that match no recent event; a new one is compared with what is shown."""
     for number, rule in enumerate(mapping.drop, 1):
-        compiled = DropFilter.compile(number, rule)
-        if not any(compiled.matches(event.raw if rule in in_force.drop else event.shown) for event in events):
+        compiled = DropFilter.compile(number, rule, mapping)
+        is_in_force = rule in in_force.drop and _names_alike(in_force, mapping)
+        if not any(compiled.matches(event.raw if is_in_force else event.shown) for event in events):
             yield compiled.label
 
 
