@@ -113,10 +113,15 @@ def _move(source: "OfflineBackend", target: FileIO, units: list[str]) -> int:
         with progress:
             for rows in pending_pages(source.store):
                 exportable = exported_events(source.store, rows, settings)
+                start = target.tell()
                 _write_durably(target, b"".join(msgspec.json.encode(line) + b"\n" for _, line in exportable), count)
                 # Only now mark the rows: a crash before this line leaves them pending in both places, and none is lost.
                 moved, excluded = [row for row, _ in exportable], excluded_rows(rows, settings)
-                mark_exported(source.store, moved, source.clock.wall_ms(), excluded)
+                try:
+                    mark_exported(source.store, moved, source.clock.wall_ms(), excluded)
+                except BaseException:
+                    _cut(target, start)
+                    raise
                 count += len(exportable)
                 progress.update(task, completed=count)
     except BaseException:
@@ -153,6 +158,13 @@ def _create_file(file: Path) -> FileIO:
     return created
 
 
+def _cut(target: FileIO, start: int) -> None:
+    """Remove what was written from ``start`` on, as it is still pending here."""
+    with suppress(OSError):
+        target.seek(start)
+        target.truncate()
+
+
 def _write_durably(target: FileIO, lines: bytes, moved: int) -> None:
     """Append lines and sync them; if that fails, remove what was written of them: they are still pending. Raises Failed."""
     start, rest = target.tell(), memoryview(lines)
@@ -161,9 +173,7 @@ def _write_durably(target: FileIO, lines: bytes, moved: int) -> None:
             rest = rest[target.write(rest) :]
         os.fsync(target.fileno())
     except OSError as error:
-        with suppress(OSError):
-            target.seek(start)
-            target.truncate()
+        _cut(target, start)
         name = target.name
         if not moved:
             raise Failed(

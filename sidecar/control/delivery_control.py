@@ -19,6 +19,7 @@ from sidecar.receive import number_sources
 
 __all__ = [
     "DeliveryControl",
+    "is_paused",
     "load_destination",
     "load_settings",
     "restored_destination",
@@ -112,6 +113,15 @@ def load_destination(store: Store) -> dict[str, Any]:
             store.set_meta(DESTINATION, json.dumps(saved))
         log.warning("Delivery stays paused, as the audit trail says; run `px-sidecar resume` to start it.")
     return saved
+
+
+def is_paused(store: Store) -> bool:
+    """Return whether an operator's pause is in force at the next start. Raises sqlite3.Error."""
+    try:
+        saved = json.loads(store.get_meta(DESTINATION) or "{}")
+    except ValueError:
+        return False
+    return isinstance(saved, dict) and bool(saved.get("operator"))
 
 
 async def watch_pause(delivery: Delivery, outbox: Outbox, clock: Clock) -> NoReturn:

@@ -33,7 +33,7 @@ from sidecar.errors import Failed, NotRunning
 from sidecar.http import Request, Response
 from sidecar.mapping import LiveSettings, compile_settings
 from sidecar.outbox import Capacity, InlineRunner, Outbox, Store, real_path, take_lock
-from sidecar.outbox.recovery import damage_in, damage_marker, ensure_was_outbox
+from sidecar.outbox.recovery import damage_in, damage_marker, disk_errors, ensure_was_outbox
 from sidecar.outbox.suppress import suppression
 from sidecar.receive.sources import number_sources
 
@@ -65,7 +65,7 @@ def open_file(config: Config) -> Iterator["OfflineBackend"]:
                 )
             store = Store(path, durability=config.outbox.durability)
             try:
-                with damage_marker(path):
+                with disk_errors(path), damage_marker(path):
                     yield OfflineBackend(config, store)
             finally:
                 store.close()

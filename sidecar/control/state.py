@@ -16,6 +16,7 @@ from sidecar import __version__
 from sidecar.clock import Clock
 from sidecar.commands import with_instance
 from sidecar.config import DeliverConfig
+from sidecar.control.delivery_control import is_paused
 from sidecar.control.fleet_calls import FleetSource, fleet_facts
 from sidecar.control.problems import problems
 from sidecar.control.status import (
@@ -154,6 +155,7 @@ class _Flow(NamedTuple):
     slowest: SlowUser | None = None
     last_retry: Problem | None = None
     last_delivered_ms: int | None = None
+    paused: bool = False  # without a daemon: a start would continue an operator's pause
 
 
 class _File(NamedTuple):
@@ -305,14 +307,18 @@ class StateReader:
         rows = [QuotaRow(*row) for row in await self._outbox.read(Store.quota_rows)]
         trust = self._outbox.clock_trust
         quota = Quota(lambda: self._deliver, clock=self._clock, rows=rows, trust=trust)
-        return _Flow(
-            None, quota.describe(), min(self._deliver.host_per_second, quota.pace_per_s()), fleet_facts(self._fleet)
-        )
+        pace = min(self._deliver.host_per_second, quota.pace_per_s())
+        paused = await self._outbox.read(is_paused)
+        return _Flow(None, quota.describe(), pace, fleet_facts(self._fleet), paused=paused)
 
     def _not_delivered(self, flow: _Flow) -> list[str]:
         reasons = []
         if flow.state is None:
             reasons.append("The daemon is not running; start it with `systemctl start px-sidecar` or `px-sidecar run`.")
+            if flow.paused:
+                reasons.append(
+                    "Delivery was paused, and a start does not end that: `px-sidecar resume` does, afterwards."
+                )
         elif flow.state.message:
             reasons.append(flow.state.message)
         if self._outbox.clock_trust.delivery_waits_s():
@@ -363,7 +369,8 @@ class StateReader:
 
     def _drain_s(self, flow: _Flow, pending: int) -> float | None:
         left = _left(flow.quota)
-        if (flow.state is not None and flow.state.state is destination.DestinationState.PAUSED) or not flow.pace:
+        paused = flow.paused or (flow.state is not None and flow.state.state is destination.DestinationState.PAUSED)
+        if paused or not flow.pace:
             return None
         if self._deliver.pace == "spread":
             return pending / flow.pace

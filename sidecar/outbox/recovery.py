@@ -44,6 +44,7 @@ __all__ = [
     "contradiction",
     "damage_in",
     "damage_marker",
+    "disk_errors",
     "ensure_was_outbox",
     "is_damage",
     "mark_damaged",
@@ -85,6 +86,25 @@ def damage_marker(path: Path) -> Iterator[None]:
         raise Failed(
             f"The outbox {path} is damaged ({error}); the next start sets it aside and recovers what can be read."
         ) from error
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise Failed, with what to do, if the block ends because the disk of the outbox is full or fails."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+            case sqlite3.SQLITE_FULL:
+                raise Failed(
+                    f"The disk of {path.parent} is full, so the outbox cannot be changed; free some space there, then run "
+                    "this again."
+                ) from None
+            case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN:
+                raise Failed(
+                    f"The outbox {path} could not be written ({error}); check its disk, then run this again."
+                ) from None
+        raise
 
 
 def open_outbox(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import sqlite3
 from hashlib import sha256
 from io import FileIO
 
@@ -317,3 +318,26 @@ def test_a_line_that_a_crash_has_cut_is_left_out(daemon_dir: DaemonDir, verb, tm
     ran = verb("outbox", "import", "--back", str(file), "--json", "--yes", *daemon_dir.flags)
     assert (ran.code, ran.json["accepted"]) == (0, 3)
     assert ran.err.count("Line 4, the last, is cut off and left out") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [(sqlite3.SQLITE_FULL, "is full, so the outbox cannot be changed"), (sqlite3.SQLITE_IOERR, "check its disk")],
+)
+def test_an_export_from_a_disk_that_fails_is_one_sentence(
+    daemon_dir: DaemonDir, verb, tmp_path, monkeypatch, code, sentence
+):
+    """With the outbox's own disk full it ended with a traceback."""
+
+    def fail(*_):
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = code
+        raise error
+
+    fill(daemon_dir, 2)
+    monkeypatch.setattr("sidecar.control.export.mark_exported", fail)
+    file = tmp_path / "moved.ndjson"
+    ran = verb("outbox", "export", str(file), *daemon_dir.flags)
+    assert (ran.code, sentence in ran.err) == (1, True)
+    assert not file.exists()
+    assert verb("status", "--json", *daemon_dir.flags).json["pending"] == 2

@@ -287,3 +287,19 @@ def lines_of(renderable: RenderableType) -> list[str]:
     out = Console(width=300, file=StringIO(), color_system=None)
     out.print(renderable)
     return out.file.getvalue().splitlines()
+
+
+def test_a_stopped_daemon_that_would_stay_paused_says_so(daemon_dir: DaemonDir, verb):
+    """It named the start alone, and how long draining would take; after the start nothing was sent."""
+    with daemon_dir.running() as daemon:
+        daemon.client.post("/v1/pause")
+        daemon.track("u1", "Feature Used")
+    stopped = verb("status", "--json", *daemon_dir.flags).json
+    assert (
+        stopped["reasons"][1]
+        == "Delivery was paused, and a start does not end that: `px-sidecar resume` does, afterwards."
+    )
+    assert stopped["drain_s"] is None
+    with daemon_dir.running() as daemon:
+        daemon.client.post("/v1/resume")
+    assert len(verb("status", "--json", *daemon_dir.flags).json["reasons"]) == 1
