@@ -88,22 +88,16 @@ class AttributeMapper:
         self._rank = rank
         self._plans: dict[str, AttributePlan] = {}
 
-    def __call__(self, values: Any, changes: list[Change]) -> dict[str, Value]:
-        """Return the attributes of one object, sorted by name; append changes that no rule asks for to ``changes``."""
-        return self._map(values, changes, {})
+    def __call__(self, values: Any, changes: list[Change], taken: dict[str, str] | None = None) -> dict[str, Value]:
+        """Return the attributes of one object, sorted by name; append changes that no rule asks for to ``changes``.
 
-    def origins(self, values: Any) -> dict[str, str]:
-        """Return for each attribute that is made from ``values``, before the cap, the app's name that gives it."""
-        taken: dict[str, str] = {}
-        self._map(values, [], taken)
-        return {self.plan_for(name).final or "": name for name in taken.values()}
-
-    def _map(self, values: Any, changes: list[Change], taken: dict[str, str]) -> dict[str, Value]:
-        """Map ``values``; fill ``taken``: the folded name in PX and the name of the app that holds it."""
+        ``taken`` is filled with the folded names in PX and the names of the app that hold them.
+        """
         values = values if type(values) is dict else {}
         sent, values = values, self.flatten(values)
         plans = self._plans
         out: dict[str, Value] = {}
+        taken = {} if taken is None else taken
         for name, value in values.items():
             plan = plans.get(name) or self._cached_plan(name)
             final = plan.final
@@ -141,6 +135,12 @@ class AttributeMapper:
         if self._set:
             out.update(self._set)
         return self._sort_and_limit(out, changes)
+
+    def origins(self, values: Any) -> dict[str, str]:
+        """Return for each attribute that is made from ``values``, before the cap, the app's name that gives it."""
+        taken: dict[str, str] = {}
+        self(values, [], taken)
+        return {self.plan_for(name).final or "": name for name in taken.values()}
 
     def plan_for(self, name: str) -> AttributePlan:
         """Compute the treatment of values with this name. Privacy comes first: no later rule can lift a denial."""

@@ -39,7 +39,7 @@ def _is_own_key(path: str) -> bool:
 
 def report_no_text(field: str, path: str, value: Any, changes: list[Change]) -> None:
     """Report a value that is left out because it is neither a text nor a number; a blank text is no value."""
-    if value is not None and not isinstance(value, str):
+    if not isinstance(value, str):
         kind = {dict: "an object", list: "a list", bool: "true or false"}.get(type(value), "not a number of 1,024 bits")
         changes.append(Change(field, f"{path} left out: {kind}, neither text nor number"))
 
@@ -79,7 +79,9 @@ class Field(msgspec.Struct, frozen=True):
         """
         for index, read in enumerate(self.reads):
             value = read(event)
-            if value is not None and (text := as_text(value)) is not None:
+            if value is None:
+                continue
+            if (text := as_text(value)) is not None:
                 if text not in self.reject:
                     return text
                 if changes is not None:

@@ -25,6 +25,7 @@ from sidecar.mapping.values import as_text
 __all__ = ["PeopleMapper"]
 
 _TRAITS: Final = ("traits", "context.traits")
+_FIRST_OF_ACCOUNT_ID: Final = frozenset("aA_- ")
 _ACCOUNT_TRAITS: Final = ("account", "company")  # traits of a user that hold an account; `company` is Segment's name
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
@@ -38,6 +39,12 @@ class PeopleMapper:
         self._reveal_account = rules.reveal_account
         self._account_paths = rules.account_paths
         self._default_paths = tuple(path for path, _ in rules.account_paths) == DEFAULT_PATHS["accountId"]
+        # A default path names one spelling of a trait; of several in a call the order of all traits decides.
+        prefixes = [path.rpartition(".")[0] if self._default_paths else "" for path, _ in rules.account_paths]
+        self._identify_paths = tuple(
+            (path, read, prefix if prefix in _TRAITS else None)
+            for (path, read), prefix in zip(rules.account_paths, prefixes, strict=True)
+        )
         self._rename = rules.trait_rename
         self._reject = rules.reject
         self._hashed = rules.hashed
@@ -51,6 +58,8 @@ class PeopleMapper:
         What ``identity.reject`` lists is not an account, and is reported in ``changes``.
         """
         for path, value in self._account_candidates(event):
+            if value is None:
+                continue
             if (account := as_text(value)) is not None:
                 if account not in self._reject:
                     return account, path
@@ -62,31 +71,37 @@ class PeopleMapper:
 
     def _account_candidates(self, event: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """Yield the paths at which the call may name its user's account, the first that counts first."""
-        is_group = event.get("type") == "group"
-        if is_group:
+        if event.get("type") == "group":
             yield "groupId", event.get("groupId")
-        for path, read in self._account_paths:
-            prefix, _, name = path.rpartition(".")
-            if self._default_paths and prefix in _TRAITS and not is_group:
-                # The default names one spelling of a trait; of several the order of all traits decides.
-                yield from self._spelled(prefix, event)
-            else:
+            for path, read in self._account_paths:
                 yield path, read(event)
-        if is_group:
             return
+        for path, read, trait_of in self._identify_paths:
+            if trait_of is None:
+                yield path, read(event)
+            elif traits := _traits_at(trait_of, event):
+                yield from self._spelled(trait_of, traits)
         for prefix in _TRAITS:
-            if not self._default_paths:
-                yield from self._spelled(prefix, event)
             traits = _traits_at(prefix, event)
+            if traits and not self._default_paths:
+                yield from self._spelled(prefix, traits)
             for name in _ACCOUNT_TRAITS:
                 yield f"{prefix}.{name}.id", _as_object(traits.get(name)).get("id")
 
-    def _spelled(self, prefix: str, event: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    def _spelled(self, prefix: str, traits: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """Yield the traits that name the account, by the order of spellings."""
-        traits = _traits_at(prefix, event)
         rename = self._rename
-        found = [(rename.get(name, name), name) for name in traits if _is_account_id(rename.get(name, name))]
-        for _, name in sorted(found, key=lambda pair: (spelling_rank(pair[0]), pair[0] != pair[1], pair[1])):
+        # By cheap signs first: apps send many traits, and few can be this one.
+        found = [
+            (final, name)
+            for name in traits
+            if (final := rename.get(name, name) if rename else name)[:1] in _FIRST_OF_ACCOUNT_ID
+            and 9 <= len(final) <= 20
+            and forms(final)[-1] == "accountid"
+        ]
+        if len(found) > 1:
+            found.sort(key=lambda pair: (spelling_rank(pair[0]), pair[0] != pair[1], pair[1]))
+        for _, name in found:
             yield f"{prefix}.{name}", traits[name]
 
     def map(
@@ -218,11 +233,6 @@ def _custom_attributes(split: SplitTraits) -> dict[str, Any]:
 
 def _digest(fields: Mapping[str, Any]) -> str:
     return blake2b(_encode_sorted(fields), digest_size=12).hexdigest()
-
-
-def _is_account_id(name: str) -> bool:
-    # By length first: apps send many traits, and few can be this one.
-    return 9 <= len(name) <= 20 and forms(name)[-1] == "accountid"
 
 
 def _traits_at(prefix: str, event: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import msgspec
 from sidecar.mapping.attributes import AttributeMapper, Value
 from sidecar.mapping.dates import is_absurd_people_ms, to_epoch_ms
 from sidecar.mapping.model import Change
+from sidecar.mapping.names import store_bounded
 from sidecar.mapping.privacy import PrivacyRules, fold, forms
 from sidecar.mapping.values import as_text, within_64_bits
 
@@ -167,6 +168,7 @@ class TraitSplitter:
         self._px_names = {fold(name): name for name in self._convert} | {
             fold(name): px for name, px in schema.aliases.items()
         }
+        self._names: dict[str, tuple[bool, int, str, str, str]] = {}
         self._read_only = {fold(name) for name in schema.read_only}
 
     def __call__(
@@ -179,10 +181,14 @@ class TraitSplitter:
         custom: dict[str, Value] = {}
         # The rules for traits run first, so that a denied or renamed trait is not recognized by its old name.
         mapped = self._attributes(plain, changes)
-        for name in sorted(mapped, key=self._precedence):
-            value, folded = mapped[name], forms(name)[-1]
-            if folded in self._px_names:
-                self._set_field(fields, self._px_names[folded], name, value, received_ms, changes)
+        names = self._names
+        known = [names.get(name) or self._known(name) for name in mapped]
+        if len(known) > 1:
+            known.sort()
+        for *_, name, folded, px in known:
+            value = mapped[name]
+            if px:
+                self._set_field(fields, px, name, value, received_ms, changes)
             elif folded in self._read_only:
                 changes.append(Change(f"{self._prefix}.{name}", "left out: PX maintains this field itself"))
             elif not (folded in _ID_NAMES and as_text(value) == own_id) and not (
@@ -193,9 +199,13 @@ class TraitSplitter:
             self._add_location(fields, address or {}, received_ms, changes)
         return self._arrange(fields, {name: custom[name] for name in sorted(custom)}, changes)
 
-    def _precedence(self, name: str) -> tuple[bool, int, str]:
-        """Return the order in which names are considered; of two for one field the first stays."""
-        return self._px_names.get(forms(name)[-1]) != name, spelling_rank(name), name
+    def _known(self, name: str) -> tuple[bool, int, str, str, str]:
+        """Return the order in which the name is considered, of two for one field the first stays; folded, and PX's field."""
+        folded = forms(name)[-1]
+        px = self._px_names.get(folded, "")
+        known = (px != name, spelling_rank(name), name, folded, px)
+        store_bounded(self._names, name, known)
+        return known
 
     def object_trait(self, traits: dict[str, Any], name: str) -> dict[str, Any] | None:
         """Return the trait ``name`` without denied names; None if it is not an object, or the rules drop or hash it."""
