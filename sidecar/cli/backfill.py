@@ -158,7 +158,7 @@ def _survey(backend: ControlApi, file: Path, source: str | None) -> Survey:
     def usable(opened: BinaryIO) -> Iterator[tuple[int, bytes]]:
         for line in _lines(opened, file):
             survey.lines = max(survey.lines, line.number)
-            progress.update(task, advance=len(line.event))
+            progress.update(task, completed=opened.tell())
             if line.error:
                 survey.refuse(line.number, line.error)
             else:

@@ -171,3 +171,15 @@ def test_a_file_of_outbox_export_is_not_history(daemon_dir: DaemonDir, verb, tmp
     with daemon_dir.running():
         ran = verb("backfill", str(file), *daemon_dir.flags)
     assert (ran.code, "outbox import" in ran.err) == (1, True)
+
+
+def test_the_progress_of_reading_is_that_of_the_file(daemon_dir: DaemonDir, verb, file, monkeypatch):
+    """The bytes of the events with their new ids were counted: 133 of 78."""
+    steps: list[int] = []
+    monkeypatch.setattr(
+        "rich.progress.Progress.update", lambda _bar, _task, **changes: steps.append(changes.get("completed", 0))
+    )
+    with daemon_dir.running():
+        verb("backfill", str(file), "--dry-run", *daemon_dir.flags)
+    assert max(steps) == file.stat().st_size
+    assert steps == sorted(steps)
