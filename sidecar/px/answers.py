@@ -319,8 +319,7 @@ _NOT_THE_API = (
 _WRONG_REGION = {
     402: "the PX subscription of this region does not include the API; ask Gainsight about your plan, then run `px-sidecar "
     "resume`, or set [px] region to us, eu or us2 and restart the daemon.",
-    407: "the proxy requires credentials; set [px] proxy to http://name:password@host:port, or if there is no proxy region "
-    "to us, eu or us2, and restart the daemon.",
+    407: "the proxy requires credentials; set [px] proxy to http://name:password@host:port and restart the daemon.",
 }
 
 
