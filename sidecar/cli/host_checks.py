@@ -65,6 +65,7 @@ NETWORK: Final = frozenset(
     ]
 )
 DESCRIPTORS: Final = 4096
+FULL_BYTES: Final = 64 * 1024  # a transaction of a few events does not fit any more
 # PX documents about 200 requests a second and 1,000,000 a day: sidecar/px/README.md#limits.
 PX_PER_SECOND, PX_PER_DAY = 200, 1_000_000
 DAY_S: Final = 86_400
@@ -154,9 +155,12 @@ def check_outbox_folder(path: Path, max_bytes: int) -> Iterator[CheckResult]:
 def _check_free_space(path: Path, existing: Path, max_bytes: int) -> CheckResult:
     """Check that the file system can hold an outbox of ``max_bytes``."""
     facts = os.statvfs(existing)
-    free_bytes = facts.f_bavail * facts.f_frsize + _size(path)
-    message = f"{show_size(free_bytes)} are free for the outbox, which may grow to {show_size(max_bytes)}"
-    if free_bytes < max_bytes:
+    free_bytes, own_bytes = facts.f_bavail * facts.f_frsize, _size(path)
+    beside = f" beside the {show_size(own_bytes)} of the outbox" if own_bytes else " for the outbox"
+    message = f"{show_size(free_bytes)} are free{beside}, which may grow to {show_size(max_bytes)}"
+    if free_bytes < FULL_BYTES:
+        return CheckResult("error", "room", f"{message}: the disk is full; free space there, or events are refused.")
+    if free_bytes + own_bytes < max_bytes:
         return CheckResult("warning", "room", f"{message}; free disk space, or lower outbox.max_bytes.")
     return CheckResult("ok", "room", f"{message}.")
 

@@ -4,12 +4,14 @@ import fcntl
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from running_daemon import DaemonDir, always, wait_until
 
 from sidecar.cli import host_checks
 from sidecar.cli.check import classify_key_check
+from sidecar.outbox import Capacity
 from sidecar.px import NotSent, PxAnswer, classify
 
 
@@ -151,6 +153,15 @@ def test_the_reasons_of_a_running_daemon_are_warnings(daemon_dir: DaemonDir, ver
     assert (level, "API key is invalid" in message) == ("warning", True)
 
 
+def test_a_daemon_that_refuses_events_fails(daemon_dir: DaemonDir, verb, monkeypatch):
+    """A full disk was a warning, so that check exited with 0 while each event was answered 503."""
+    with daemon_dir.running() as daemon:
+        monkeypatch.setattr(Capacity, "allocate_reserve", lambda _: None)  # else the disk, which has room, ends it
+        daemon.do(daemon.app.outbox.capacity.release_reserve)
+        ran = verb("check", "--json", *daemon_dir.flags)
+    assert (ran.code, worst(ran, "daemon")[0]) == (1, "error")
+
+
 def test_a_daemon_with_another_outbox_fails(daemon_dir: DaemonDir, verb):
     with daemon_dir.running():
         other = daemon_dir.folder / "other.toml"
@@ -167,6 +178,25 @@ def test_an_outbox_locked_by_another_process_fails(daemon_dir: DaemonDir, verb):
         fcntl.flock(lock, fcntl.LOCK_EX)
         level, message = worst(verb("check", "--json", *daemon_dir.flags), "daemon")
     assert (level, "held by another process" in message) == ("error", True)
+
+
+@pytest.mark.parametrize(
+    ("free", "level", "words"),
+    [
+        (0, "error", "0 B are free beside the 1.5 MiB of the outbox, which may grow to 3 MiB: the disk is full;"),
+        (1, "warning", "1 MiB are free beside the 1.5 MiB of the outbox, which may grow to 3 MiB; free disk space"),
+        (2, "ok", "2 MiB are free beside the 1.5 MiB of the outbox, which may grow to 3 MiB."),
+    ],
+)
+def test_a_full_disk_fails_and_the_outbox_itself_is_no_free_space(tmp_path, monkeypatch, free, level, words):
+    """With nothing free it warned that as many bytes as the outbox has are free."""
+    outbox = tmp_path / "outbox.db"
+    outbox.write_bytes(b"x" * (3 * 2**19))
+    facts = SimpleNamespace(f_bavail=free, f_frsize=2**20)
+    monkeypatch.setattr(host_checks.os, "statvfs", lambda _: facts)
+    (room,) = [found for found in host_checks.check_outbox_folder(outbox, 3 * 2**20) if found.what == "room"]
+    assert room.level == level
+    assert room.message.startswith(words)
 
 
 def test_a_damaged_outbox_fails(daemon_dir: DaemonDir, verb):
