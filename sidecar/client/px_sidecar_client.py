@@ -342,8 +342,11 @@ def _no_answer(path: str, *, maybe_accepted: bool) -> Unavailable:
 
 def _unreachable(path: str, error: Exception, *, maybe_accepted: bool) -> Unavailable:
     reason = getattr(error, "strerror", None) or error
+    advice = "start it, or give its socket to the client"
+    if isinstance(error, PermissionError):
+        advice = "this user may not use the socket; add it to the socket's group (with the units: px-sidecar-clients)"
     return Unavailable(
-        f"The sidecar at {path} cannot be reached ({reason}); start it, or give its socket to the client.",
+        f"The sidecar at {path} cannot be reached ({reason}); {advice}.",
         maybe_accepted=maybe_accepted,
     )
 

@@ -1,8 +1,9 @@
 """The two keys of PX: the REST API key, which authorizes requests, and the property key, which names a product.
 
-They are easily confused. The REST API key comes from Administration > REST API. The property key (``AP-XXXXXXXXXX-2``;
-PX also calls it tag key or product key) comes from Administration > Products and is sent with every event. PX states
-that the two are not the same (sidecar/px/README.md#hosts-and-keys). The key itself never appears in a message.
+They are easily confused. The REST API key comes from Administration > Integrations > REST API. The property key
+(``AP-XXXXXXXXXX-2``; PX also calls it tag key or product key) comes from Administration > Products and is sent with every
+event. PX states that the two are not the same (sidecar/px/README.md#hosts-and-keys). The key itself never appears in a
+message.
 """
 
 import re
@@ -29,7 +30,10 @@ FLEET_CREDENTIAL = "fleet_password"
 MAX_KEY_BYTES = 4096
 
 _PROPERTY_KEY = re.compile(r"AP-[A-Z0-9]+(-\d+)+")
-_SOURCES = f"px.api_key_file, the systemd credential {CREDENTIAL!r}, px.api_key or PX_SIDECAR_PX_API_KEY"
+_SOURCES = (
+    f"px.api_key_file, the systemd credential {CREDENTIAL!r} (the unit loads /etc/px-sidecar/api_key, that of an instance "
+    "/etc/px-sidecar/NAME.api_key), px.api_key or PX_SIDECAR_PX_API_KEY"
+)
 
 
 def api_key(px: PxConfig, environ: Mapping[str, str]) -> Secret:
@@ -50,7 +54,9 @@ def api_key(px: PxConfig, environ: Mapping[str, str]) -> Secret:
         if credential.exists() and (text := _read_key(f"The systemd credential {CREDENTIAL!r}", credential)):
             keys[f"the systemd credential {CREDENTIAL!r}"] = text
     if not keys:
-        raise ConfigError(f"No PX API key is configured; set one of {_SOURCES} (PX: Administration > REST API).")
+        raise ConfigError(
+            f"No PX API key is configured; set one of {_SOURCES} (PX: Administration > Integrations > REST API)."
+        )
     # Precedence between sources would hide a stale key after a rotation, so two sources are an error.
     if len(keys) > 1:
         raise ConfigError(f"The PX API key is configured more than once: in {' and in '.join(keys)}; keep one of them.")
@@ -129,11 +135,11 @@ def _validate(source: str, text: str) -> None:
     """Raise ConfigError if ``text`` cannot be an API key. Its text is not quoted."""
     source = source[:1].upper() + source[1:] if source.startswith("the ") else source
     if not text:
-        raise ConfigError(f"{source} is empty; put the API key into it (PX: Administration > REST API).")
+        raise ConfigError(f"{source} is empty; put the API key into it (PX: Administration > Integrations > REST API).")
     if _PROPERTY_KEY.fullmatch(text):
         raise ConfigError(
             f"{source} holds a property key (AP-…), not the REST API key; create a REST API key in PX "
-            "(Administration > REST API)."
+            "(Administration > Integrations > REST API)."
         )
     if text[0] in "\"'“„" or text[-1] in "\"'”“":
         raise ConfigError(f"{source} has quotes around the API key; put the key alone, without quotes, into it.")

@@ -37,7 +37,7 @@ class KeyText(NamedTuple):
 
 _PX: Final = {
     "api_key": KeyText(
-        "The REST API key (PX: Administration > REST API), with the Write permission. Set one of api_key, api_key_file "
+        "The REST API key (PX: Administration > Integrations > REST API), with the Write permission. Set one of api_key, api_key_file "
         'and the systemd credential "px_api_key"; a file keeps it out of backups of this one.',
         '"0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"',
     ),

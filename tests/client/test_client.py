@@ -219,6 +219,18 @@ def test_a_second_failure_raises_unavailable(client, sidecar):
     assert len(sidecar.events) == 2
 
 
+def test_a_socket_of_another_group_names_the_group(client, sidecar, monkeypatch):
+    """It said: start it, or give its socket to the client; the sidecar ran, and that was its socket."""
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(px_sidecar_client, "_connect", refused)
+    with pytest.raises(Unavailable, match="may not use the socket; add it to the socket's group") as caught:
+        client.track("u", "E")
+    assert caught.value.maybe_accepted is False
+
+
 def test_an_absent_sidecar_is_named_and_has_accepted_nothing(tmp_path):
     with pytest.raises(
         Unavailable, match=r"/none\.sock cannot be reached \(No such file or directory\); start it, or give its socket"

@@ -72,7 +72,7 @@ def test_two_keys_are_refused_and_both_sources_named(tmp_path, credentials):
         (KEY.encode("utf-8-sig"), "begins with a byte order mark; save it as UTF-8 without one"),
         (b"key\xe4", "is not UTF-8 text (line 1); save it as UTF-8"),
         (b"x" * 5000, "is longer than 4,096 bytes; check that the path is the right one"),
-        (b"", "is empty; put the API key into it (PX: Administration > REST API)"),
+        (b"", "is empty; put the API key into it (PX: Administration > Integrations > REST API)"),
         (None, "is a directory; name the file in it"),
         ("absent", "does not exist; write the key alone into it, with mode 0600"),
     ],
@@ -129,7 +129,7 @@ def test_a_property_key_is_refused_as_api_key(text):
     message = refused(PxConfig(api_key=Secret(text)))
     assert (
         message == "px.api_key holds a property key (AP-…), not the REST API key; create a REST API key in PX "
-        "(Administration > REST API)."
+        "(Administration > Integrations > REST API)."
     )
 
 
