@@ -22,7 +22,7 @@ from sidecar.control.client import DEFAULT_PATH, DEFAULT_READ_PATH, ControlApi, 
 from sidecar.errors import ConfigError, NotRunning
 from sidecar.units import parse_duration_s
 
-__all__ = ["DURATION", "TIMESTAMP", "connect_daemon", "control_option", "open_backend"]
+__all__ = ["DURATION", "TIMESTAMP", "connect_daemon", "control_option", "ensure_order", "open_backend"]
 
 _NOTED = "sidecar.broken_file_noted"
 
@@ -144,3 +144,12 @@ class _Timestamp(click.ParamType[int]):
 
 DURATION = _Duration()
 TIMESTAMP = _Timestamp()
+
+
+def ensure_order(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    """Refuse an ``--until`` that is not after ``--since``; the callback of both. Nothing lies between such times."""
+    given = {**ctx.params, str(param.name): value}
+    since, until = (given.get(f"{name}_ms", given.get(name)) for name in ("since", "until"))
+    if since is not None and until is not None and until <= since:
+        raise click.UsageError("--until is not after --since, so nothing lies between them: 3h is before 2h.", ctx)
+    return value

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 import click
 import msgspec
 
-from sidecar.cli.backend import TIMESTAMP
+from sidecar.cli.backend import TIMESTAMP, ensure_order
 from sidecar.cli.common import print_json
 from sidecar.control.client import ControlApi, DaemonClient
 from sidecar.errors import Failed
@@ -44,8 +44,14 @@ def event_options(function: F) -> F:
         click.option("--name", help="Only events of this name."),
         click.option("--source", help="Only events of a source: its position in the file, from 0, or a property key."),
         click.option("--user", help="Only events of this user."),
-        click.option("--since", "since_ms", type=TIMESTAMP, help="At or after: 24h (ago), or 2026-11-24T08:00."),
-        click.option("--until", "until_ms", type=TIMESTAMP, help="Before."),
+        click.option(
+            "--since",
+            "since_ms",
+            type=TIMESTAMP,
+            callback=ensure_order,
+            help="At or after: 24h (ago), or 2026-11-24T08:00.",
+        ),
+        click.option("--until", "until_ms", type=TIMESTAMP, callback=ensure_order, help="Before."),
     )
     for option in reversed(options):
         function = option(function)

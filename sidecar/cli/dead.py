@@ -9,7 +9,7 @@ import click
 import msgspec
 from rich.text import Text
 
-from sidecar.cli.backend import TIMESTAMP, control_option, open_backend
+from sidecar.cli.backend import TIMESTAMP, control_option, ensure_order, open_backend
 from sidecar.cli.bulk import bulk_options, goes_ahead
 from sidecar.cli.common import hint, json_for, json_option, print_json
 from sidecar.cli.screen import console, fields, json_text, local_time_ms, progress_bar, table_lines
@@ -32,8 +32,13 @@ def _selection_options(function: F) -> F:
         click.option("--name", "--event", "name", help="Only events of this name."),
         click.option("--user", help="Only events of this user."),
         click.option("--reason", type=click.Choice(REASONS), help="Only letters with this reason."),
-        click.option("--since", type=TIMESTAMP, help="Last attempt at or after: 24h (ago), or 2026-11-24T08:00."),
-        click.option("--until", type=TIMESTAMP, help="Last attempt before."),
+        click.option(
+            "--since",
+            type=TIMESTAMP,
+            callback=ensure_order,
+            help="Last attempt at or after: 24h (ago), or 2026-11-24T08:00.",
+        ),
+        click.option("--until", type=TIMESTAMP, callback=ensure_order, help="Last attempt before."),
     )
     for option in reversed(options):
         function = option(function)

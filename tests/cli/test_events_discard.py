@@ -180,3 +180,13 @@ def test_a_listing_of_many_rows_is_not_laid_out_by_rich(daemon_dir: DaemonDir, v
     assert max(map(len, lines)) <= 80
     assert ran.out.count("u") > 120
     assert ran.out.count("名") == 60
+
+
+@pytest.mark.parametrize(
+    "command", ["events list", "events discard", "resend", "dead list", "dead discard", "dead export"]
+)
+@pytest.mark.parametrize("times", [("--since", "2h", "--until", "3h"), ("--until", "3h", "--since", "2h")])
+def test_an_end_before_the_beginning_is_wrong_usage(daemon_dir: DaemonDir, verb, command, times):
+    """Nothing was selected, and nothing said why."""
+    ran = verb(*command.split(), *times, *daemon_dir.flags)
+    assert (ran.code, "--until is not after --since" in ran.err) == (2, True)
