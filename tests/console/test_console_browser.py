@@ -305,8 +305,23 @@ def test_dead_letters_are_replayed_with_a_count_first(browser, place):
         page.click("text=Replay …")
         page.click("dialog >> button.main")
         page.wait_for_selector("text=Replayed 7 of 7")
+        page.locator("a[href^='#/events?id=']").first.wait_for(state="detached")
     assert place.daemon.settle()["dead"] == 0
     assert place.daemon.client.get("/v1/audit")["changes"][0]["action"] == "dead retry"
+
+
+def test_a_group_without_a_name_is_that_group_alone(browser, place):
+    """Its letters and its export were those of all names with its reason."""
+    bad = [{"type": "track", "userId": "u"}, {"type": "track", "event": "Named", "userId": {}}]
+    DaemonClient(place.unix).post("/v1/batch", {"batch": bad})
+    with open_page(browser, place, screen="dead") as page:
+        page.click("text=(no name)")
+        page.wait_for_selector("tr.on >> text=(no name)")
+        page.locator("a[href^='#/events?id=']").first.wait_for()
+        assert page.locator("a[href^='#/events?id=']").count() == 1
+        with page.expect_download() as download:
+            page.click("text=Export")
+        assert len(Path(download.value.path()).read_text().splitlines()) == 1
 
 
 def test_a_replay_is_cancelled_between_its_pages(browser, place):

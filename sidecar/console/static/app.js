@@ -20,7 +20,7 @@ function App() {
    if (code) history.replaceState(null, '', '/') // the code leaves the address bar, used or not
    try {
     if (code) await signIn(code[1])
-    Object.assign(about, await get('/console')) // 401 without a session
+    Object.assign(about, await get('/console'))
     fail(null); setReady(true); move(here())
    } catch (e) { fail(e) }
   }

@@ -7,7 +7,7 @@ export function Dead({ params }) {
  const groups = value ? value.groups : []
  return html`<h1>Dead letters</h1><${Problem} error=${error} />
  <p class="soft" role="status">${!value ? 'Counting …' : value.dead ? num(value.dead) + ' events were refused for good. They are kept, and can be replayed after a mapping was mended.' + (value.complete ? '' : ' Not all could be counted in time.') : 'No event is dead.'}</p>
- ${groups.length > 0 && html`<${Table} label="Groups" heads=${['Reason', 'Name', '#Events', '~Last', '~What PX said']}>${groups.map(group => { const on = params.reason === group.reason && params.name === group.name
+ ${groups.length > 0 && html`<${Table} label="Groups" heads=${['Reason', 'Name', '#Events', '~Last', '~What PX said']}>${groups.map(group => { const on = params.reason === group.reason && (params.name || '') === group.name
    return html`<tr class=${on ? 'on' : ''}><td>${group.reason}${group.status ? ' (' + group.status + ')' : ''}</td><td><a href=${to('dead', on ? {} : { reason: group.reason, name: group.name })} aria-current=${on || undefined}>${cut(group.name, 100) || '(no name)'}</a></td><td class="n">${num(group.count)}</td><td class="t wide">${date(group.last_ms)}</td><td class="wide">${cut(group.detail, 300)}</td></tr>` })}<//>`}
  ${params.reason && html`<${Group} key=${params.reason + '/' + params.name} which=${{ reason: params.reason, name: params.name || '' }} done=${() => setAgain(again + 1)} />`}`
 }
@@ -17,7 +17,9 @@ function Group({ which, done }) {
  const [error, attempt] = useTry()
  const [letters, setLetters] = useState([])
  const stop = useRef(false)
- useEffect(() => { about.hide_bodies || attempt(async () => setLetters((await get('/v1/dead', { ...which, limit: 20 })).letters)) }, [])
+ const named = { ...which, name: which.name || [''] } // '' would be left out
+ const load = () => about.hide_bodies || attempt(async () => setLetters((await get('/v1/dead', { ...named, limit: 20 })).letters))
+ useEffect(() => { load() }, [])
  const begin = verb => attempt(async () => setAsk({ verb, ...await post('/v1/dead/count', which) }))
  const go = async () => {
   const { verb, count } = ask
@@ -32,12 +34,12 @@ function Group({ which, done }) {
    setRun({ verb, moved, count, busy: false, cancelled: stop.current && moved < count })
    return true
   })
-  if (!ended) setRun(null)
+  ended ? load() : setRun(null)
   done()
  }
  const save = () => attempt(async () => {
   const parts = []
-  for await (const letter of lines('/v1/dead/export', which)) parts.push(JSON.stringify(letter) + '\n')
+  for await (const letter of lines('/v1/dead/export', named)) parts.push(JSON.stringify(letter) + '\n')
   download('dead.ndjson', parts, 'application/x-ndjson')
  })
  const words = { retry: 'Replay', discard: 'Discard' }
