@@ -233,8 +233,8 @@ def test_hidden_bodies_stay_hidden(served):
     ("address", "tunnel"),
     [("127.0.0.1:0", "127.0.0.1"), ("127.0.0.2:0", "127.0.0.2"), ("[::1]:0", "[::1]"), ("0.0.0.0:0", "127.0.0.1")],
 )
-def test_the_tunnel_leads_to_where_the_console_listens(house, address, tunnel):
-    daemon, _ = house
+def test_the_tunnel_leads_to_where_the_console_listens(served, address, tunnel):
+    daemon, _ = served
     remote = {"SSH_CONNECTION": "192.0.2.1 50000 192.0.2.2 22"}
     with running_console(daemon.daemon_dir.file, "--address", address, environ=remote) as console:
         line = console.process.stdout.readline()
@@ -242,8 +242,8 @@ def test_the_tunnel_leads_to_where_the_console_listens(house, address, tunnel):
     assert f"ssh -L {console.port}:{tunnel}:{console.port} " in line
 
 
-def test_another_address_says_what_it_means(house):
-    daemon, _ = house
+def test_another_address_says_what_it_means(served):
+    daemon, _ = served
     with running_console(daemon.daemon_dir.file, "--address", "0.0.0.0:0") as console:
         own = f"192.0.2.7:{console.port}"
         assert console.request("GET", "/", headers={"Host": own}, token=False)[0] == 200
