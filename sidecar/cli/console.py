@@ -143,17 +143,14 @@ def _host_port(address: str) -> tuple[str, int]:
 
 def _answering(daemon: DaemonClient) -> tuple[str, bool]:
     """Return the socket that answers this user, and whether it answers reading calls only. Raises NotRunning."""
-    try:
-        DaemonClient(daemon.path).get("/v1/status")
-    except NotRunning:
-        for path in daemon.read_paths:
-            try:
-                DaemonClient(path).get("/v1/status")
-            except NotRunning:
-                continue
-            return path, True
-        raise
-    return daemon.path, False
+    refused: NotRunning | None = None
+    for path in (daemon.path, *daemon.read_paths):
+        try:
+            return path, DaemonClient(path).answers_reading_calls_only()
+        except NotRunning as error:
+            refused = refused or error  # that of the socket which can do everything says best what is wrong
+    assert refused is not None
+    raise refused
 
 
 def checks_of(config_flag: str | None) -> Callable[[], list[dict[str, Any]]]:

@@ -55,9 +55,10 @@ class DaemonUnreachable(NotRunning):
 class CallRefused(Failed):
     """The daemon refused a call; ``answer`` is the whole answer, of which ``error`` is the sentence."""
 
-    def __init__(self, answer: Mapping[str, Any]) -> None:
+    def __init__(self, answer: Mapping[str, Any], status: int) -> None:
         super().__init__(str(answer["error"]))
         self.answer = answer
+        self.status = status
 
 
 class ControlApi(Protocol):
@@ -91,6 +92,14 @@ class DaemonClient:
         """Return the decoded answer to POST. Raises Failed or NotRunning."""
         with self._request("POST", path, msgspec.json.encode(body or {})) as response:
             return msgspec.json.decode(self._read(response))
+
+    def answers_reading_calls_only(self) -> bool:
+        """Return whether the socket withholds every call that changes something. Raises Failed or NotRunning."""
+        try:
+            self.get("/v1/pause")  # a GET changes nothing: it is withheld, or its method is wrong
+        except CallRefused as refused:
+            return refused.status == 403
+        return False
 
     @contextmanager
     def lines(
@@ -132,7 +141,7 @@ class DaemonClient:
             except (OSError, http.client.HTTPException) as error:
                 raise self._unreachable(error, path, reads=reads) from None
             if response.status != 200:
-                raise _refusal(self._read(response))
+                raise _refusal(self._read(response), response.status)
             raw.settimeout(timeout_s)
             yield response
         finally:
@@ -200,10 +209,10 @@ def with_params(path: str, params: Params) -> str:
     return f"{path}?{urlencode(present)}" if present else path
 
 
-def _refusal(body: bytes) -> Failed:
+def _refusal(body: bytes, status: int) -> Failed:
     """Return the error in an answer, or one that says that the peer is not px-sidecar."""
     try:
-        return CallRefused(msgspec.json.decode(body))
+        return CallRefused(msgspec.json.decode(body), status)
     except (msgspec.DecodeError, KeyError, TypeError):
         return Failed(
             f"The process at the control socket is not px-sidecar: it answered {body[:80]!r}; check --control."

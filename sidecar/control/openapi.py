@@ -273,6 +273,7 @@ def _operation(path: str, call: Call, schemas: Mapping[str, Any]) -> dict[str, A
 
 _ERRORS: Final = {
     "400": "The request is invalid; nothing was changed",
+    "403": "The socket is listen.control_read, and the call changes something",
     "404": "There is no such path or event",
     "405": "The path allows another method only",
     "409": "The call needs a running daemon, or is not possible in this state",

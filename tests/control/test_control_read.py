@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+from console_process import running_console
 from running_daemon import DaemonDir
 
 from sidecar.control.answers import READING_POSTS
@@ -64,6 +65,23 @@ def test_reading_calls_are_answered_and_nothing_can_be_changed(daemon_dir: Daemo
                 with pytest.raises(Failed, match="only answers reading calls"):
                     client.post(path)
         assert client.get("/v1/status")["state"] == "open"
+
+
+def test_a_console_on_that_socket_is_read_only_by_itself(daemon_dir: DaemonDir):
+    """Named by --control it was not: it offered every change, and a saved file was in place until the reload failed."""
+    before = daemon_dir.file.read_bytes()
+    with ExitStack() as stack:
+        client, path = serve_reading(stack, daemon_dir)
+        assert client.answers_reading_calls_only()
+        assert not DaemonClient(daemon_dir.control).answers_reading_calls_only()
+        console = stack.enter_context(running_console(daemon_dir.file, "--control", path)).sign_in()
+        assert console.get("/console")[1]["read_only"]
+        assert console.post("/v1/pause") == (403, {"error": "This console is read-only."})
+        text = console.get("/file")[1]
+        saved = console.post("/file/save", {"toml": text["toml"] + "# more\n", "sha256": text["sha256"]})
+        assert saved == (409, {"error": "This console is read-only."})
+        assert console.post("/v1/dead/count", {"all": True})[0] == 200
+    assert daemon_dir.file.read_bytes() == before
 
 
 def test_a_reading_call_takes_the_socket_that_can_be_opened(daemon_dir: DaemonDir, tmp_path):
