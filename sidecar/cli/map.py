@@ -147,7 +147,7 @@ def parse_events(data: bytes) -> Iterator[tuple[Any, Mapping[str, Any]]]:
         value = _decode_or_error(line)
         shared: Mapping[str, Any] = {}
         # A body of /v1/batch, as the SDKs send it: its context applies to each of its events.
-        if isinstance(value, dict) and isinstance(value.get("batch"), list):
+        if isinstance(value, dict) and isinstance(value.get("batch"), list) and "type" not in value:
             shared, value = shared_of(value), value["batch"]
         yield from ((event, shared) for event in (value if isinstance(value, list) else [value]))
 

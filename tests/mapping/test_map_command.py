@@ -59,6 +59,12 @@ def test_file_may_be_an_object_an_array_or_lines(text: str):
     assert lines(text) == [request()]
 
 
+def test_event_with_a_batch_of_its_own_is_one_event():
+    """As on the Unix socket: a type says that the line is a call."""
+    (outcome,) = lines({**TRACK, "batch": [1, 2]})
+    assert outcome["requests"][0]["body"]["eventName"] == TRACK["event"]
+
+
 def test_batch_body_is_split_and_merged_into_events():
     body = {"batch": [TRACK, {**TRACK, "userId": "u2"}], "context": {"groupId": "g"}, "writeKey": "k"}
     assert lines(body) == [request_with(accountId="g"), request_with(identifyId="u2", accountId="g")]
