@@ -130,14 +130,12 @@ def _account(account: dict[str, Any] | None, event_id: int) -> str:
     if account is None:
         return "none: no call of this user named one before, and the event names none"
     where = f", from {account['path']}" if account["path"] else ""
+    shown = "left out by a rule" if account["id"] is None else account["id"]
     call = account["call"]
     if call is not None:
-        return (
-            f"{account['id']}{where} of the {call['type']} call {call['messageId']} "
-            f"({local_time_ms(call['received_ms'])})"
-        )
+        return f"{shown}{where} of the {call['type']} call {call['messageId']} ({local_time_ms(call['received_ms'])})"
     own = account["call_id"] in (0, event_id)
-    return f"{account['id']}{where} of {'the event itself' if own else 'a call that is pruned'}"
+    return f"{shown}{where} of {'the event itself' if own else 'a call that is pruned'}"
 
 
 def _mapped(mapped: dict[str, Any]) -> str:
@@ -146,7 +144,8 @@ def _mapped(mapped: dict[str, Any]) -> str:
         detail = f": {mapped['detail']}" if mapped["detail"] else ""
         return f"to nothing ({mapped['dropped'] or mapped['dead']}){detail}{rule}"
     paths = ", ".join(f"{request['method']} {request['path']}" for request in mapped["requests"])
-    return f"to {mapped['name'] or 'people calls'}{rule}: {paths}"
+    detail = f"; {mapped['detail']}" if mapped["detail"] else ""
+    return f"to {mapped['name'] or 'people calls'}{rule}: {paths}{detail}"
 
 
 def _ending(story: dict[str, Any]) -> str:

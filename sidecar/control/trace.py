@@ -22,7 +22,7 @@ from sidecar.control.state import StateReader
 from sidecar.events import decode_or_empty, name_of
 from sidecar.http import Request, Response
 from sidecar.mapping import CustomEvent, Known, LiveSettings, Mapped, UpsertUser, explain, own_account
-from sidecar.outbox import Outbox, Via, queries
+from sidecar.outbox import Outbox, Via, hashed_values, queries
 from sidecar.outbox.lookup import CatalogueRow, MessageEvents, catalogue, events_of_message
 from sidecar.outbox.records import attempts_of
 from sidecar.outbox.selection import EventFilter
@@ -121,18 +121,22 @@ class TraceRoutes:
             "via": Via(row.via or 0).name.lower(),
             "product": settings.product_of(row.source),
             "account": await self._account(row, event, result),
-            "mapped": self._mapping(event, result),
+            "mapped": self._mapping(event, result, row.reason),
             "failures": attempts_of(row.history, retried or None),
             "waits_for": await self._waits_for(detail),
         }
 
     async def _account(self, row: queries.EventRow, event: dict[str, Any], result: Mapped) -> dict[str, Any] | None:
-        """Return the account of an event and the call that decided it; None if the event has none."""
+        """Return the account of an event and the call that decided it; None if the event has none.
+
+        Its id is as PX gets it: None where a rule drops it.
+        """
         if own := own_account(self._settings.now.mapper, event, result):  # goes before what is remembered
             return {"id": own[0], "path": own[1], "call_id": 0, "call": None}
         if row.account is None or not row.account.id:
             return None
-        account: dict[str, Any] = {"id": row.account.id, "path": row.account.path, "call_id": row.account.call_id}
+        shown = self._settings.now.mapper.reveal_account(row.account)
+        account: dict[str, Any] = {"id": shown, "path": row.account.path, "call_id": row.account.call_id}
         call_id = row.account.call_id
         if not call_id or call_id == row.id:
             return account | {"call": None}
@@ -146,21 +150,27 @@ class TraceRoutes:
     def _map(self, row: queries.EventRow) -> Mapped:
         product = self._settings.now.product_of(row.source)
         return self._settings.now.mapper.map(
-            decode_or_empty(row.body), Known(), account=row.account, property_key=product, received_ms=row.received_ms
+            *(decode_or_empty(row.body), Known()),
+            account=row.account,
+            property_key=product,
+            received_ms=row.received_ms,
+            hashed=hashed_values(row.hashed),
         )
 
-    def _mapping(self, event: dict[str, Any], result: Mapped) -> dict[str, Any]:
-        """Return what the mapping in force makes of an event, and by which rule."""
+    def _mapping(self, event: dict[str, Any], result: Mapped, reason: str | None) -> dict[str, Any]:
+        """Return what the mapping in force makes of an event, and by which rule; ``reason`` is that of its outcome."""
         mapper = self._settings.now.mapper
         name = mapper.rules.names.resolve(event)
         reasons = [reason for reason in explain(mapper, event, result) if reason.field == "not sent"]
+        cap = result.cap if reason == "capped" else None
+        detail = f'mapping.event "{cap.name}", per_day = {cap.per_day}' if cap else result.detail
         return {
             "name": name.px if name is not None and not name.dropped else None,
             "rule": name.rule if name is not None else None,
             "requests": preview(result.intents),
             "dropped": result.dropped,
             "dead": result.dead,
-            "detail": next((reason.source for reason in reasons if result.dropped or result.dead), result.detail),
+            "detail": next((reason.source for reason in reasons if result.dropped or result.dead), detail),
             "changes": [{"field": change.field, "what": change.what} for change in result.changes],
         }
 

@@ -1,5 +1,7 @@
 """`px-sidecar trace`, with and without a daemon."""
 
+import json
+
 import pytest
 from px_sidecar_client import Client
 from running_daemon import DaemonDir, always, wait_until
@@ -77,3 +79,48 @@ def test_an_event_has_to_be_named(verb):
     ran = verb("trace")
     assert ran.code == 2
     assert "Name the event" in ran.err
+
+
+@pytest.mark.parametrize("rule", ["drop", "hash"])
+def test_account_is_shown_as_the_privacy_rules_allow(tmp_path, verb, rule: str):
+    daemon_dir = DaemonDir(tmp_path, f'[mapping.attributes]\n{rule} = ["account_id"]\nhash_salt = "s"\n')
+    with daemon_dir.running() as daemon:
+        with Client(daemon_dir.unix) as client:
+            client.identify("u-1", {"account_id": "acme-secret"})
+        message_id = daemon.track("u-1", "Feature Used")
+        daemon.settle()
+        ran = verb("trace", message_id, *daemon_dir.flags)
+        as_json = verb("trace", message_id, "--json", *daemon_dir.flags)
+    assert "acme-secret" not in ran.out + as_json.out
+    (story,) = as_json.json["stories"]
+    sent = story["mapped"]["requests"][0]["body"].get("accountId")
+    assert story["account"]["id"] == sent
+    assert (sent is None) == (rule == "drop")
+    assert "from traits.account_id of the identify call" in " ".join(ran.out.split())
+
+
+def test_imported_event_is_traced_as_px_got_it(tmp_path, verb):
+    """Values that another host has hashed were hashed once more."""
+    rules = '[mapping.attributes]\nhash = ["phone"]\nhash_salt = "s"\n'
+    (there := tmp_path / "there").mkdir()
+    source, target = DaemonDir(tmp_path, rules), DaemonDir(there, rules)
+    with source.running() as daemon:
+        daemon.client.post("/v1/pause")
+        message_id = daemon.track("u-1", "Feature Used", properties={"phone": "123"})
+    file = str(tmp_path / "moved.ndjson")
+    verb("outbox", "export", file, *source.flags)
+    with target.running() as daemon:
+        verb("outbox", "import", file, *target.flags)
+        daemon.settle()
+        (sent,) = daemon.network.sent
+        (story,) = verb("trace", message_id, "--json", *target.flags).json["stories"]
+    assert story["mapped"]["requests"][0]["body"] == json.loads(sent.body)
+
+
+def test_rule_that_caps_an_event_is_named(tmp_path, verb):
+    daemon_dir = DaemonDir(tmp_path, '[mapping.event."Feature Used"]\nper_day = 0\n')
+    with daemon_dir.running() as daemon:
+        message_id = daemon.track("u-1", "Feature Used")
+        wait_until(lambda: daemon.status()["dropped"] == 1, "the drop")
+        ran = verb("trace", message_id, *daemon_dir.flags)
+    assert 'mapping.event "Feature Used", per_day = 0' in " ".join(ran.out.split())
