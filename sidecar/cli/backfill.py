@@ -92,7 +92,7 @@ def backfill(
 
     They are accepted in class low: what apps send goes first. FILE is read
     once to count them, to name the lines that cannot be used, and to say how
-    many days they need; on a terminal the verb asks then.
+    many days they need; on a terminal the verb then asks.
 
     A line of NDJSON is an event as apps send it. A column of a CSV file is
     event, userId, anonymousId, timestamp, messageId, type, a path such as

@@ -34,9 +34,13 @@ _EVERY_ADDRESS: Final = (
 
 @click.command("console")
 @click.option(
-    "--address", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Where to listen; port 0: any."
+    "--address",
+    default="127.0.0.1:0",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where to listen; port 0: any free one.",
 )
-@click.option("--read-only", is_flag=True, help="Let nothing be changed.")
+@click.option("--read-only", is_flag=True, help="Allow no changes.")
 @click.option("--hide-bodies", is_flag=True, help="Show names, states and counts only; read-only.")
 @click.option("--no-browser", is_flag=True, help="Do not open a browser.")
 @control_option

@@ -169,8 +169,8 @@ def retry(all_: bool, as_json: bool, **options: Any) -> None:
 
     The current mapping applies to them. They keep their messageId. Select by
     id, name, user, reason or time, or use --all. The number is shown first; on
-    a terminal the verb asks. A retry cannot help a bad_event: where all of them
-    are, only --yes retries them.
+    a terminal the verb asks. A retry cannot help a bad_event: if all
+    selected letters are that, only --yes retries them.
 
     \b
     Examples:

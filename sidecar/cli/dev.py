@@ -87,8 +87,8 @@ def dev(fail: str | None, state: Path | None, listen: str, with_console: bool) -
     and then a line for each event: delivered with the body that PX would get,
     or dropped or dead, and why. The stand-in is as strict as PX is known to be.
 
-    Ctrl-C ends it and prints the account on the last line. With --fail the
-    stand-in fails, and you see that your app is answered as ever.
+    Ctrl-C ends it and prints the totals on the last line. With --fail the
+    stand-in fails, and you see that your app still gets its answers.
 
     \b
     Examples:

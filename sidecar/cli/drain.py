@@ -23,8 +23,8 @@ POLL_S = 0.25
 def drain(timeout_s: float | None, control_flag: str | None, config_flag: str | None, as_json: bool) -> None:
     """Wait until nothing is pending, with a progress bar.
 
-    Exits with 1 at once if delivery is paused, because waiting has no end
-    then. While PX is away, or the day is spent, it says so and waits.
+    Exits with 1 at once if delivery is paused, because it would wait
+    forever. While PX is away, or the day is spent, it says so and waits.
 
     \b
     Example:

@@ -47,8 +47,8 @@ def list_(limit: int, control_flag: str | None, config_flag: str | None, as_json
     """List the newest events.
 
     They are ordered by the time they were accepted; with --state delivered,
-    dropped or dead by the time they were settled. --since and --until mean
-    the same time.
+    dropped or dead by the time they were settled. --since and --until refer
+    to that time.
 
     \b
     Example:

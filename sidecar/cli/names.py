@@ -78,12 +78,12 @@ def names(
     config_flag: str | None,
     as_json: bool,
 ) -> None:
-    """List every event name that came, and what it becomes in PX.
+    """List every event name that was received, and what it becomes in PX.
 
     Shows how often each came, its share of the last day, attributes and their
     types, and what is suspicious: names that differ in spelling, attributes of
     changing type, values that were cut, limits of PX that are near. With
-    --verify also names that PX answered 201 and does not show.
+    --verify it also lists names that PX accepted (201) but does not show.
 
     \b
     Examples:
@@ -290,7 +290,7 @@ def _csv(catalogue: Catalogue) -> str:
     writer = csv.writer(out)
     writer.writerow(HEADINGS)
     for row in _rows(catalogue):
-        # A spreadsheet would execute a text that begins so (https://owasp.org/www-community/attacks/CSV_Injection).
+        # A spreadsheet would execute a text that begins like this (https://owasp.org/www-community/attacks/CSV_Injection).
         writer.writerow(
             [f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" and cell else cell for cell in row]
         )

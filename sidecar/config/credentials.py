@@ -106,7 +106,7 @@ def write_key_warnings(config: Config) -> list[str]:
     """
     return [
         f'write_key of [[source]] number {number} contains ":", which ends the user name of HTTP Basic: SDKs that send the '
-        "key so are refused with unknown_write_key. Choose a key without it."
+        "key that way are refused with unknown_write_key. Choose a key without it."
         for number, source in enumerate(config.source, 1)
         if ":" in source.write_key.reveal()
     ]

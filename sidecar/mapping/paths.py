@@ -38,7 +38,7 @@ def _is_own_key(path: str) -> bool:
 
 
 def report_no_text(field: str, path: str, value: Any, changes: list[Change]) -> None:
-    """Report a value that is left out because it is neither a text nor a number; a blank text is no value."""
+    """Report a value that is left out because it is neither a text nor a number; a blank text does not count as a value."""
     if not isinstance(value, str):
         kind = {dict: "an object", list: "a list", bool: "true or false"}.get(type(value), "not a number of 1,024 bits")
         changes.append(Change(field, f"{path} left out: {kind}, neither text nor number"))

@@ -10,7 +10,7 @@ Rules
 * Both apply to the parameters of URLs as well (``urls.py``).
 * Names are compared without case and underscores: PX does not distinguish names by case, and the camel rule makes
   ``first_name`` and ``firstName`` equal. An entry also covers a name that the app writes with hyphens or blanks
-  (``First-Name``), since traits are recognized so, too. An entry with dots names one nested value: ``address.street``.
+  (``First-Name``), since traits are recognized in the same way. An entry with dots names one nested value: ``address.street``.
 * ``drop`` and ``hash`` of ``[mapping.attributes]`` apply everywhere; those of ``[mapping.traits]`` in traits in addition.
 """
 

@@ -65,11 +65,11 @@ COMPONENTS = {
         ("tests/deliver/test_quota_edges.py", "tests/deliver/test_quota_reload.py", "tests/deliver/test_quota.py"),
     ),
     "retry": Component(("sidecar/deliver/retry.py",), ("tests/deliver/test_retry.py",)),
-    "breaker": Component(
+    "destination": Component(
         ("sidecar/deliver/destination.py",),
         ("tests/deliver/test_destination.py", "tests/deliver/test_destination_edges.py"),
     ),
-    "ordering": Component(
+    "order": Component(
         ("sidecar/deliver/order.py", "sidecar/deliver/attempt.py"),
         tuple(
             f"tests/deliver/test_{name}.py"
