@@ -396,6 +396,7 @@ def test_the_preview_is_grey_while_the_text_is_wrong(browser, place):
         page.fill("textarea", text + "[mapping.fieldz]\n")
         page.wait_for_selector("[role=alert] >> text=/line \\d+/")
         page.wait_for_selector(".grey details")
+        page.wait_for_selector(".grey [aria-label='Names seen']")
         assert page.is_disabled("text=Review and save")
         page.fill("textarea", text)
         when(page, "!document.querySelector('.grey')")
@@ -439,6 +440,12 @@ def test_reconcile_says_that_nothing_was_delivered(browser, place):
         assert page.locator("tbody tr").count() == 0
 
 
+MANY_NAMES = {
+    **{"since_ms": 0, "until_ms": 1, "complete_since_ms": 0, "left_out": 23, "problem": ""},
+    "names": [{"name": "Feature Used", "delivered": 1, "px": 1}],
+}
+
+
 def test_reconcile_shows_the_counts_side_by_side(browser, place):
     hour_ago = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
     for number in range(5):
@@ -454,6 +461,9 @@ def test_reconcile_shows_the_counts_side_by_side(browser, place):
         row = page.locator("[aria-label=Counts] tbody tr")
         row.wait_for()
         assert row.locator("td").all_inner_texts() == ["Feature Used", "5", "3", "2 missing"]
+        page.route("**/api/v1/reconcile*", lambda route: route.fulfill(json=MANY_NAMES))
+        page.click("text=Ask PX")
+        page.wait_for_selector("text=And 23 more names.")
 
 
 def test_delivery_is_paused_resumed_and_reloaded(browser, place):

@@ -110,6 +110,15 @@ def test_trace_and_connect_are_refused(served):
     _, console = served
     for method in ("TRACE", "OPTIONS", "PUT", "DELETE"):
         assert console.request(method, "/")[0] == 405
+    assert raw(console, f"CONNECT 127.0.0.1:{console.port} HTTP/1.1\r\nHost: x\r\n\r\n".encode())[9:12] in (
+        b"400",
+        b"405",
+    )
+
+
+def resident_kb(console: ConsoleProcess) -> int:
+    lines = Path(f"/proc/{console.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 def raw(console: ConsoleProcess, data: bytes) -> bytes:
@@ -185,11 +194,21 @@ def test_a_slow_reader_costs_others_nothing(served):
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         head = f"Host: 127.0.0.1:{console.port}\r\nAuthorization: Bearer {console.token}\r\n"
         slow.sendall(f"GET /api/v1/live HTTP/1.1\r\n{head}\r\n".encode())
-        for number in range(50):
-            daemon.track(f"u{number}", "Slow", properties={"text": "x" * 20_000})
+        wait_for(lambda: daemon.app.telemetry.sample.listening, "the subscription")
+        before_kb = resident_kb(console)
+        for number in range(150):
+            daemon.track(f"u{number}", "Slow", properties={"text": "x" * 30_000})
+            time.sleep(0.03)  # some seconds, in each of which ten are shown: far more than its buffers hold
         began = time.monotonic()
         assert console.get("/v1/status")[0] == 200
         assert time.monotonic() - began < 1
+        with socket.create_connection(("127.0.0.1", console.port), timeout=5) as quick:
+            quick.sendall(f"GET /api/v1/live HTTP/1.1\r\n{head}\r\n".encode())
+            received = b""
+            while b'"sample"' not in received:
+                received += quick.recv(65_536)
+        assert daemon.settle()["dead"] == 0
+        assert resident_kb(console) < before_kb + 10_000
 
 
 def test_read_only_lets_no_changing_call_out(served):
@@ -352,9 +371,7 @@ def test_the_memory_stays_small(own):
         thread.start()
     for thread in threads:
         thread.join()
-    lines = Path(f"/proc/{console.process.pid}/status").read_text().splitlines()
-    resident_kb = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-    assert resident_kb < 60_000, f"{resident_kb} kB"
+    assert resident_kb(console) < 60_000
 
 
 def test_a_stream_ends_with_the_page(own):

@@ -40,7 +40,7 @@ export const query = params => {
  return given.length ? '?' + new URLSearchParams(given) : ''
 }
 
-// Filters live in the address: #/events?state=dead.
+// Filters live in the address.
 export const here = () => {
  const [path, text] = location.hash.replace(/^#\/?/, '').split('?')
  return { screen: path || 'live', params: Object.fromEntries(new URLSearchParams(text || '')) }
@@ -70,7 +70,7 @@ export const json = value => {
 }
 export const Pre = ({ label, lines, tag = () => 'span', tone = {} }) => html`<pre tabindex="0" aria-label=${label}>${lines.map(line => html`<${tag(line)} class=${tone[line[0]]}>${line + '\n'}<//>`)}</pre>`
 const bare = line => line.replace(/,$/, '')
-// Lines that are not in `beside` are marked.
+// Marks lines that are not in beside.
 export const Json = ({ value, title, beside = value }) => {
  const other = new Set(json(beside).split('\n').map(bare))
  return html`<div><h3>${title}</h3><${Pre} label=${title} lines=${json(value).split('\n')} tag=${line => other.has(bare(line)) ? 'span' : 'mark'} /></div>`
@@ -94,12 +94,12 @@ export const filters = event => {
 export const Field = ({ label, name, value, ...rest }) => html`<label>${label}<input key=${value} name=${name} defaultValue=${value || ''} autocomplete="off" ...${rest} /></label>`
 export const Select = ({ label, name, value, options }) => html`<label>${label}<select key=${value} name=${name}>${options.map(([key, text = key]) => html`<option value=${key} selected=${key === (value || '')}>${text}</option>`)}</select></label>`
 
-// The last error, and a way to do what can fail.
+// The last error, and a way to try.
 export function useTry() {
  const [error, fail] = useState()
  return [error, async work => { fail(null); try { return await work() } catch (e) { fail(e) } }]
 }
-// Ask while the tab can be seen.
+// Polls while the tab is seen.
 export function usePoll(path, seconds, inputs = []) {
  const [state, set] = useState({})
  useEffect(() => {
