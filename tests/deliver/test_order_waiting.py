@@ -44,6 +44,13 @@ def test_a_due_event_without_a_body_is_read_again(waiting):
     assert not set(waiting.to_reload()) & set(ids)
 
 
+def test_bodies_that_are_read_again_count_in_the_window(waiting):
+    waiting.head(100.0)
+    while ids := waiting.to_reload():
+        waiting.reloaded(ids, {number: row(number, f"u{number}", body=BODY) for number in ids})
+    assert waiting.capacity() == 0
+
+
 def test_no_body_is_read_again_while_the_window_is_full(waiting):
     for number in range(1_000, 1_000 + WINDOW_BYTES // len(BODY)):
         waiting.load(row(number, f"v{number}", body=BODY))
