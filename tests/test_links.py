@@ -16,6 +16,9 @@ CITED = re.compile(
 )
 # A Markdown link to another file or heading.
 LINKED = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
+# Where a page says in which file a name is: `UserQueues.head` in `order.py`, `order.py`, `UserQueues.head`.
+FILE, NAME = r"`([\w./-]+\.(?:py|lua))`", r"`([A-Za-z_]\w*(?:\.(?!py`|lua`)\w+)*)`"
+PLACED = re.compile(rf"{NAME} in {FILE}|{FILE},? {NAME}(?! in `)")
 ELSEWHERE = re.compile(r"\bfacts/\w|\bDESIGN(?: \d|\.md|,)|models\.md|STYLE\.md|\.\./shared|\bfacts: ``")
 
 
@@ -70,4 +73,17 @@ def test_nothing_cites_a_page_that_is_not_in_the_repository():
         for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
         if ELSEWHERE.search(text)
     ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_name_is_in_the_file_that_a_page_gives_for_it():
+    """A page named a function that a refactoring had removed."""
+    wrong = []
+    for page in (path for path in tracked() if path.suffix == ".md"):
+        for name, file, first_file, second_name in PLACED.findall(page.read_text(encoding="utf-8")):
+            wanted = (name or second_name).rsplit(".", 1)[-1]
+            folders = (page.parent, ROOT, ROOT / "sidecar")
+            found = [folder / (file or first_file) for folder in folders if (folder / (file or first_file)).is_file()]
+            if not any(re.search(rf"\b{wanted}\b", path.read_text(encoding="utf-8")) for path in found[:1]):
+                wrong.append(f"{page.relative_to(ROOT)}: {name or second_name} is not in {file or first_file}")
     assert not wrong, "\n".join(wrong)
