@@ -28,7 +28,6 @@ from sidecar.mapping import (
     compile_mapping,
     compile_settings,
 )
-from sidecar.mapping.privacy import hide_in
 from sidecar.observe import Redact
 from sidecar.outbox import NewEvent, Outbox, Remembered, Row, Store, Via, dead, hashed_values, new_event, queries
 from sidecar.outbox.dead import DeadLetterFilter
@@ -142,7 +141,7 @@ class OutboxAdmin:
         mapped |= {"requests": preview(result.intents)} if result.intents else {}
         mapped |= {"dropped": result.dropped} if result.dropped else {}
         mapped |= {"dead": result.dead} if result.dead else {}
-        return event_detail(detail, self._mapper.redact) | {"mapped": mapped}
+        return event_detail(detail, self._mapper) | {"mapped": mapped}
 
     def _map(self, row: queries.EventRow, remembered: Sequence[Remembered] = ()) -> Mapped:
         """Map an event with the mapping in force."""
@@ -161,7 +160,7 @@ class OutboxAdmin:
     async def letters(self, which: DeadLetterFilter, *, after: int = 0, limit: int = dead.PAGE_ROWS) -> dict[str, Any]:
         """Return ``{"letters", "next", "dead"}`` in the order of ids; ``dead`` is the number of all dead letters."""
         page = await self._outbox.read(partial(dead.dead_page, which=which, after_id=after, limit=limit))
-        letters = [dead.exported(letter, self._mapper.redact) for letter in page.letters]
+        letters = [dead.exported(letter, self._mapper) for letter in page.letters]
         return {"letters": letters, "next": page.next_after, "dead": self._dead()}
 
     async def retry(self, which: DeadLetterFilter, *, after: int = 0) -> dict[str, Any]:
@@ -402,9 +401,9 @@ def event_summary(row: queries.EventRow, redact: Redact) -> dict[str, Any]:
     }
 
 
-def event_detail(detail: queries.EventDetail, redact: Redact) -> dict[str, Any]:
+def event_detail(detail: queries.EventDetail, mapper: Mapper) -> dict[str, Any]:
     """Return an event as in a list, with its failed attempts while it is pending, and the refusal if it is dead."""
-    event = event_summary(detail.event, redact)
+    event = event_summary(detail.event, mapper.redact)
     if detail.failure is not None:
         failure = detail.failure
         event |= {"attempts": failure.attempts, "detail": failure.detail}
@@ -413,6 +412,7 @@ def event_detail(detail: queries.EventDetail, redact: Redact) -> dict[str, Any]:
         letter = detail.letter
         event |= {"detail": letter.detail, "attempts": letter.attempts}
         event |= {"first_failed_ms": letter.first_ms, "last_failed_ms": letter.last_ms}
-    if "detail" in event:  # it may quote a request that was made by older rules
-        event["detail"] = hide_in(event["detail"], decode_or_empty(detail.event.body), event["event"])
+    if "detail" in event:
+        shown = (decode_or_empty(detail.event.body), event["event"])
+        event["detail"] = dead.hide_all(event["detail"], mapper, shown, detail.event.account)
     return event

@@ -117,7 +117,7 @@ class TraceRoutes:
         result, event = self._map(row), decode_or_empty(row.body)
         failure = detail.failure
         retried = failure and (failure.attempts, failure.first_failed_ms, failure.last_failed_ms, failure.detail)
-        return event_detail(detail, settings.mapper.redact) | {
+        return event_detail(detail, settings.mapper) | {
             "via": Via(row.via or 0).name.lower(),
             "product": settings.product_of(row.source),
             "account": await self._account(row, event, result),

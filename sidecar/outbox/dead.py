@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from sidecar.events import decode_or_empty
-from sidecar.mapping import Priority
+from sidecar.mapping import Account, Mapper, Priority
 from sidecar.mapping.privacy import hide_in
 from sidecar.outbox.classify import Via
 from sidecar.outbox.records import PENDING, EventState, hashed_values
@@ -67,6 +67,8 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     received_ms: int
     body: bytes
     hashed: str | None = None
+    account: str | None = None
+    account_from: str | None = None
 
 
 class DeadPage(NamedTuple):
@@ -88,7 +90,7 @@ def dead_page(store: Store, which: DeadLetterFilter, *, after_id: int = 0, limit
     matches, next_after = _matching(store, which, after_id, limit)
     query = (
         "SELECT dead.id, dead.reason, dead.name, dead.user, dead.status, detail, dead.attempts, first_ms, last_ms, payload,"
-        " source, received_ms, body, hashed FROM dead JOIN events ON events.id = dead.id WHERE dead.id = ?"
+        " source, received_ms, body, hashed, account, account_from FROM dead JOIN events ON events.id = dead.id WHERE dead.id = ?"
     )
     found = (store.connection.execute(query, (event_id,)).fetchone() for event_id, _ in matches)
     letters = [DeadLetter(*row) for row in up_to(READ_BYTES, found, lambda row: len(row[9]) + len(row[12]))]
@@ -150,28 +152,41 @@ def discard_ids(store: Store, ids: Sequence[int], now_ms: int, *, reason: str = 
         store.count(f"dropped:{reason}")
 
 
-def exported(letter: DeadLetter, redact: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+def exported(letter: DeadLetter, mapper: Mapper) -> dict[str, Any]:
     """Return a dead letter as a JSON object, with the event as the current privacy rules show it.
 
     The ``payload`` was built by the rules in force when it was sent. It is shown if the current rules hide nothing in
-    the event, else it is null: it could hold, under another name, what they hide. What PX said is shown without what they hide.
+    the event and not its account, else it is null: it could hold, under another name, what they hide. What PX said is
+    shown without what they hide.
     """
     event = decode_or_empty(letter.body)
-    redacted = redact(event, hashed_values(letter.hashed))
+    redacted = mapper.redact(event, hashed_values(letter.hashed))
+    account = Account(letter.account or "", letter.account_from or "")
+    hides = redacted != event or (mapper.reveal_account(account) or "") != account.id
     return {
         "id": letter.id,
         "reason": letter.reason,
         "status": letter.status,
-        "detail": hide_in(letter.detail, event, redacted),
+        "detail": hide_all(letter.detail, mapper, (event, redacted), account),
         "attempts": letter.attempts,
         "first_ms": letter.first_ms,
         "last_ms": letter.last_ms,
         "name": letter.name,
         "user": letter.user,
         "received_ms": letter.received_ms,
-        "payload": decode_or_empty(letter.payload) if letter.payload and redacted == event else None,
+        "payload": decode_or_empty(letter.payload) if letter.payload and not hides else None,
         "event": redacted,
     }
+
+
+def hide_all(text: str, mapper: Mapper, shown: tuple[dict[str, Any], dict[str, Any]], account: Account | None) -> str:
+    """Return an answer of PX without what the rules hide in an event, given with its redacted form, and of its account.
+
+    The answer may quote a request that was made by older rules.
+    """
+    event, redacted = shown
+    held = account.id if account else ""
+    return hide_in(text, [event, held], [redacted, (mapper.reveal_account(account) if account else None) or ""])
 
 
 def _fitting(

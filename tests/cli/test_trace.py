@@ -124,3 +124,27 @@ def test_rule_that_caps_an_event_is_named(tmp_path, verb):
         wait_until(lambda: daemon.status()["dropped"] == 1, "the drop")
         ran = verb("trace", message_id, *daemon_dir.flags)
     assert 'mapping.event "Feature Used", per_day = 0' in " ".join(ran.out.split())
+
+
+@pytest.mark.parametrize("rule", ["drop", "hash"])
+def test_dead_letter_hides_the_account_of_a_later_rule(tmp_path, verb, rule: str):
+    """The account came from another call, so nothing in the event itself told that its payload has to be hidden."""
+    body = b'{"message":"account acme-secret is unknown"}'
+    before = DaemonDir(tmp_path)
+    with before.running(always(400, body)) as daemon:
+        with Client(before.unix) as client:
+            client.identify("u-1", {"account_id": "acme-secret"})
+        message_id = daemon.track("u-1", "Feature Used")
+        wait_until(lambda: daemon.status()["dead"] == 1, "the dead letter")
+    daemon_dir = DaemonDir(tmp_path, f'[mapping.attributes]\n{rule} = ["account_id"]\n')
+    shown = [
+        verb(*arguments, *daemon_dir.flags).out
+        for arguments in (
+            ("dead", "list", "--json"),
+            ("dead", "export"),
+            ("trace", message_id, "--json"),
+            ("events", "show", "2", "--json"),
+        )
+    ]
+    assert all("is unknown" in text for text in shown)
+    assert not any("acme-secret" in text for text in shown)
