@@ -12,11 +12,13 @@ from typing import Final, cast
 
 import msgspec
 
+from sidecar.control.audit import describe_self
 from sidecar.control.outbox_admin import ExportedEvent
 from sidecar.control.selection import Class
 from sidecar.events import decode_stored
 from sidecar.mapping import NO_ACCOUNT, PRIORITIES, Account, Mapper, Settings
 from sidecar.outbox import EventState, Page, Row, Settlement, Store, hashed_values
+from sidecar.outbox.audit import add_audit
 from sidecar.outbox.steps import READ_BYTES
 from sidecar.units import counted, iso_utc
 
@@ -58,9 +60,12 @@ class ExportNote(msgspec.Struct, frozen=True):
 
 
 def note_export(store: Store, note: ExportNote) -> None:
-    """Record an export. Call it before the first event is marked, and at the end with the number."""
+    """Record an export. Call it before the first event is marked, and at the end with the number, which is audited."""
     with store.transaction():
         store.set_meta(NOTE, msgspec.json.encode(note).decode())
+        if note.moved:
+            detail = f"{counted(note.moved, 'event')} to {note.file}"
+            add_audit(store, note.at_ms, describe_self(), "outbox export", detail)
 
 
 def export_note(store: Store) -> ExportNote | None:

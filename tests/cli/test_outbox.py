@@ -33,6 +33,10 @@ def test_events_move_with_their_ids_and_order(daemon_dir: DaemonDir, other: Daem
     assert (exported.code, exported.json) == (0, {"moved": 7, "file": str(file)})
     status = verb("status", "--json", *daemon_dir.flags).json
     assert (status["pending"], status["dropped_by_reason"]) == (0, {"moved": 7})
+    with daemon_dir.running() as daemon:
+        change = daemon.client.get("/v1/audit")["changes"][0]
+        assert (change["action"], change["detail"]) == ("outbox export", f"7 events to {file}")
+        assert f"uid {os.getuid()}, " in change["who"]
     with other.running() as daemon:
         imported = verb("outbox", "import", str(file), "--json", *other.flags)
         assert imported.json == {"accepted": 7, "repeated": 0}

@@ -441,7 +441,11 @@ def test_reconcile_says_that_nothing_was_delivered(browser, place):
 
 
 MANY_NAMES = {
-    **{"since_ms": 0, "until_ms": 1, "complete_since_ms": 0, "left_out": 23, "problem": ""},
+    "since_ms": 0,
+    "until_ms": 1,
+    "complete_since_ms": 0,
+    "left_out": 23,
+    "problem": "",
     "names": [{"name": "Feature Used", "delivered": 1, "px": 1}],
 }
 
