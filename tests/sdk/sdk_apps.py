@@ -61,11 +61,15 @@ SDKS = [
         message_ids=False,
         batch_times=False,
     ),
+    Sdk("ruby", "rudder", "3.2.1", "new(write_key:, data_plane_url:, ssl: false)", gzip=True, category=False),
 ]
 # What this kind of machine cannot have, and why.
+_NO_PACKAGE = "cannot be reached from the machines of CI, and Debian has no package of the SDK"
 ABSENT = {
-    "segment-php": "packagist.org cannot be reached from the machines of CI, and Debian has no package of the SDK",
-    "segment-ruby": "rubygems.org cannot be reached from the machines of CI, and Debian has no package of the SDK",
+    "segment-php": f"packagist.org {_NO_PACKAGE}",
+    "segment-ruby": f"rubygems.org {_NO_PACKAGE}",
+    "segment-dotnet": f"nuget.org {_NO_PACKAGE} or of .NET",
+    "segment-csharp": f"nuget.org {_NO_PACKAGE} or of .NET",
 }
 
 
@@ -177,7 +181,26 @@ def _rust(sdk: Sdk) -> list[str]:
     return [str(_once("rust", sources, make) / "app")]
 
 
-_BUILDERS = {"python": _python, "node": _node, "go": _go, "java": _java, "rust": _rust}
+def _ruby(sdk: Sdk) -> list[str]:
+    _needs("ruby")
+    app = str(HERE / "ruby" / "app.rb")
+    # Where rubygems.org cannot be reached: a checkout of the SDK, at the tag of the locked version.
+    if sources := os.environ.get("PX_SDK_SOURCES"):
+        return ["ruby", "-I", f"{sources}/rudder-sdk-ruby/lib", app]
+    _needs("bundle")
+    manifests = [HERE / "ruby" / "Gemfile", HERE / "ruby" / "Gemfile.lock"]
+
+    def make(folder: Path) -> None:
+        for path in manifests:
+            shutil.copy(path, folder)
+        _run(["bundle", "install", "--quiet"], folder, BUNDLE_PATH="gems", BUNDLE_FROZEN="true", BUNDLE_RETRY="0",
+             BUNDLE_SILENCE_ROOT_WARNING="true")  # fmt: skip
+
+    folder = _once("ruby", manifests, make)
+    return ["env", f"BUNDLE_GEMFILE={folder}/Gemfile", f"BUNDLE_PATH={folder}/gems", "bundle", "exec", "ruby", app]
+
+
+_BUILDERS = {"python": _python, "node": _node, "go": _go, "java": _java, "rust": _rust, "ruby": _ruby}
 
 
 class App:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import sdk_table as table
-from sdk_apps import SDKS
+from sdk_apps import ABSENT, SDKS
 
 HERE = Path(__file__).resolve().parent
 RESULTS = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
@@ -25,6 +25,7 @@ LOCKED = {
         "java/pom.xml",
         r"com\.rudderstack\S+</groupId>\s*<artifactId>analytics</artifactId>\s*<version>(\S+)<",
     ),
+    "rudder-ruby": ("ruby/Gemfile.lock", r"^    rudder-sdk-ruby \((\S+)\)$"),
     "rudder-rust": ("rust/Cargo.toml", r'rudderanalytics = \{ version = "=([^"]+)"'),
 }
 
@@ -44,3 +45,15 @@ def test_the_table_has_the_locked_version_of_every_sdk(sdk):
 
 def test_no_sdk_has_lost_an_event_that_it_took():
     assert {name: facts["kill_lost"] for name, facts in RESULTS.items() if facts["kill_lost"]} == {}
+
+
+def test_every_sdk_that_the_top_page_names_is_run_or_says_why_not():
+    """Else a new row of the page promises what nothing shows."""
+    page = (HERE.parents[1] / "README.md").read_text(encoding="utf-8")
+    table = page.partition("| SDK | one line |")[2].partition("\n\n")[0]
+    named = set()
+    for cell in re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)[1:]:
+        for vendor, language in re.findall(r"(Segment|RudderStack), ([\w.-]+)", cell):
+            language = {"analytics.net": "dotnet", "analytics-csharp": "csharp"}.get(language.lower(), language.lower())
+            named.add(f"{'rudder' if vendor == 'RudderStack' else 'segment'}-{language}")
+    assert named == {sdk.name for sdk in SDKS} | set(ABSENT)
