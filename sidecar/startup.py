@@ -30,7 +30,7 @@ __all__ = ["Claimed", "claim"]
 
 
 class Claimed(NamedTuple):
-    """What a daemon holds to its end: the lock of the outbox and the listening sockets."""
+    """The things that a daemon holds to its end: the lock of the outbox and the listening sockets."""
 
     lock: Lock
     sockets: BoundSockets

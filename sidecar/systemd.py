@@ -47,7 +47,7 @@ class Notifier:
 
     @property
     def enabled(self) -> bool:
-        """Whether systemd supervises this process and can be notified."""
+        """True if systemd supervises this process and can be notified."""
         return self._address is not None
 
     def ready(self, status: str = "") -> bool:

@@ -45,6 +45,7 @@ CLIENT = "sidecar/client/px_sidecar_client.py"
 LONGEST_FILE_LINES = 600
 LONGER_FILES = {CLIENT}  # apps copy it as one file
 LONGEST_FUNCTION_LINES = 60
+NOT_AT_THE_BEGINNING = {"How", "If", "Is", "Of", "What", "When", "Where", "Whether", "Who", "Why"}  # of a docstring
 LONGEST_TEST_NAME = 65  # the rule in 60 characters, after "test_"
 
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "sidecar", "tests", "systemd", "benchmarks"}
@@ -211,6 +212,21 @@ def test_a_test_has_a_short_name():
 def test_every_module_says_what_it_is_for():
     silent = [str(path.relative_to(ROOT)) for path in SOURCES if not ast.get_docstring(tree_of(path))]
     assert not silent
+
+
+def test_a_docstring_begins_with_a_verb_or_a_noun():
+    """A docstring that hangs on its neighbor ("What …", "Whether …", "Of …") is a riddle by itself."""
+    wrong = []
+    for path in SOURCES:
+        for node in ast.walk(tree_of(path)):
+            if (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            ):
+                first = node.value.value.split(maxsplit=1)[:1]
+                wrong += [f"{place(path, node.lineno)}: {first[0]} …" for word in first if word in NOT_AT_THE_BEGINNING]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_files_and_functions_stay_small():

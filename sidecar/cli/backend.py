@@ -1,4 +1,4 @@
-"""Where a verb gets its answers: from the running daemon, or from the outbox file if no daemon runs.
+"""The source of a verb's answers: the running daemon, or the outbox file if no daemon runs.
 
 Both implement ``ControlApi``, so a verb is written once. The path of the control socket is, in this order:
 ``--control``, ``$PX_SIDECAR_LISTEN_CONTROL``, ``listen.control`` of the configuration if this user can read it, and

@@ -58,7 +58,7 @@ class HistoryLine(NamedTuple):
 
 
 class Survey(msgspec.Struct):
-    """What a first reading of the file has found."""
+    """The result of the first reading of the file."""
 
     job: str
     lines: int = 0

@@ -1,4 +1,4 @@
-"""What verbs that act on many events share: the selection, the count first, the question, and pages with progress."""
+"""Shared parts of verbs that act on many events: the selection, the count first, the question, and pages with progress."""
 
 import sys
 import time

@@ -39,7 +39,7 @@ class ContractProbe(NamedTuple):
 
 
 class Finding(msgspec.Struct):
-    """What PX did: ``answers`` are status and excerpt of each request, ``read_back`` events of ``sent`` that it shows."""
+    """The behavior of PX: ``answers`` are status and excerpt of each request, ``read_back`` events of ``sent`` that it shows."""
 
     question: str
     answers: list[str]
@@ -48,7 +48,7 @@ class Finding(msgspec.Struct):
     attributes: int | None = None
     """The attributes that the newest event was shown with."""
     unread: str = ""
-    """Why its events could not be read back; then ``read_back`` is None."""
+    """The reason why its events could not be read back; then ``read_back`` is None."""
 
 
 def probes(product: str, run: str, now_ms: int) -> list[ContractProbe]:

@@ -1,4 +1,4 @@
-"""What ``init`` writes for a user without root: paths below the XDG base directories, and a unit of the user's systemd."""
+"""The files that ``init`` writes for a user without root: paths below the XDG base directories, and a unit of the user's systemd."""
 
 import os
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ __all__ = ["UserPaths", "unit_text", "user_paths"]
 
 
 class UserPaths(NamedTuple):
-    """Where a daemon without root has its sockets, its outbox and its unit."""
+    """The paths of the sockets, the outbox and the unit of a daemon without root."""
 
     sockets: Path
     outbox: Path

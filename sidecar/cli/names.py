@@ -30,7 +30,7 @@ MAX_RANGE_MS: Final = 190 * 86_400_000
 
 
 class Catalogue(msgspec.Struct):
-    """What ``--save`` writes and ``--diff`` and ``--merge`` read: the answer of ``--json``."""
+    """The document that ``--save`` writes and ``--diff`` and ``--merge`` read: the answer of ``--json``."""
 
     names: list[NameEntry]
     sampled: int = 0

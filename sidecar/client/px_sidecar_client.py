@@ -150,7 +150,7 @@ class _Calls(Generic[R]):
 
 
 class _Failures:
-    """What happens to a failure: it is raised, or with ``on_error`` passed to that, and then calls are skipped for a second."""
+    """The handling of failures: one is raised, or passed to ``on_error``, after which calls are skipped for a second."""
 
     def __init__(self, on_error: OnError | None) -> None:
         self.skipped = 0
@@ -513,7 +513,7 @@ def _retrieve(task: asyncio.Task[_Pipe]) -> None:
 
 
 class _Progress:
-    """How far a call got before its time was over."""
+    """The progress of a call when its time was over."""
 
     def __init__(self) -> None:
         self.pipe: _Pipe | None = None

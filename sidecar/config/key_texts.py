@@ -28,7 +28,7 @@ __all__ = ["KEY_TEXTS", "KeyText"]
 
 
 class KeyText(NamedTuple):
-    """What a key means, its value as an example in TOML, and what is allowed where the type does not say it."""
+    """The meaning of a key, an example value in TOML, and what is allowed where the type does not say it."""
 
     meaning: str
     example: str

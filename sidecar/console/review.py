@@ -1,4 +1,4 @@
-"""What a changed text of the configuration file would change: lines, a snippet to paste elsewhere, keys without effect.
+"""The effects of a changed text of the configuration file: lines, a snippet to paste elsewhere, keys without effect.
 
 All of it is about masked texts: an old secret is a placeholder in both.
 """

@@ -41,7 +41,7 @@ TYPES: Final = {
 
 
 class Options(NamedTuple):
-    """What the caller chose. ``checks`` judges configuration and host, for the screen Health."""
+    """The caller's options. ``checks`` judges configuration and host, for the screen Health."""
 
     control: str
     config_file: ConfigFile

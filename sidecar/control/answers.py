@@ -1,4 +1,4 @@
-"""What all routes of the control API share: decoding parameters, encoding answers, and the error of a bad request."""
+"""Shared parts of all routes of the control API: decoding parameters, encoding answers, and the error of a bad request."""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
@@ -25,7 +25,7 @@ __all__ = [
 T = TypeVar("T")
 Params = dict[str, str]
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-"""What SQLite stores; a larger number is a bad request, not an error of the store."""
+"""The integers that SQLite stores; a larger number is a bad request, not an error of the store."""
 Endpoint = Callable[[Request, Params], Awaitable[Response]]
 RouteTable = dict[str, tuple[str, Endpoint]]
 """Method and endpoint of each path."""

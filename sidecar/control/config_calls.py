@@ -49,7 +49,7 @@ class ConfigRoutes:
         return json_response(described | {"variables": file.variables()})
 
     async def _list_changes(self, _request: Request, _params: Params) -> Response:
-        """What the file says that is not in force, as this process would read it, with its own environment."""
+        """Return what the file says that is not in force, as this process would read it, with its own environment."""
         file, running = self._known_file(), self._settings.now.config
         answer: dict[str, Any] = {"path": str(file.path.absolute()), "changes": [], "error": None, "problems": []}
         try:

@@ -38,7 +38,7 @@ NOTE: Final = "export"  # the outbox's meta key
 
 
 class ExportNote(msgspec.Struct, frozen=True):
-    """What the last export did: when (epoch milliseconds), into which file, how many events, which units it stopped.
+    """The record of the last export: when (epoch milliseconds), into which file, how many events, which units it stopped.
 
     It is in the outbox until an import, or until a daemon starts.
     """

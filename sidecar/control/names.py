@@ -44,7 +44,7 @@ class NameEntry(msgspec.Struct, kw_only=False):
     not_sent: dict[str, int] = {}
     attributes: dict[str, dict[str, int]] = {}
     in_px: int | None = None
-    """What PX has of the name, if it was asked; None also if it shows none and may not have to yet."""
+    """The count that PX has of the name, if it was asked; None also if it shows none and may not have to yet."""
     delivered_ms: int = 0
 
     @property

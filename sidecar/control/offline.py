@@ -145,7 +145,7 @@ def _exists(path: Path) -> bool:
 
 @contextmanager
 def _as_owner(path: Path) -> Iterator[None]:
-    """If root calls, run the block with the effective user and group of the file's owner."""
+    """Run the block with the effective user and group of the file's owner, if root calls."""
     owner = path.stat()
     if os.geteuid() != 0 or owner.st_uid == 0:
         yield

@@ -1,4 +1,4 @@
-"""What is wrong, the worst first: one pure function over the record of the state.
+"""The problems of a daemon, the worst first: one pure function over the record of the state.
 
 A problem is a sentence that says what happened, to what, and what to do next. The screen of ``status``, its JSON and the
 console show them in this order. To add one, append it in ``problems`` under the severity that it has for the operator.

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Reloaded(msgspec.Struct, frozen=True):
-    """What a reload did.
+    """The result of a reload.
 
     ``error`` says why it was refused; else it is empty, ``changed`` are the keys that differ as ``{"key", "now", "then",
     "restart"}``, and ``waiting`` those of them that wait for a restart. ``problems`` are ``{"error", "line"}`` of a file that

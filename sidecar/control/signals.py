@@ -1,4 +1,4 @@
-"""What signals ask of a running daemon: stop, reload, or notice that its terminal was closed."""
+"""The signals that a running daemon obeys: stop, reload, or notice that its terminal was closed."""
 
 import logging
 import os

@@ -87,7 +87,7 @@ class DaemonState(StateFacts, frozen=True, kw_only=True):
 
     @property
     def problems(self) -> list[StatusProblem]:
-        """What is wrong, the worst first."""
+        """Everything that is wrong, the worst first."""
         return problems(self)
 
 

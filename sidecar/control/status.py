@@ -99,7 +99,7 @@ class FleetFacts(msgspec.Struct, frozen=True):
 
 
 Severity = Literal["accepting", "delivery", "loss", "limit", "note"]
-"""What a problem means: events are not stored, not delivered, lost or dead or refused; a limit is near; something to know."""
+"""The meaning of a problem: events are not stored, not delivered, lost or dead or refused; a limit is near; something to know."""
 
 
 class StatusProblem(msgspec.Struct, frozen=True):
@@ -174,7 +174,7 @@ class StateFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(StateFacts, frozen=True, kw_only=True):
-    """What ``/status`` shows. ``problems`` are all problems, the worst first (``problems.py``)."""
+    """The record that ``/status`` shows. ``problems`` are all problems, the worst first (``problems.py``)."""
 
     problems: list[StatusProblem] = []
 

@@ -80,7 +80,7 @@ class LoadedEvent:
 
 
 class QueueStatistics(NamedTuple):
-    """How full the queues are: events loaded, ready and waiting, keys with parked rows, the longest queue."""
+    """The fill of the queues: events loaded, ready and waiting, keys with parked rows, the longest queue."""
 
     loaded: int
     ready: int

@@ -1,4 +1,4 @@
-"""What a rule drops needs no permission to send: the judgment of a row, and the sweep over what is not loaded.
+"""Events that a rule drops need no permission to send: the judgment of a row, and the sweep over what is not loaded.
 
 Loading stops once enough users are ready. While the day is spent or PX is away, rows that a rule drops would then stay
 pending for as long as that lasts; parked rows wait for a head of their user that may not be dropped.
@@ -51,7 +51,7 @@ class RuleJudge:
 
 
 class RuleSweep:
-    """How far each class was swept under the settings in force. Pure."""
+    """The progress of the sweep through each class under the settings in force. Pure."""
 
     def __init__(self, judge: RuleJudge) -> None:
         self._judge = judge

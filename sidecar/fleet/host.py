@@ -94,7 +94,7 @@ class Process(NamedTuple):
 
 
 class Demand(NamedTuple):
-    """How many requests could leave now, by class: users with a ready event, not the backlog."""
+    """The number of requests that could leave now, by class: users with a ready event, not the backlog."""
 
     high: int = 0
     normal: int = 0
@@ -106,7 +106,7 @@ class Hello(NamedTuple):
 
 
 class FleetStatus(NamedTuple):
-    """What `fleet status` and `status` show. Rates are per second; ``problem`` is one sentence or empty."""
+    """The state that `fleet status` and `status` show. Rates are per second; ``problem`` is one sentence or empty."""
 
     state: FleetState
     problem: str

@@ -1,4 +1,4 @@
-"""What the outbox remembers of the fleet, so that a process that starts while the engine is away may use its promise. Pure.
+"""The outbox's memory of the fleet, so that a process that starts while the engine is away may use its promise. Pure.
 
 The engine's ledger belongs to the outbox, not to the process. A promise may therefore be used by the next process, if
 
@@ -47,7 +47,7 @@ class FleetRecord(msgspec.Struct, frozen=True):
 
 
 class Restored(NamedTuple):
-    """What a process starts with: its record, its own counts by minute without those of ``record.lone``, and the time."""
+    """The knowledge that a process starts with: its record, its own counts by minute without those of ``record.lone``, and the time."""
 
     record: FleetRecord
     own: dict[int, int]

@@ -63,7 +63,7 @@ def new_process(member: str, start: int) -> Process:
 
 
 class _DeliveryLink(NamedTuple):
-    """What the task needs of delivery and the outbox, which are built after the fleet."""
+    """The parts of delivery and the outbox that the task needs, which are built after the fleet."""
 
     write: Write
     demand: Callable[[float], Sequence[int]]

@@ -112,7 +112,7 @@ def restored_grant(record: FleetRecord) -> Granted:
 
 
 class Answer(NamedTuple):
-    """What the script answered at ``now``: ``ok`` with ``granted``, or another outcome with its ``details``."""
+    """The script's answer at ``now``: ``ok`` with ``granted``, or another outcome with its ``details``."""
 
     outcome: str
     now: int

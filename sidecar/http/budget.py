@@ -67,7 +67,7 @@ class BudgetStatistics(NamedTuple):
 
 
 class Holder:
-    """What one connection holds of the *held* share. ``evict`` makes it drop that and end; it must not block."""
+    """The part of the *held* share that one connection holds. ``evict`` makes it drop that and end; it must not block."""
 
     __slots__ = ("bytes", "evict")
 

@@ -23,7 +23,7 @@ class ProtocolError(Exception):
 
 
 class _Events:
-    """What httptools reports while it parses one answer."""
+    """Callbacks for httptools while it parses one answer."""
 
     def __init__(self) -> None:
         self.content_type = ""

@@ -33,19 +33,19 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 5 * 1024 * 1024
     """A body as received, and again after inflating it."""
     header_s: float = 10.0
-    """From the first byte of a request to its blank line: one packet for every well-behaved client."""
+    """The time from the first byte of a request to its blank line: one packet for every well-behaved client."""
     body_s: float = 30.0
-    """From the blank line to the end of the body: 5 MiB at 175 kB/s."""
+    """The time from the blank line to the end of the body: 5 MiB at 175 kB/s."""
     large_s: float = 5.0
-    """From the reservation of a large body to its end while others wait for one: a slow client must not keep the memory
+    """The time from the reservation of a large body to its end while others wait for one: a slow client must not keep the memory
     from them. Also for taking one answer of more than 64 KiB, which this process holds meanwhile."""
     idle_s: float = 120.0
     """Between two requests, and for taking an answer. Longer than the 60 to 75 s after which the connection pools of
     SDKs drop an idle connection, so that the client closes first and no request meets a closing socket."""
     lenient_coding: bool = False
-    """Whether the first bytes of a body say how it is encoded, whatever its Content-Encoding (``coding.py``)."""
+    """True if the first bytes of a body say how it is encoded, whatever its Content-Encoding (``coding.py``)."""
     linger_s: float = 2.0
-    """For a client to read the final response, while the bytes that it still sends are discarded. Closing at once would
+    """The time for a client to read the final response, while the bytes that it still sends are discarded. Closing at once would
     send a reset, and a reset can destroy the response before the client reads it (RFC 9112 9.6)."""
 
 
@@ -54,16 +54,16 @@ class Request(msgspec.Struct):
 
     method: str
     path: str
-    """As sent: not percent-decoded, repeated slashes kept, without the query."""
+    """The path as sent: not percent-decoded, repeated slashes kept, without the query."""
     query: str
     """The text after the ``?``, not decoded; empty if there is none."""
     headers: list[tuple[bytes, bytes]]
-    """In the order of arrival, names in lower case, values without surrounding blanks. Trailers are not included."""
+    """Headers in the order of arrival, names in lower case, values without surrounding blanks. Trailers are not included."""
     body: bytes
     http_version: str
     """``"1.1"`` or ``"1.0"``."""
     keep_alive: bool
-    """Whether the client accepts further requests on this connection."""
+    """True if the client accepts further requests on this connection."""
     coding: bytes = b""
     """The Content-Encoding that is still to be decoded, in lower case; empty when the handler gets the request."""
 
@@ -90,13 +90,13 @@ class Response(msgspec.Struct):
 
 
 class Hangup(msgspec.Struct, frozen=True):
-    """In place of an answer: close the connection; with ``reset``, so that the client sees a TCP reset."""
+    """Stands for an answer: close the connection; with ``reset``, so that the client sees a TCP reset."""
 
     reset: bool = False
 
 
 class Raw(msgspec.Struct, frozen=True):
-    """In place of an answer: send exactly these bytes, at the pace of the iterator, then close. For injected faults."""
+    """Stands for an answer: send exactly these bytes, at the pace of the iterator, then close. For injected faults."""
 
     parts: AsyncIterator[bytes]
 

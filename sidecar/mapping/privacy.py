@@ -71,7 +71,7 @@ class HashedValues:
         self.made: set[str] = set()
 
     def keep_made(self) -> None:
-        """From here on leave the digests of this event as they are: a redacted part of it passes the rules again."""
+        """Leave the digests of this event as they are from here on: a redacted part of it passes the rules again."""
         self.already = self.already | self.made
 
 

@@ -44,14 +44,14 @@ class QueuedStream:
 
     @property
     def pending(self) -> bool:
-        """Whether texts wait to be written."""
+        """True while texts wait to be written."""
         return not self._queue.empty()
 
     def flush(self) -> None:
         """Do nothing: the thread writes each text at once."""
 
     def isatty(self) -> bool:
-        """Whether the stream is a terminal."""
+        """Return True if the stream is a terminal."""
         return self._stream.isatty()
 
     def fileno(self) -> int:

@@ -78,7 +78,7 @@ class LogLines(logging.Handler):
 
 
 class LogStream(Protocol):
-    """Where lines go: a text file, or a ``QueuedStream`` around one."""
+    """The destination of lines: a text file, or a ``QueuedStream`` around one."""
 
     def write(self, text: str, /) -> int:
         """Write a text."""
@@ -89,7 +89,7 @@ class LogStream(Protocol):
         ...
 
     def isatty(self) -> bool:
-        """Whether a person reads it on a terminal."""
+        """Return True if a person reads it on a terminal."""
         ...
 
     def fileno(self) -> int:

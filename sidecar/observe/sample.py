@@ -40,7 +40,7 @@ class LiveFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Fact(NamedTuple):
-    """What a filter looks at, before a record is built."""
+    """The fields that a filter looks at, before a record is built."""
 
     what: str
     user: str | None
@@ -96,7 +96,7 @@ class LiveSample:
 
     @property
     def listening(self) -> bool:
-        """Whether there are readers."""
+        """True if there are readers."""
         return bool(self._readers)
 
     @contextmanager

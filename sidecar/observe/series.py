@@ -13,7 +13,7 @@ __all__ = ["COUNTERS", "GAUGES", "Series"]
 SECONDS: Final = 600
 MINUTES: Final = 1440
 COUNTERS: Final = ("accepted", "delivered", "dropped", "dead", "requests")
-"""How many in each step, from totals that only grow."""
+"""Numbers in each step, from totals that only grow."""
 GAUGES: Final = ("pending",)
 """The value at the end of each step."""
 

@@ -37,7 +37,7 @@ _CONDITIONS: Final[dict[Kind, str]] = {"pending": "state < 4", "resend": _RESEND
 
 
 class DiscardedPage(NamedTuple):
-    """How many events were discarded, the ids of those in flight, which were not, and the next ``after_id`` or None."""
+    """The number of discarded events, the ids of those in flight, which were not, and the next ``after_id`` or None."""
 
     discarded: int
     in_flight: list[int]

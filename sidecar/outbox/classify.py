@@ -1,4 +1,4 @@
-"""From a checked event to the row that asks to be accepted: its class, its user, and the account it speaks of.
+"""Turn a checked event into the row to be accepted: its class, its user, and the account that it names.
 
 One function for every way in (HTTP, NDJSON, import, backfill), so that an event means the same however it came.
 """
@@ -13,7 +13,7 @@ __all__ = ["Via", "new_event"]
 
 
 class Via(IntEnum):
-    """How an event came in; stored with it."""
+    """The way in which an event came in; stored with it."""
 
     UNKNOWN = 0
     HTTP = 1

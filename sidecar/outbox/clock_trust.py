@@ -67,7 +67,7 @@ class Segment(msgspec.Struct, frozen=True):
 
 
 class ClockRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process knew of the clocks; the next one continues from it. ``…_boot_ms`` are CLOCK_BOOTTIME.
+    """A process's knowledge of the clocks; the next one continues from it. ``…_boot_ms`` are CLOCK_BOOTTIME.
 
     ``offset_ms`` holds since ``since_boot_ms``, 0 if no jump was seen in this boot; ``believed_ms`` is the last one
     that was believed. ``first_ms`` is the first wall-clock time of the present segment. ``receipts_after`` is the event
@@ -86,7 +86,7 @@ class ClockRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgeScale(msgspec.Struct, frozen=True):
-    """How old stored times are at one moment. Nothing may be discarded by age unless ``believed``."""
+    """The ages of stored times at one moment. Nothing may be discarded by age unless ``believed``."""
 
     now_ms: int
     believed: bool = True

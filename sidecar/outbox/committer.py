@@ -130,7 +130,7 @@ class Committer:
 
     @property
     def rescuing(self) -> bool:
-        """Whether the file is gone from its path and is being copied. May be read from any thread."""
+        """True while the file is gone from its path and is being copied. May be read from any thread."""
         return self._watch.rescuing
 
     def run_batch(self, batch: Batch) -> SidecarError | None:

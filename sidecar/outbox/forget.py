@@ -30,7 +30,7 @@ _REASON: Final = "forgotten"
 
 
 class Forgotten(NamedTuple):
-    """How many events of each kind, and users' memories, one call has forgotten.
+    """The numbers of events of each kind, and of users' memories, that one call has forgotten.
 
     ``skipped`` are the ids of matching events that were checked out: the dispatcher settles them. ``next_after`` is the
     ``after_id`` of the next call, None after the last row. ``linked`` are other ids that matching events name beside the

@@ -133,7 +133,7 @@ class LimitWatch:
 
 
 class _Counts(msgspec.Struct, array_like=True):
-    """How often each name, by its number, had come at a moment (epoch milliseconds)."""
+    """The number of events of each name, by its number, at a moment (epoch milliseconds)."""
 
     at_ms: int
     by_number: dict[int, int]

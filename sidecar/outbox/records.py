@@ -144,7 +144,7 @@ class Row(NamedTuple):
 
 
 class Remembered(NamedTuple):
-    """What was sent to PX about one user of one product; ``known`` is encoded by the mapping."""
+    """The record of what was sent to PX about one user of one product; ``known`` is encoded by the mapping."""
 
     property_key: str
     user: str

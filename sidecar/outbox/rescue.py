@@ -1,4 +1,4 @@
-"""What happens when the file is taken away under an open outbox: it is noticed by `stat`, and put back or rescued.
+"""The rescue of a file that is taken away under an open outbox: noticed by `stat`, and put back or copied.
 
 Theory
 ------
@@ -79,7 +79,7 @@ def mark_imported(file: Path) -> Path:
 
 
 class FileWatch:
-    """Whether the outbox's path still leads to the files that the store has open."""
+    """Checks that the outbox's path still leads to the files that the store has open."""
 
     def __init__(self, store: Store, alive: Callable[[], object] = lambda: None) -> None:
         """``alive`` is called again and again while a large file is copied; ``rescuing`` is true meanwhile."""

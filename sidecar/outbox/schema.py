@@ -34,7 +34,7 @@ def m0001_first_light(database: sqlite_utils.Database) -> None:
 
 @migrations()
 def m0002_what_the_app_said(database: sqlite_utils.Database) -> None:
-    """What each event and each user's account were when they were accepted, and columns for what verbs look up.
+    """Columns for the account of each event and user as it was at acceptance, and for what verbs look up.
 
     Columns are only appended and are NULL in older rows, which SQLite does without reading or writing a row
     (https://www.sqlite.org/lang_altertable.html#alter_table_add_column): the step takes milliseconds with ten rows and

@@ -1,4 +1,4 @@
-"""How much one call of the store's thread does: bounded by rows, by bytes and, for housekeeping, by the time that it took.
+"""Bounds on the work of one call of the store's thread: by rows, by bytes and, for housekeeping, by the time that it took.
 
 While a call runs no event is stored, so each is to take 20 ms at most. A row costs little, but a body of 32 KiB occupies
 eight pages, which are read, or overwritten when they are freed (``secure_delete``): a count of rows alone bounds nothing.

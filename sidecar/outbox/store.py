@@ -570,7 +570,7 @@ class Store:
 
     @property
     def may_shrink(self) -> bool:
-        """Whether SQLite may make the file smaller: free pages were returned, and the log was copied at most twice since then."""
+        """True if SQLite may make the file smaller: free pages were returned, and the log was copied at most twice since then."""
         return self._copied_since_vacuum < COPIES_AFTER_VACUUM
 
     def vacuum(self) -> bool:

@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
-    """Where store calls run: the seam that tests and the simulation replace."""
+    """The place where store calls run: the seam that tests and the simulation replace."""
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run ``call`` to its end, whatever is cancelled meanwhile, and return or raise what it does."""
@@ -97,7 +97,7 @@ class InlineRunner:
 
 
 class CommitListener(Protocol):
-    """Is called after each commit, in trio's thread: delivery frees slots and reads new events."""
+    """A receiver that is called after each commit, in trio's thread: delivery frees slots and reads new events."""
 
     def settled(self, settlements: Sequence[Settlement]) -> None:
         """These settlements are on disk."""
@@ -198,12 +198,12 @@ class Outbox:
 
     @property
     def rescuing(self) -> bool:
-        """Whether the file is gone from its path: only this process has its content."""
+        """True while the file is gone from its path: only this process has its content."""
         return self._committer.rescuing
 
     @property
     def problem(self) -> str | None:
-        """Why events cannot be stored at present, as a sentence; None if the last batch was."""
+        """The reason why events cannot be stored at present, as a sentence; None if the last batch was stored."""
         if self._committer.rescuing:
             return f"The outbox {self._store.path} is gone from its path and is being put back; nothing is stored meanwhile."
         return self._problem

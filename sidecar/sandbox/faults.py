@@ -38,7 +38,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     error_rate: float = 0.0
     error_status: int = 503
     error_body: str = ""
-    """If empty, PX's error envelope; otherwise this text, with the content type ``error_type``."""
+    """PX's error envelope if empty; otherwise this text, with the content type ``error_type``."""
     error_type: str = "application/json"
     error_bytes: int = 0
     """Blanks are appended until the body of an error has this length."""

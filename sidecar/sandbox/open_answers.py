@@ -1,4 +1,4 @@
-"""What PX's documents leave open, one switch each, so that both ways can be tested. Pure.
+"""Switches for what PX's documents leave open, so that each answer can be tested. Pure.
 
 The defaults are the sandbox's choices (sidecar/sandbox/README.md#contract). ``px-sidecar check --live --contract`` asks the
 real PX the same questions; operators of a test product set the switches to its answers.
