@@ -78,7 +78,15 @@ class _Verbs(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         open_standard_streams()
-        return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            # What verbs write themselves is reported with its path; without one it is what they, or click for --help, print.
+            if error.errno != errno.ENOSPC or error.filename is not None:
+                raise
+            click.echo("px-sidecar: The output cannot be written: no space is left there; free some space.", err=True)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes at exit
+            sys.exit(Failed.exit_code)
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -154,13 +162,6 @@ class _Verbs(click.Group):
             # message that Python prints when it flushes stdout at exit.
             sys.stderr.close()
             sys.exit(1)
-        except OSError as error:
-            # What verbs write themselves is reported with its path; without one it is what they print.
-            if error.errno != errno.ENOSPC or error.filename is not None:
-                raise
-            click.echo("px-sidecar: The output cannot be written: no space is left there; free some space.", err=True)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes at exit
-            sys.exit(Failed.exit_code)
 
 
 def _hint(message: str) -> str:

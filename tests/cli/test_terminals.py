@@ -192,6 +192,13 @@ def test_nothing_printed_is_lost_where_the_disk_is_full(calls: dict[str, list[st
     )
 
 
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_a_full_disk_behind_a_global_option_is_one_sentence(tmp_path: Path, option):
+    """Both are printed before a verb is chosen: they were a traceback."""
+    code, said = into_full_disk([sys.executable, "-m", "sidecar", option], tmp_path)
+    assert (code, said.count("\n"), "no space is left" in said) == (1, 1, True)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_what_is_kept_as_a_file_loses_no_character(calls: dict[str, list[str]], tmp_path: Path, encoding):
     """Latin-1 has no arrow: `dead export` wrote a question mark in its place, perhaps in the only copy of the letter."""
