@@ -59,7 +59,8 @@ def _refused(state: "DaemonState") -> str:
     if ours:
         parts.append(f"{_calls(ours, 'answered 503')}, and the app has to send them again")
     # With its age: what it says may be over.
-    newest = f" The last, {show_duration(refused.last_s)} ago: {refused.last_message}" if refused.last_message else ""
+    known = not refused.last_message or refused.last_message in state.not_stored  # shown above then
+    newest = "" if known else f" The last, {show_duration(refused.last_s)} ago: {refused.last_message}"
     return f"{'; '.join(parts)}; `px-sidecar tail` shows each as it comes.{newest}"
 
 

@@ -99,7 +99,7 @@ class Capacity:
             )
         return OutboxFull(
             f"The outbox has reached outbox.max_bytes ({show_size(self.max_bytes)}); "
-            "events are refused until some are delivered."
+            "events are refused until some are delivered, or dropped with `px-sidecar events discard`, or the limit is raised."
         )
 
     def _disk_full(self) -> DiskFull:

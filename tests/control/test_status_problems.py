@@ -65,6 +65,8 @@ def test_an_app_need_not_change_for_a_full_outbox():
         "26 calls were answered 503 since the start (outbox_full 26), and the app has to send them again;"
     )
     assert full.endswith(" The last, 1.0s ago: The outbox is full."), "its age: what it says may be over"
+    shown = messages(not_stored=["Full."], refused=RefusedCalls({"outbox_full": 26}, 1.0, "Full."))
+    assert "Full." not in shown[1], "it is the line above"
     (both,) = messages(refused=RefusedCalls({"busy": 1, "bad_json": 2}, 1.0, ""))
     assert (
         "2 calls were refused since the start (bad_json 2), and the app has to change; 1 call was answered 503" in both
