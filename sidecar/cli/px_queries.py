@@ -5,6 +5,7 @@ distance of ``deliver.per_day`` to PX's limit covers them (sidecar/px/README.md#
 """
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,11 +15,12 @@ import trio
 
 from sidecar.cli.common import global_option
 from sidecar.config import Config, Secret, api_key
+from sidecar.control.client import ControlApi
 from sidecar.errors import ConfigError
 from sidecar.px import PxRequest, Reply, decode_events, read_events
 from sidecar.px.transport import HttpxNetwork
 
-__all__ = ["KeyUnreadable", "ask_px", "effective_key", "is_in_px"]
+__all__ = ["KeyUnreadable", "ask_px", "changed_credential", "effective_key", "is_in_px"]
 
 TIMEOUT_S: Final = 30.0
 WINDOW_MS: Final = 60_000
@@ -44,14 +46,34 @@ def effective_key(config: Config, environ: Mapping[str, str] = os.environ) -> Se
     try:
         return api_key(config.px, environ)
     except ConfigError:
-        instance = global_option("instance")
-        path = KEY_FOLDER / (f"{instance}.api_key" if instance else "api_key")
+        path = _credential_path()
         own = config.px.api_key or config.px.api_key_file
         if not own and path.exists() and not os.access(path, os.R_OK):
             raise KeyUnreadable(path) from None
         if config.px.api_key or config.px.api_key_file or not os.access(path, os.R_OK):
             raise
         return api_key(msgspec.structs.replace(config.px, api_key_file=str(path)), {})
+
+
+def _credential_path() -> Path:
+    instance = global_option("instance")
+    return KEY_FOLDER / (f"{instance}.api_key" if instance else "api_key")
+
+
+def changed_credential(daemon: ControlApi) -> str:
+    """Return what to do if the file of the systemd credential is newer than the daemon that uses it; else nothing."""
+    path = _credential_path()
+    try:
+        changed_s = path.stat().st_mtime
+    except OSError:
+        return ""
+    px, uptime_s = daemon.get("/v1/config")["px"], daemon.get("/v1/status")["uptime_s"]
+    if px["api_key"] or px["api_key_file"] or changed_s <= time.time() - uptime_s:
+        return ""
+    return (
+        f"{path} has changed since the daemon started; as a systemd credential it is read at a start alone: "
+        "`systemctl restart px-sidecar`."
+    )
 
 
 def ask_px(config: Config, requests: Sequence[PxRequest]) -> list[Reply]:

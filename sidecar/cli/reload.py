@@ -9,10 +9,10 @@ import click
 from sidecar.cli.backend import connect_daemon, control_option
 from sidecar.cli.common import hint, json_option, print_json
 from sidecar.cli.screen import printable
-from sidecar.control.client import CallRefused
+from sidecar.control.client import CallRefused, ControlApi
 from sidecar.errors import ConfigError
 
-__all__ = ["reload"]
+__all__ = ["note_credential", "reload"]
 
 
 @click.command()
@@ -22,9 +22,10 @@ def reload(control_flag: str | None, config_flag: str | None, as_json: bool) -> 
     """Have the daemon read its configuration again.
 
     Prints each setting that was taken, and each that waits for a restart. The
-    API key and the TLS certificate are read again, too. A configuration that
-    cannot be used changes nothing: every problem is printed with its line, and
-    the exit code is 78.
+    key in px.api_key_file and the TLS certificate are read again, too; a key
+    that is a systemd credential needs a restart. A configuration that cannot be
+    used changes nothing: every problem is printed with its line, and the exit
+    code is 78.
 
     \b
     Example:
@@ -41,6 +42,17 @@ def reload(control_flag: str | None, config_flag: str | None, as_json: bool) -> 
         return
     for line in _lines(answer):
         click.echo(line)
+    note_credential(daemon)
+
+
+def note_credential(daemon: ControlApi) -> None:
+    """Say if a new key waits for a restart: whoever has written it expects it to be used now."""
+    from sidecar.cli.px_queries import (
+        changed_credential,  # here: what asks PX loads much that these verbs need for nothing else
+    )
+
+    if note := changed_credential(daemon):
+        click.echo(hint(f"Note: {note}"), err=True)
 
 
 def _fail(refused: CallRefused, *, as_json: bool) -> None:

@@ -6,6 +6,7 @@ import click
 
 from sidecar.cli.backend import connect_daemon, control_option
 from sidecar.cli.common import hint, json_option, print_json
+from sidecar.cli.reload import note_credential
 from sidecar.units import counted
 
 __all__ = ["resume"]
@@ -32,6 +33,7 @@ def resume(control_flag: str | None, config_flag: str | None, as_json: bool) -> 
         print_json(status)
     else:
         click.echo(hint(_outcome(before, status)))
+        note_credential(daemon)
 
 
 def _outcome(before: dict[str, Any], status: dict[str, Any]) -> str:

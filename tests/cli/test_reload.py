@@ -1,5 +1,6 @@
 """`px-sidecar reload` says what was taken, what waits and what is wrong; a broken file locks no operator out of a daemon."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -202,3 +203,19 @@ def test_show_of_a_broken_file_is_what_is_in_force(daemon_dir: DaemonDir, verb):
         break_file(daemon_dir, "wrong value")
         assert "hosts = 1" in verb("config", "show", *daemon_dir.flags).out.splitlines()
         assert verb("config", "show", "--file", *daemon_dir.flags).code == 78
+
+
+@pytest.mark.parametrize("name", ["reload", "resume"])
+def test_a_new_credential_that_waits_for_a_restart_is_named(daemon_dir: DaemonDir, verb, monkeypatch, tmp_path, name):
+    """A new key in the unit's file, then reload: "nothing in it has changed", and delivery stayed paused for the old one."""
+    monkeypatch.setattr("sidecar.cli.px_queries.KEY_FOLDER", tmp_path)
+    key = tmp_path / "api_key"
+    key.write_text("an old one")
+    os.utime(key, (1_000_000_000, 1_000_000_000))
+    with with_file(daemon_dir):
+        assert "systemctl restart" not in verb(name, *daemon_dir.flags).err
+        os.utime(key, (4_000_000_000, 4_000_000_000))
+        ran = verb(name, *daemon_dir.flags)
+        assert ran.code == 0
+        assert f"Note: {key} has changed since the daemon started" in ran.err
+        assert "`systemctl restart px-sidecar`" in ran.err
