@@ -160,7 +160,7 @@ class OutboxAdmin:
     async def letters(self, which: DeadLetterFilter, *, after: int = 0, limit: int = dead.PAGE_ROWS) -> dict[str, Any]:
         """Return ``{"letters", "next", "dead"}`` in the order of ids; ``dead`` is the number of all dead letters."""
         page = await self._outbox.read(partial(dead.dead_page, which=which, after_id=after, limit=limit))
-        letters = [dead.exported(letter, self._mapper) for letter in page.letters]
+        letters = [dead.exported(letter, self._mapper.redact, self._mapper.reveal_account) for letter in page.letters]
         return {"letters": letters, "next": page.next_after, "dead": self._dead()}
 
     async def retry(self, which: DeadLetterFilter, *, after: int = 0) -> dict[str, Any]:
@@ -414,5 +414,5 @@ def event_detail(detail: queries.EventDetail, mapper: Mapper) -> dict[str, Any]:
         event |= {"first_failed_ms": letter.first_ms, "last_failed_ms": letter.last_ms}
     if "detail" in event:
         shown = (decode_or_empty(detail.event.body), event["event"])
-        event["detail"] = dead.hide_all(event["detail"], mapper, shown, detail.event.account)
+        event["detail"] = dead.hide_all(event["detail"], shown, detail.event.account, mapper.reveal_account)
     return event

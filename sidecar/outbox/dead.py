@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from sidecar.events import decode_or_empty
-from sidecar.mapping import Account, Mapper, Priority
+from sidecar.mapping import Account, Priority
 from sidecar.mapping.privacy import hide_in
 from sidecar.outbox.classify import Via
 from sidecar.outbox.records import PENDING, EventState, hashed_values
@@ -48,6 +48,10 @@ class DeadLetterFilter(NamedTuple):
     since_ms: int | None = None
     until_ms: int | None = None
     user: str | None = None
+
+
+# Returns an account as the current privacy rules show it; None if they drop it.
+Reveal = Callable[[Account], str | None]
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):
@@ -152,7 +156,9 @@ def discard_ids(store: Store, ids: Sequence[int], now_ms: int, *, reason: str = 
         store.count(f"dropped:{reason}")
 
 
-def exported(letter: DeadLetter, mapper: Mapper) -> dict[str, Any]:
+def exported(
+    letter: DeadLetter, redact: Callable[..., dict[str, Any]], reveal: Reveal = lambda account: account.id
+) -> dict[str, Any]:
     """Return a dead letter as a JSON object, with the event as the current privacy rules show it.
 
     The ``payload`` was built by the rules in force when it was sent. It is shown if the current rules hide nothing in
@@ -160,14 +166,14 @@ def exported(letter: DeadLetter, mapper: Mapper) -> dict[str, Any]:
     shown without what they hide.
     """
     event = decode_or_empty(letter.body)
-    redacted = mapper.redact(event, hashed_values(letter.hashed))
+    redacted = redact(event, hashed_values(letter.hashed))
     account = Account(letter.account or "", letter.account_from or "")
-    hides = redacted != event or (mapper.reveal_account(account) or "") != account.id
+    hides = redacted != event or (reveal(account) or "") != account.id
     return {
         "id": letter.id,
         "reason": letter.reason,
         "status": letter.status,
-        "detail": hide_all(letter.detail, mapper, (event, redacted), account),
+        "detail": hide_all(letter.detail, (event, redacted), account, reveal),
         "attempts": letter.attempts,
         "first_ms": letter.first_ms,
         "last_ms": letter.last_ms,
@@ -179,14 +185,14 @@ def exported(letter: DeadLetter, mapper: Mapper) -> dict[str, Any]:
     }
 
 
-def hide_all(text: str, mapper: Mapper, shown: tuple[dict[str, Any], dict[str, Any]], account: Account | None) -> str:
+def hide_all(text: str, shown: tuple[dict[str, Any], dict[str, Any]], account: Account | None, reveal: Reveal) -> str:
     """Return an answer of PX without what the rules hide in an event, given with its redacted form, and of its account.
 
     The answer may quote a request that was made by older rules.
     """
     event, redacted = shown
     held = account.id if account else ""
-    return hide_in(text, [event, held], [redacted, (mapper.reveal_account(account) if account else None) or ""])
+    return hide_in(text, [event, held], [redacted, (reveal(account) if account else None) or ""])
 
 
 def _fitting(

@@ -61,7 +61,7 @@ function Story({ id }) {
   setShown(found ? 'PX shows this event.' : 'PX does not show this event. It can take minutes; some plans require that its name is registered.')
  })
  const steps = [['Received', date(event.received_ms) + ' over ' + event.via + (event.user ? ', user ' + event.user : ', without a user') + (event.class ? ', class ' + event.class : '')],
-  ['Account', account ? (account.id ?? 'left out by a rule') + ' from ' + (account.path || 'memory') + (account.call ? ' of the ' + account.call.type + ' call ' + date(account.call.received_ms) : account.call_id && account.call_id !== event.id ? ' of a call that is gone' : ' of the event itself') : 'none'],
+  ['Account', account ? (account.id ?? '–') + ' from ' + (account.path || 'memory') + (account.call ? ' of the ' + account.call.type + ' call ' + date(account.call.received_ms) : ![0, event.id].includes(account.call_id) ? ' of a pruned call' : ' of the event itself') : 'none'],
   ['Mapped', (mapped.dropped || mapped.dead ? 'to nothing: ' : '') + [mapped.detail, mapped.name && 'its name in PX is ' + mapped.name, mapped.rule && 'by ' + mapped.rule].filter(Boolean).join(', ')]]
  if (failures) steps.push(['Failed', num(failures.count) + ' times, first ' + date(failures.first_ms) + ': ' + cut(failures.first, 500) + ' Last ' + date(failures.last_ms) + ': ' + cut(failures.last, 500)])
  if (event.waits_for) steps.push(['Waits for', event.waits_for])
