@@ -1,6 +1,7 @@
 """The structure of the code: the import ladder, the seams, and bounds on the size of files and functions."""
 
 import ast
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -227,6 +228,16 @@ def test_a_docstring_begins_with_a_verb_or_a_noun():
                 first = node.value.value.split(maxsplit=1)[:1]
                 wrong += [f"{place(path, node.lineno)}: {first[0]} …" for word in first if word in NOT_AT_THE_BEGINNING]
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_planted_bug_fits_the_source():
+    """A bug is a replacement of text that occurs once; the machine that plants it takes too long to find out here."""
+    spec = importlib.util.spec_from_file_location("plant", ROOT / "tests" / "machines" / "planted" / "plant.py")
+    assert spec is not None
+    assert spec.loader is not None
+    plant = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plant)
+    assert not [bug.name for bug in plant.BUGS if (ROOT / bug.path).read_text(encoding="utf-8").count(bug.before) != 1]
 
 
 def test_files_and_functions_stay_small():

@@ -353,8 +353,8 @@ class UserQueues:
             event.row, event.body_unloaded = event.row._replace(body=b""), True
         else:
             self._waiting_bytes += size_bytes
+        # What follows it cannot be sent before it: loaded, it would keep other users out of the window.
         queue = self._queues[event.key]
-        # None of them can be sent before this one: loaded, they would keep other users out of the window.
         while len(queue) > 1:
             later = queue.pop()
             self._unload(later)

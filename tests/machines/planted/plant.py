@@ -300,7 +300,7 @@ BUGS = (
     Bug(
         "a log whose last line is not the state",
         "sidecar/observe/delivery_log.py",
-        '            log.info("Delivery to PX continues.", extra=ALWAYS)\n',
+        '            log.info("%s", self._wording.continues, extra=ALWAYS)\n',
         "",
         "delivery log",
     ),
