@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from sidecar import __version__
+from sidecar.config import Config
 from sidecar.control import audit, backlog, config_calls, mapping_preview, px_calls, server, trace, watch
 from sidecar.control.selection import DeadCommand, DeadQuery, EventCommand, EventsQuery
 from sidecar.control.status import Status
@@ -26,7 +27,8 @@ INGEST_CALLS: Final = ("track", "identify", "page", "screen", "group", "alias", 
 class Call(NamedTuple):
     """One call of the control API: what it does, its parameters, and the fields of its answer.
 
-    The fields are JSON Schema types; ``?`` marks one that may be null. None means a type of its own.
+    The fields are JSON Schema types; ``?`` marks one that may be null, ``*`` one that may be absent. None means a type of
+    its own.
     """
 
     method: str
@@ -39,7 +41,26 @@ class Call(NamedTuple):
 _PAGE: Final = {"events": "array", "next": "string?"}
 _MOVED: Final = {"moved": "integer", "next": "integer?"}
 _AGAIN: Final = {"accepted": "integer", "repeated": "integer", "full": "boolean"}
-_JUDGED: Final = {"ok": "boolean", "error": "string?", "line": "integer?"}
+_JUDGED: Final = {
+    **{"ok": "boolean", "error": "string?", "line": "integer?"},
+    **{"changes": "array*", "problems": "array*"},
+}
+_BACK: Final = {"moved": "integer*", "pruned": "integer*"}
+_CONFIG: Final = {name: "array" if name == "source" else "object" for name in Config.__struct_fields__}
+_LETTER: Final = {
+    "id": "integer",
+    "reason": "string",
+    "status": "integer?",
+    "detail": "string",
+    "name": "string",
+    "user": "string?",
+    "attempts": "integer",
+    "first_ms": "integer",
+    "last_ms": "integer",
+    "received_ms": "integer",
+    "event": "object",
+    "payload": "object?",
+}
 
 CALLS: Final[Mapping[str, Call]] = {
     "/v1/status": Call("GET", "The state of the daemon", None, Status),
@@ -65,7 +86,15 @@ CALLS: Final[Mapping[str, Call]] = {
         "GET",
         "Everything about one event",
         None,
-        {"id": "integer", "state": "string", "event": "object", "mapped": "object"},
+        {
+            "id": "integer",
+            "state": "string",
+            "event": "object",
+            "mapped": "object",
+            **dict.fromkeys(("messageId", "name", "user", "reason", "class", "detail"), "string?*"),
+            **dict.fromkeys(("received_ms", "settled_ms", "status", "attempts"), "integer?*"),
+            **dict.fromkeys(("first_failed_ms", "last_failed_ms"), "integer?*"),
+        },
     ),
     "/v1/events/count": Call(
         "POST", "How many pending events a filter selects", EventCommand, {"count": "integer", "next": "integer?"}
@@ -92,7 +121,7 @@ CALLS: Final[Mapping[str, Call]] = {
         DeadQuery,
         {"letters": "array", "next": "integer?", "dead": "integer"},
     ),
-    "/v1/dead/{id}": Call("GET", "One dead letter", None, {"id": "integer", "reason": "string"}),
+    "/v1/dead/{id}": Call("GET", "One dead letter", None, _LETTER),
     "/v1/dead/groups": Call(
         "GET",
         "Dead letters counted by reason, name and status",
@@ -134,7 +163,7 @@ CALLS: Final[Mapping[str, Call]] = {
         {"names": "object", "rows": "integer", "ever": "integer", "oldest_ms": "integer?", "next": "string?"},
     ),
     "/v1/import": Call(
-        "POST", "Accept exported events", server.ImportCommand, {"accepted": "integer", "repeated": "integer"}
+        "POST", "Accept exported events", server.ImportCommand, {"accepted": "integer", "repeated": "integer", **_BACK}
     ),
     "/v1/import/count": Call(
         "POST",
@@ -142,17 +171,17 @@ CALLS: Final[Mapping[str, Call]] = {
         server.ImportCountCommand,
         {"count": "integer"},
     ),
-    "/v1/map": Call("POST", "Map events without sending them", mapping_preview.MapCommand, _JUDGED),
+    "/v1/map": Call(
+        "POST", "Map events without sending them", mapping_preview.MapCommand, _JUDGED | {"results": "array*"}
+    ),
     "/v1/mapping/preview": Call(
         "POST",
         "What recent real events give now, and under a changed configuration",
         mapping_preview.PreviewCommand,
-        _JUDGED,
+        _JUDGED | dict.fromkeys(("rows", "names", "unmatched"), "array*"),
     ),
     "/v1/mapping/idle": Call("GET", "Rules that matched none of the newest events", None, {"rules": "array"}),
-    "/v1/config": Call(
-        "GET", "The configuration in force, secrets masked", None, {"px": "object", "mapping": "object"}
-    ),
+    "/v1/config": Call("GET", "The configuration in force, secrets masked", None, _CONFIG),
     "/v1/config/file": Call(
         "GET",
         "The text of the configuration file, secrets masked",
@@ -181,7 +210,14 @@ CALLS: Final[Mapping[str, Call]] = {
         "GET",
         "Delivered events beside what PX says it has, by name",
         px_calls.ReconcileQuery,
-        {"names": "array", "problem": "string?", "since_ms": "integer", "until_ms": "integer"},
+        {
+            "names": "array",
+            "problem": "string?",
+            "since_ms": "integer",
+            "until_ms": "integer",
+            "complete_since_ms": "integer",
+            "left_out": "integer",
+        },
     ),
     "/v1/verify": Call(
         "GET", "Whether PX shows one event", px_calls.VerifyQuery, {"found": "boolean", "events": "integer"}
@@ -191,7 +227,7 @@ CALLS: Final[Mapping[str, Call]] = {
         "GET",
         "What became of an event, or what was received instead",
         trace.TraceQuery,
-        {"stories": "array", "pruned": "array", "next": "string?"},
+        {"stories": "array", "pruned": "array", "next": "string?", "instead": "object*"},
     ),
     "/v1/names": Call(
         "GET",
@@ -237,16 +273,19 @@ def openapi() -> dict[str, Any]:
 
 
 _REF: Final = "#/components/schemas/{name}"
-_TYPE: Final = re.compile(r"(\w+)(\??)")
+_TYPE: Final = re.compile(r"(\w+)(\??)(\*?)")
 
 
 def _object(fields: Mapping[str, str]) -> dict[str, Any]:
     """Return the schema of an object that has at least these fields."""
     properties: dict[str, Any] = {}
+    required = []
     for name, text in fields.items():
-        kind, optional = _TYPE.fullmatch(text).groups()  # type: ignore[union-attr]  # the tables above
-        properties[name] = {"type": [kind, "null"] if optional else kind}
-    return {"type": "object", "required": list(fields), "properties": properties}
+        kind, nullable, optional = _TYPE.fullmatch(text).groups()  # type: ignore[union-attr]  # the tables above
+        properties[name] = {"type": [kind, "null"] if nullable else kind}
+        if not optional:
+            required.append(name)
+    return {"type": "object", "required": required, "properties": properties}
 
 
 def _operation(path: str, call: Call, schemas: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import http.client
 import io
 import socket
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import pytest
@@ -10,7 +11,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from requests import Session
 from requests.adapters import HTTPAdapter
-from running_daemon import DaemonDir, always
+from running_daemon import DaemonDir, always, wait_until
 from schemathesis.specs.openapi import checks
 from urllib3 import HTTPResponse
 
@@ -32,6 +33,21 @@ def test_every_route_is_described_with_its_method(daemon_dir: DaemonDir):
 
 def test_calls_that_only_read_are_known_as_such():
     assert all(CALLS[path].method == "POST" for path in READING_POSTS)
+
+
+def test_no_answer_has_a_field_without_a_description(daemon):
+    wait_until(lambda: daemon.status()["dead"] == 3, "three dead letters")
+    events = [{"type": "track", "event": "Opened", "userId": "u"}]
+    answers = {
+        "/v1/events/{id}": daemon.client.get("/v1/events/1"),
+        "/v1/dead/{id}": daemon.client.get("/v1/dead/1"),
+        "/v1/map": daemon.client.post("/v1/map", {"events": events}),
+        "/v1/mapping/preview": daemon.client.post("/v1/mapping/preview", {"unmatched": True}),
+        "/v1/trace": daemon.client.get("/v1/trace", {"user": "nobody"}),
+        "/v1/config": daemon.client.get("/v1/config"),
+    }
+    for path, answer in answers.items():
+        assert answer.keys() <= CALLS[path].answer.keys(), path
 
 
 def test_every_changing_call_is_audited():
@@ -98,6 +114,9 @@ def test_the_daemon_answers_as_described(daemon, method, path):
     def check(case):
         response = case.call(base_url="http://px-sidecar", session=session)
         case.validate_response(response, checks=CHECKS)
+        fields = CALLS[path].answer
+        if response.status_code == 200 and isinstance(fields, Mapping):
+            assert response.json().keys() <= fields.keys()  # no field without a description
         assert response.status_code in (200, 400, 404, 409), response.text
 
     check()
