@@ -219,7 +219,7 @@ def build(config: Config, seams: Seams) -> Application:
     more = (
         audit,
         WatchRoutes(telemetry, seams.log_lines or LogLines()),
-        DeadGroupRoutes(outbox),
+        DeadGroupRoutes(outbox, settings),
         BacklogRoutes(outbox, settings, clock, delivery),
         FleetRoutes(fleet),
         MappingRoutes(outbox, settings, seams.config_file),

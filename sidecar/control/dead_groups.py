@@ -8,7 +8,9 @@ import trio
 from sidecar.control.answers import Params, RouteTable, decode_body, json_response
 from sidecar.control.selection import DeadCommand
 from sidecar.http import Request, Response
+from sidecar.mapping import LiveSettings
 from sidecar.outbox import Outbox
+from sidecar.outbox.dead import DeadLetterFilter, dead_page, exported
 from sidecar.outbox.dead_groups import DeadGroup, count_page, group_page
 
 __all__ = ["DeadGroupRoutes"]
@@ -21,8 +23,9 @@ GROUPS_MAX: Final = 500
 class DeadGroupRoutes:
     """``/v1/dead/groups`` and ``/v1/dead/count``. ``complete`` is false if there was not enough time to count all."""
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, settings: LiveSettings) -> None:
         self._outbox = outbox
+        self._settings = settings
         self.routes: RouteTable = {
             "/v1/dead/groups": ("GET", self._groups),
             "/v1/dead/count": ("POST", self._count),
@@ -39,11 +42,25 @@ class DeadGroupRoutes:
         groups = sorted(merged.values(), key=lambda group: (-group.count, group.reason, group.name))
         return json_response(
             {
-                "groups": groups[:GROUPS_MAX],
+                "groups": await self._redacted(groups[:GROUPS_MAX]),
                 "dead": sum(group.count for group in groups),
                 "complete": after is None and len(groups) <= GROUPS_MAX,
             }
         )
+
+    async def _redacted(self, groups: list[DeadGroup]) -> list[DeadGroup]:
+        """Return the groups with details as the privacy rules in force show them: PX may quote what they hide now."""
+        which = DeadLetterFilter(ids=[group.id for group in groups])
+        details: dict[int, str] = {}
+        after: int | None = 0 if groups else None
+        while after is not None:
+            page = await self._outbox.read(partial(dead_page, which=which, after_id=after))
+            mapper = self._settings.now.mapper
+            details |= {letter.id: exported(letter, mapper)["detail"] for letter in page.letters}
+            after = page.next_after
+        for group in groups:
+            group.detail = details.get(group.id, "")  # replayed or discarded meanwhile
+        return groups
 
     async def _count(self, request: Request, _params: Params) -> Response:
         which = decode_body(request, DeadCommand).selection()

@@ -120,7 +120,7 @@ class OfflineBackend:
             audit=audit,
             more=[
                 audit.routes,
-                DeadGroupRoutes(outbox).routes,
+                DeadGroupRoutes(outbox, self.settings).routes,
                 BacklogRoutes(outbox, self.settings, self.clock).routes,
                 IdleRulesRoutes(outbox, self.settings).routes,
                 TraceRoutes(outbox, self.settings, self.clock, reader).routes,

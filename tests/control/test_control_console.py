@@ -64,6 +64,19 @@ def test_dead_letters_are_grouped_and_counted_before_they_are_moved(daemon_dir: 
     assert count == {"count": 4, "complete": True}
 
 
+def test_groups_show_what_the_privacy_rules_in_force_show(daemon_dir: DaemonDir):
+    """A rule that came after the refusal hid the email in the letters, but not in PX's words about their group."""
+    quoting = always(400, b'{"message":"ann@example.com is no name"}')
+    with daemon_dir.running(quoting) as daemon:
+        daemon.track("u1", "Opened", properties={"email": "ann@example.com"})
+        wait_until(lambda: daemon.status()["dead"] == 1, "the refusal")
+        assert "ann@example.com" in daemon.client.get("/v1/dead/groups")["groups"][0]["detail"]
+        daemon.reload(daemon_dir.file.read_text() + '[mapping.attributes]\ndrop = ["email"]\n')
+        (group,) = daemon.client.get("/v1/dead/groups")["groups"]
+    assert "ann@example.com" not in group["detail"]
+    assert group["detail"].startswith("PX answered 400")
+
+
 def test_the_preview_shows_recent_events_under_both_mappings(configured: DaemonDir):
     with running(configured) as daemon:
         daemon.track("u1", "Clicked", properties={"email": "a@b.c", "planName": "pro"})
