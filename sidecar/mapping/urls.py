@@ -19,8 +19,8 @@ _SCHEME: Final = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 # In a text that is not a URL as a whole, a run ends with the word it stands in.
 _RUN: Final = re.compile(r"([?#])([^?#]*)")
 _RUN_IN_PROSE: Final = re.compile(r"([?#])([^?#\s]*)")
-# The body of a form, or a query without its question mark.
-_FORM: Final = re.compile(r"[^\s=&;{}\"'<>]+=[^\s&;]*(?:(?:&amp;|[&;])[^\s=&;]+=[^\s&;]*)*")
+# The body of a form, a query without its question mark, or a cookie header.
+_FORM: Final = re.compile(r"[^\s=&;{}\"'<>]+=[^\s&;]*(?:(?:&amp;|&|; ?)[^\s=&;]+=[^\s&;]*)*")
 _SEPARATORS: Final = re.compile(r"(&amp;|[&;])")
 _STEPS: Final = re.compile(r"[\[\].]+")
 _MAX_DEPTH: Final = 4  # URLs in parameters of URLs
