@@ -42,8 +42,11 @@ _PAGE: Final = {"events": "array", "next": "string?"}
 _MOVED: Final = {"moved": "integer", "next": "integer?"}
 _AGAIN: Final = {"accepted": "integer", "repeated": "integer", "full": "boolean"}
 _JUDGED: Final = {
-    **{"ok": "boolean", "error": "string?", "line": "integer?"},
-    **{"changes": "array*", "problems": "array*"},
+    "ok": "boolean",
+    "error": "string?",
+    "line": "integer?",
+    "changes": "array*",
+    "problems": "array*",
 }
 _BACK: Final = {"moved": "integer*", "pruned": "integer*"}
 _CONFIG: Final = {name: "array" if name == "source" else "object" for name in Config.__struct_fields__}
