@@ -429,7 +429,7 @@ class LineParser:
     def _end_line(self, part: bytes) -> Generator[None, None, PendingResponse | None]:
         self._keep(part)
         line, skipped = bytes(self._rest).strip(), self._skipping
-        if line.startswith(BYTE_ORDER_MARK):  # joined files have one in the middle
+        while line.startswith(BYTE_ORDER_MARK):  # joined files have one in the middle
             line = line.removeprefix(BYTE_ORDER_MARK).strip()
         self._rest.clear()
         self._skipping = False

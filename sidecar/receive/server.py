@@ -162,7 +162,9 @@ class IngestServer:
                 limit_wait()
             try:
                 while data := await stream.receive_some(4096):
-                    first = (first + data).lstrip(_BLANK).removeprefix(BYTE_ORDER_MARK).lstrip(_BLANK)
+                    first = (first + data).lstrip(_BLANK)
+                    while first.startswith(BYTE_ORDER_MARK):  # one for each empty file or line that was joined
+                        first = first.removeprefix(BYTE_ORDER_MARK).lstrip(_BLANK)
                     if not BYTE_ORDER_MARK.startswith(first):  # nothing yet, or a mark that is not complete
                         return first
             except trio.BrokenResourceError:

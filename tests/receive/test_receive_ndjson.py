@@ -39,7 +39,15 @@ BOM = b"\xef\xbb\xbf"
 
 
 @pytest.mark.parametrize(
-    "data", [BOM + line(), b"\n" + BOM + b"\n" + line(), BOM + b"\n" + line(), line() + BOM + b"\n"]
+    "data",
+    [
+        BOM + line(),
+        b"\n" + BOM + b"\n" + line(),
+        BOM + b"\n" + line(),
+        line() + BOM + b"\n",
+        BOM + b"\n" + BOM + line(),  # it was refused as neither NDJSON nor HTTP, unless it came in two pieces
+        BOM + BOM + line() + BOM + BOM + b"\n",
+    ],
 )
 @pytest.mark.parametrize("cut", [1, 2, 3, 1_000])
 async def test_byte_order_mark_is_skipped(tmp_path, data: bytes, cut: int):
