@@ -56,7 +56,9 @@ class DeadGroupRoutes:
         while after is not None:
             page = await self._outbox.read(partial(dead_page, which=which, after_id=after))
             mapper = self._settings.now.mapper
-            details |= {letter.id: exported(letter, mapper.redact, mapper.reveal_account)["detail"] for letter in page.letters}
+            details |= {
+                letter.id: exported(letter, mapper.redact, mapper.reveal_account)["detail"] for letter in page.letters
+            }
             after = page.next_after
         for group in groups:
             group.detail = details.get(group.id, "")  # replayed or discarded meanwhile

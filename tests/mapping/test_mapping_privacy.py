@@ -395,7 +395,9 @@ def test_rule_covers_parameters_in_every_form(rule: str, value: str):
     assert SECRET not in str(body(event, toml)) + str(mapper(toml).redact(event))
 
 
-@pytest.mark.parametrize("text", ["a=b", "x==", "q=a;b&c", "https://x.test/?q=a;b&amp;c=d", "1 = 2", "=", "sid=1; theme=dark", "a&b=c;"])
+@pytest.mark.parametrize(
+    "text", ["a=b", "x==", "q=a;b&c", "https://x.test/?q=a;b&amp;c=d", "1 = 2", "=", "sid=1; theme=dark", "a&b=c;"]
+)
 def test_text_without_a_covered_parameter_stays_byte_for_byte(text: str):
     assert attributes({"text": text}, '[mapping.attributes]\ndrop = ["email"]\n') == {"text": text}
 
