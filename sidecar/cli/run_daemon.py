@@ -14,7 +14,7 @@ from sidecar.config.schema import Config, Secret
 from sidecar.daemon import serve_daemon
 from sidecar.errors import SidecarError
 from sidecar.observe.log_queue import QueuedStream
-from sidecar.observe.logs import LogLines, configure, is_text, secrets_of, write_keys_of
+from sidecar.observe.logs import LogLines, configure, is_text, missing_note, secrets_of, write_keys_of
 from sidecar.startup import Claimed
 
 __all__ = ["run_daemon"]
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def run_daemon(config: Config, key: Secret, config_flag: str | None, claimed: Claimed) -> None:
     """Run the daemon until a signal ends it. Raises Failed or ConfigError if it cannot start, StoreFailed."""
     lines = LogLines()
-    stream = QueuedStream(sys.stderr)
+    stream = QueuedStream(sys.stderr, note=missing_note(config.log, sys.stderr, os.environ))
     instance = global_option("instance")
     masks = configure(
         *(config.log, stream, os.environ, [key, *secrets_of(config)], lines, write_keys_of(config)), instance=instance

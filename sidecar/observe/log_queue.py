@@ -6,9 +6,12 @@ mode. A log call would then block the loop, and with it every client, every deli
 
 import queue
 import threading
+from collections.abc import Callable
 from typing import Final, TextIO
 
-__all__ = ["QueuedStream"]
+__all__ = ["MISSING", "QueuedStream"]
+
+MISSING: Final = "The log could not be written for a while; %d lines are missing here."
 
 LINES_MAX: Final = 2_000
 CLOSE_TIMEOUT_S: Final = 1.0
@@ -17,14 +20,21 @@ CLOSE_TIMEOUT_S: Final = 1.0
 class QueuedStream:
     """Writes what it is given to ``stream`` in a thread of its own, in order.
 
-    While the stream takes nothing, the newest ``lines_max`` texts wait; further ones are dropped, and the first text that
-    is written afterwards is preceded by a line that says how many. Text for a closed stream is
-    discarded: no other place could report it.
+    While the stream takes nothing, the newest ``lines_max`` texts wait; further ones are dropped. What it refuses, as a full
+    disk does, is lost. The first text that is written afterwards is preceded by the line ``note(n)``, which says how many.
     """
 
-    def __init__(self, stream: TextIO, *, lines_max: int = LINES_MAX) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        lines_max: int = LINES_MAX,
+        note: Callable[[int], str] = lambda count: f"{MISSING % count}\n",
+    ) -> None:
         self._stream = stream
-        self._queue: queue.Queue[str | None] = queue.Queue(lines_max)
+        self._note = note
+        # A number stands for that many texts which were dropped there.
+        self._queue: queue.Queue[str | int | None] = queue.Queue(lines_max)
         self._dropped = 0
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
@@ -33,9 +43,7 @@ class QueuedStream:
         """Queue a text; never waits."""
         try:
             if self._dropped:
-                self._queue.put_nowait(
-                    f"The log could not be written for a while; {self._dropped} lines are missing here.\n"
-                )
+                self._queue.put_nowait(self._dropped)
                 self._dropped = 0
             self._queue.put_nowait(text)
         except queue.Full:
@@ -67,9 +75,19 @@ class QueuedStream:
         self._thread.join(CLOSE_TIMEOUT_S)
 
     def _run(self) -> None:
+        missing = 0
         while (text := self._queue.get()) is not None:
+            if isinstance(text, int):
+                missing += text
+                continue
             try:
-                self._stream.write(text)
-                self._stream.flush()
+                if missing:
+                    self._put(self._note(missing))
+                    missing = 0
+                self._put(text)
             except (OSError, ValueError):
-                continue  # closed, or a disk that is full: the next line may pass
+                missing += 1  # closed, or a disk that is full: the next line may pass
+
+    def _put(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()

@@ -31,9 +31,10 @@ import msgspec
 
 from sidecar.commands import with_instance
 from sidecar.config import Config, LogConfig, Secret
+from sidecar.observe.log_queue import MISSING
 from sidecar.units import show_duration
 
-__all__ = ["LogLines", "LogMasks", "configure", "is_text", "secrets_of", "write_keys_of"]
+__all__ = ["LogLines", "LogMasks", "configure", "is_text", "missing_note", "secrets_of", "write_keys_of"]
 
 REPEAT_EVERY_S: Final = 60.0
 REPEAT_KEYS_MAX: Final = 200
@@ -156,6 +157,18 @@ def configure(
 def is_text(log: LogConfig, stream: LogStream) -> bool:
     """Return whether the lines are text, not JSON."""
     return log.format == "text" or (log.format == "auto" and stream.isatty())
+
+
+def missing_note(log: LogConfig, stream: LogStream, environ: Mapping[str, str]) -> Callable[[int], str]:
+    """Return the function that makes the line about a number of lines that are missing, in the format of this log."""
+    formatter = _TextFormatter() if is_text(log, stream) else _JsonFormatter()
+    prefix = f"<{_PRIORITY['WARNING']}>" if _is_journal(stream, environ) else ""
+
+    def note(count: int) -> str:
+        facts = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "msg": MISSING, "args": (count,)}
+        return f"{prefix}{formatter.format(logging.makeLogRecord(facts))}\n"
+
+    return note
 
 
 def secrets_of(config: Config) -> list[Secret]:

@@ -1,9 +1,15 @@
 """A stream that takes nothing stops nothing, and says afterwards how much is missing."""
 
+import errno
 import io
 import threading
+import time
 
+from log_lines import check_log_line
+
+from sidecar.config import LogConfig
 from sidecar.observe import QueuedStream
+from sidecar.observe.logs import missing_note
 
 
 class StalledStream(io.StringIO):
@@ -52,3 +58,32 @@ def test_a_stream_that_fails_causes_no_error():
     stream.write("nobody reads this\n")
     stream.close()
     assert not stream.pending
+
+
+class FullDisk(io.StringIO):
+    """A file on a disk that is full until ``has_room``."""
+
+    has_room = False
+    refused = 0
+
+    def write(self, text: str) -> int:
+        if not self.has_room:
+            self.refused += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
+def test_lines_that_a_full_disk_refused_are_counted():
+    """They were lost without a word, and the note about dropped lines was plain text in a log of JSON lines."""
+    disk = FullDisk()
+    stream = QueuedStream(disk, note=missing_note(LogConfig(format="json"), disk, {}))
+    for number in range(20):
+        stream.write(f"{number}\n")
+    while disk.refused < 20:
+        time.sleep(0.001)
+    disk.has_room = True
+    stream.write("after\n")
+    stream.close()
+    note, after = disk.getvalue().splitlines()
+    assert check_log_line(note)["message"] == "The log could not be written for a while; 20 lines are missing here."
+    assert after == "after"
