@@ -136,3 +136,17 @@ def test_every_manifest_names_this_version_and_the_image_its_user():
     assert {tag for pair in tags for tag in pair if tag} == {VERSION}
     assert f"USER {UID}:{UID}" in CONTAINERFILE
     assert "STOPSIGNAL SIGTERM" in CONTAINERFILE
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "compose.yaml",
+        "px-sidecar.container",
+        "kubernetes/base/config.toml",
+        "kubernetes/native-sidecar/statefulset.yaml",
+    ],
+)
+def test_every_configuration_that_ships_names_its_region(name):
+    """Without one the daemon warns that it takes the one of the United States."""
+    assert re.search(r"^region = |PX_SIDECAR_PX_REGION", (FOLDER / name).read_text(), re.MULTILINE)
