@@ -211,3 +211,16 @@ def test_a_pre_release_is_neither_latest_nor_a_final_release(tmp_path, version, 
     assert (" --prerelease " in calls) == (not final)
     assert f"{tmp_path}/dist/file.whl" in calls
     assert run_release(script, "publish").returncode == 1, "without a tag"
+
+
+def test_a_new_version_is_written_wherever_the_old_one_stands(tmp_path):
+    script = copy_of_release(tmp_path, "0", "")
+    names = ["pyproject.toml", "sidecar/__init__.py", "systemd/containers"]
+    subprocess.run(["cp", "-r", "--parents", *names, str(tmp_path)], cwd=ROOT, check=True)
+    found = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found
+    assert run_release(script, "version", "8.7.6").returncode == 0
+    changed = [path for path in tmp_path.rglob("*") if path.is_file() and "8.7.6" in path.read_text(encoding="utf-8")]
+    assert len(changed) == 7
+    left = [path for path in changed if re.search(rf"(?<![\d.=]){re.escape(found[1])}(?![\d.])", path.read_text())]
+    assert left == []

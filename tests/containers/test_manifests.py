@@ -131,8 +131,8 @@ def test_compose_uses_documented_keys_and_the_same_settings():
 
 
 def test_every_manifest_names_this_version_and_the_image_its_user():
-    text = "".join(path.read_text() for path in FOLDER.rglob("*") if path.suffix in (".yaml", ".container"))
-    tags = re.findall(r"px-sidecar/px-sidecar:(\S+)|newTag: (\S+)", text)
+    text = "".join(path.read_text() for path in FOLDER.rglob("*") if path.suffix in (".yaml", ".container", ".md"))
+    tags = re.findall(r"px-sidecar/px-sidecar:(\S+)|newTag: (\S+)|\?ref=v([^]]+)", text)
     assert {tag for pair in tags for tag in pair if tag} == {VERSION}
     assert f"USER {UID}:{UID}" in CONTAINERFILE
     assert "STOPSIGNAL SIGTERM" in CONTAINERFILE
