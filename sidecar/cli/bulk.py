@@ -104,13 +104,13 @@ def count_events(backend: ControlApi, path: str, selection: dict[str, Any]) -> i
 
 
 def near_names(backend: ControlApi, name: str | None) -> str:
-    """Return a hint with names that came and are spelled like ``name``; empty if there are none."""
+    """Return a hint with received names that are spelled like ``name``; empty if there are none."""
     if name is None:
         return ""
     known = {entry["name"] for entry in backend.get("/v1/names", {"sample": 0})["names"] if entry["name"]}
     by_folded = {known_name.casefold(): known_name for known_name in known - {name}}
     near = [by_folded[folded] for folded in get_close_matches(name.casefold(), by_folded, 3, 0.75)]
-    return f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+    return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
 def show_need(status: dict[str, Any], count: int) -> str:

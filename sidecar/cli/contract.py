@@ -18,7 +18,7 @@ from sidecar.errors import Failed
 from sidecar.px import PxAnswer, PxRequest, Reply, decode_events, read_events
 from sidecar.px.requests import EVENTS, delete_user
 
-__all__ = ["ContractProbe", "Finding", "probes", "run_contract"]
+__all__ = ["ContractProbe", "ProbeResult", "probes", "run_contract"]
 
 DAY_MS: Final = 86_400_000
 POLL_S: Final = 10.0
@@ -38,7 +38,7 @@ class ContractProbe(NamedTuple):
     wanted: int = 0
 
 
-class Finding(msgspec.Struct):
+class ProbeResult(msgspec.Struct):
     """The behavior of PX: ``answers`` are status and excerpt of each request, ``read_back`` events of ``sent`` that it shows."""
 
     question: str
@@ -79,7 +79,7 @@ def probes(product: str, run: str, now_ms: int) -> list[ContractProbe]:
     ]
 
 
-def run_contract(config: Config, product: str, *, wait_s: float, progress: Callable[[str], None]) -> list[Finding]:
+def run_contract(config: Config, product: str, *, wait_s: float, progress: Callable[[str], None]) -> list[ProbeResult]:
     """Ask all questions, and read back until PX shows every event or ``wait_s`` has passed. Raises Failed or ConfigError.
 
     The marked user is deleted at the end, even after Ctrl-C.
@@ -93,46 +93,46 @@ def run_contract(config: Config, product: str, *, wait_s: float, progress: Calla
 
 def _ask_all(
     config: Config, asked: Sequence[ContractProbe], wait_s: float, progress: Callable[[str], None]
-) -> list[Finding]:
-    findings = []
+) -> list[ProbeResult]:
+    results = []
     for probe in asked:
         progress(probe.question)
         replies = ask_px(config, probe.requests)
-        findings.append(Finding(probe.question, [_answer(reply) for reply in replies], len(probe.requests)))
-    if all(_is_refused_key(finding) for finding in findings):
+        results.append(ProbeResult(probe.question, [_answer(reply) for reply in replies], len(probe.requests)))
+    if all(_is_refused_key(result) for result in results):
         raise Failed(
-            f"PX refuses every request ({findings[0].answers[0]}); check key and region with `px-sidecar check --live`."
+            f"PX refuses every request ({results[0].answers[0]}); check key and region with `px-sidecar check --live`."
         )
     deadline_s = time.monotonic() + wait_s
     while True:
         progress("reading back")
-        missing = _read_back(config, asked, findings)
+        missing = _read_back(config, asked, results)
         if not missing or time.monotonic() >= deadline_s:
             break
         time.sleep(min(POLL_S, max(0.0, deadline_s - time.monotonic())))
-    return findings
+    return results
 
 
-def _read_back(config: Config, asked: Sequence[ContractProbe], findings: Sequence[Finding]) -> int:
+def _read_back(config: Config, asked: Sequence[ContractProbe], results: Sequence[ProbeResult]) -> int:
     """Fill in what PX shows of each question's events; return how many it does not show.
 
     A refusal to read, such as a 429 as the subscription's hosts deliver meanwhile, must not cost the other answers.
     """
     missing = 0
-    for probe, finding in zip(asked, findings, strict=True):
+    for probe, result in zip(asked, results, strict=True):
         if not probe.wanted:
             continue
         request = read_events(user_id=probe.user, from_ms=probe.date_ms - 1, until_ms=probe.date_ms + 1, page_size=25)
         try:
             events = decode_events(ask_px(config, [request])[0])["customEvents"]
         except Failed as error:
-            finding.unread = "" if finding.read_back is not None else str(error)
+            result.unread = "" if result.read_back is not None else str(error)
             missing += probe.wanted
             continue
         shown = [event for event in events if isinstance(event, dict) and event.get("date") == probe.date_ms]
-        finding.read_back, finding.unread = len(shown), ""
+        result.read_back, result.unread = len(shown), ""
         attributes = shown[0].get("attributes") if shown else None
-        finding.attributes = len(attributes) if isinstance(attributes, dict) else None
+        result.attributes = len(attributes) if isinstance(attributes, dict) else None
         missing += probe.wanted - len(shown)
     return missing
 
@@ -145,8 +145,8 @@ def _answer(reply: Reply) -> str:
     return f"{reply.status}{after}{f' {body}' if body else ''}"
 
 
-def _is_refused_key(finding: Finding) -> bool:
-    return all(answer.startswith(("401", "403")) for answer in finding.answers)
+def _is_refused_key(result: ProbeResult) -> bool:
+    return all(answer.startswith(("401", "403")) for answer in result.answers)
 
 
 def _json(body: dict[str, Any]) -> bytes:

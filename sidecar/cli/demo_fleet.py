@@ -150,7 +150,9 @@ eventId = "messageId"
 """
 
     def _all_share(self) -> bool:
-        if not answers(self._sandbox, "/sandbox/report") or not all(answers(one, "/health") for one in self._addresses):
+        if not answers(self._sandbox, "/sandbox/report") or not all(
+            answers(address, "/health") for address in self._addresses
+        ):
             return False
         return all(self._status(address)["fleet"]["state"] == "sharing" for address in self._addresses)
 

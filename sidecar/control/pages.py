@@ -69,7 +69,8 @@ def _named(status: Status, instance: str) -> Status:
         reasons=[with_instance(reason, instance) for reason in status.reasons],
         warnings=[with_instance(warning, instance) for warning in status.warnings],
         problems=[
-            msgspec.structs.replace(one, message=with_instance(one.message, instance)) for one in status.problems
+            msgspec.structs.replace(problem, message=with_instance(problem.message, instance))
+            for problem in status.problems
         ],
         fleet=fleet and msgspec.structs.replace(fleet, problem=with_instance(fleet.problem, instance)),
         last_problem=problem and msgspec.structs.replace(problem, message=with_instance(problem.message, instance)),

@@ -242,7 +242,7 @@ def public_view(status: Status) -> Status:
         status,
         reasons=[public(reason) for reason in status.reasons],
         warnings=[public(warning) for warning in status.warnings],
-        problems=[StatusProblem(one.severity, public(one.message)) for one in status.problems or ()],
+        problems=[StatusProblem(problem.severity, public(problem.message)) for problem in status.problems or ()],
         fleet=None if fleet is None else msgspec.structs.replace(fleet, problem=public(fleet.problem)),
         refused=None if status.refused is None else msgspec.structs.replace(status.refused, last_message=""),
         outbox=msgspec.structs.replace(status.outbox, path=""),

@@ -194,7 +194,7 @@ def test_a_full_disk_fails_and_the_outbox_itself_is_no_free_space(tmp_path, monk
     outbox.write_bytes(b"x" * (3 * 2**19))
     facts = SimpleNamespace(f_bavail=free, f_frsize=2**20)
     monkeypatch.setattr(host_checks.os, "statvfs", lambda _: facts)
-    (room,) = [found for found in host_checks.check_outbox_folder(outbox, 3 * 2**20) if found.what == "room"]
+    (room,) = [result for result in host_checks.check_outbox_folder(outbox, 3 * 2**20) if result.what == "room"]
     assert room.level == level
     assert room.message.startswith(words)
 

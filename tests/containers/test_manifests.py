@@ -39,13 +39,14 @@ def rendered(name: str) -> list[dict[str, Any]]:
 
 
 def pod(objects: list[dict[str, Any]]) -> dict[str, Any]:
-    (found,) = [one["spec"]["template"]["spec"] for one in objects if one["kind"] in ("DaemonSet", "StatefulSet")]
-    return found
+    (spec,) = [item["spec"]["template"]["spec"] for item in objects if item["kind"] in ("DaemonSet", "StatefulSet")]
+    return spec
 
 
 def daemon(spec: dict[str, Any]) -> dict[str, Any]:
-    (found,) = [one for one in spec["containers"] + spec["initContainers"] if one["name"] == "px-sidecar"]
-    return found
+    containers = spec["containers"] + spec["initContainers"]
+    (daemon_container,) = [container for container in containers if container["name"] == "px-sidecar"]
+    return daemon_container
 
 
 @pytest.mark.parametrize("name", ["base", "native-sidecar"])
@@ -54,8 +55,8 @@ def test_kubernetes_accepts_every_object(name, version):
     kubernetes_validate = pytest.importorskip(
         "kubernetes_validate", reason="kubernetes-validate is installed by .ci/run images"
     )
-    for one in rendered(name):
-        kubernetes_validate.validate(one, version, strict=True)
+    for manifest in rendered(name):
+        kubernetes_validate.validate(manifest, version, strict=True)
 
 
 @pytest.mark.parametrize("name", ["base", "native-sidecar"])
@@ -97,7 +98,7 @@ def test_apps_reach_the_events_socket_and_not_the_control_socket():
     shared = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
     assert shared == {"events": "/run/px-sidecar-events", "outbox": "/var/lib/px-sidecar"}
     assert mounts["run"] == "/run/px-sidecar", "where the control socket is"
-    environ = {one["name"]: one["value"] for one in daemon(spec)["env"]}
+    environ = {variable["name"]: variable["value"] for variable in daemon(spec)["env"]}
     assert environ["PX_SIDECAR_LISTEN_UNIX"] == f"{mounts['events']}/events.sock"
     assert environ["PX_SIDECAR_LISTEN_HTTP"] == "", "no TCP"
 

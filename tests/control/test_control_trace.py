@@ -49,7 +49,7 @@ def test_an_account_that_the_event_names_goes_first(configured: DaemonDir):
             client.group("u1", "acme")
             second = client.track("u1", "Clicked", context={"groupId": "other"})
         daemon.settle()
-        accounts = [trace(daemon, message_id=one)["stories"][0]["account"] for one in (first, second)]
+        accounts = [trace(daemon, message_id=message_id)["stories"][0]["account"] for message_id in (first, second)]
     assert [(account["id"], account["path"], account["call"]) for account in accounts] == [
         ("own", "context.groupId", None),
         ("other", "context.groupId", None),

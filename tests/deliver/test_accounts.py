@@ -233,7 +233,7 @@ async def move(host: Host, other: Host, lines: list[ExportedEvent]) -> dict[str,
     await other.take_in(lines, back=False)
     await other.live(draw_calls(rng, 15, "after "))
     await host.live(draw_calls(rng, 8, "later "))
-    for one in (host, other):
-        await one.settle()
+    for each_host in (host, other):
+        await each_host.settle()
     after = other.accepted[len(before) :]
     return custom_events(host.accepted, host.config) | custom_events([*before, *told, *after], host.config)

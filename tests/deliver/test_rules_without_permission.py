@@ -37,7 +37,7 @@ def test_names_mapped_to_nothing_drain_on_a_spent_day():
     assert len(settle_all(harness)) == 2
     harness.reload(SPENT + '[mapping.events]\n"*" = ""\n')
     settled = settle_all(harness)
-    assert (len(settled), {one.reason for one in settled}) == (598, {"mapped_to_nothing"})
+    assert (len(settled), {settlement.reason for settlement in settled}) == (598, {"mapped_to_nothing"})
 
 
 def test_a_dropped_event_after_one_that_waits_is_settled():
@@ -50,7 +50,7 @@ def test_a_dropped_event_after_one_that_waits_is_settled():
     ]
     harness = DispatcherHarness(SPENT + '[mapping.events]\n"Noise" = ""\n', rows=rows)
     settled = settle_all(harness)
-    assert sorted((one.id, one.reason) for one in settled) == [
+    assert sorted((settlement.id, settlement.reason) for settlement in settled) == [
         (1, ""),
         (2, ""),
         (4, "mapped_to_nothing"),
@@ -70,8 +70,10 @@ def test_what_a_rule_drops_after_many_ready_users_is_settled():
     assert harness.swept == []
     harness.reload(SPENT + '[mapping.events]\n"Noise" = ""\n')
     settle_all(harness)
-    assert [one.id for one in harness.swept] == list(range(2001, 3001))
-    assert {(one.state, one.reason) for one in harness.swept} == {(EventState.DROPPED, "mapped_to_nothing")}
+    assert [settlement.id for settlement in harness.swept] == list(range(2001, 3001))
+    assert {(settlement.state, settlement.reason) for settlement in harness.swept} == {
+        (EventState.DROPPED, "mapped_to_nothing")
+    }
     assert harness.dispatcher.statistics().queues.loaded == loaded
     assert harness.dispatcher.wants() is None, "the backlog is read once"
     harness.rows.append(track(3002, "new", event="Noise"))
@@ -88,11 +90,11 @@ def rows_of_one_user(noise_from: int, to: int) -> list[Row]:
 def test_parked_rows_that_a_rule_drops_are_settled_after_a_reload():
     """They stayed pending behind a head that may not be dropped and waits for the next day, or for a retry."""
     harness = DispatcherHarness(SPENT, rows=rows_of_one_user(9, 401))
-    assert [one.id for one in settle_all(harness)] == [1, 2]
+    assert [settlement.id for settlement in settle_all(harness)] == [1, 2]
     assert len(harness.parked) > 300
     harness.reload(SPENT + '[mapping.events]\n"Noise" = ""\n')
     settle_all(harness)
-    assert sorted(one.id for one in harness.swept) == list(range(9, 401))
+    assert sorted(settlement.id for settlement in harness.swept) == list(range(9, 401))
     assert harness.dispatcher.wants() is None
 
 
@@ -114,7 +116,7 @@ def test_rows_parked_during_a_retry_are_settled_after_a_reload():
     harness.reload('[mapping.events]\n"Noise" = ""\n')
     while harness.feed():
         pass
-    assert sorted(one.id for one in harness.swept) == list(range(4, 100))
+    assert sorted(settlement.id for settlement in harness.swept) == list(range(4, 100))
 
 
 def test_nothing_is_swept_while_events_are_sent():
@@ -127,14 +129,14 @@ def test_nothing_is_swept_while_events_are_sent():
 def test_operator_pause_does_not_hold_what_a_rule_drops():
     harness = DispatcherHarness('[mapping.events]\n"Noise" = ""\n', rows=[track(1, "a"), track(2, "b", event="Noise")])
     harness.dispatcher.destination.pause(harness.clock.now_s)
-    assert [one.id for one in settle_all(harness)] == [2]
+    assert [settlement.id for settlement in settle_all(harness)] == [2]
 
 
 def test_cap_drops_what_is_above_it_when_it_would_be_sent():
     rows = [track(number, f"u{number}", event="Chatty") for number in range(1, 6)] + [track(9, "z", event="Other")]
     harness = DispatcherHarness('[mapping.event."Chatty"]\nper_day = 2\n', rows=rows)
     settled = settle_all(harness)
-    assert [(one.id, one.reason) for one in settled] == [
+    assert [(settlement.id, settlement.reason) for settlement in settled] == [
         (1, ""),
         (2, ""),
         (3, "capped"),
@@ -142,7 +144,7 @@ def test_cap_drops_what_is_above_it_when_it_would_be_sent():
         (5, "capped"),
         (9, ""),
     ]
-    assert [one.cap is not None for one in settled] == [True, True, False, False, False, False]
+    assert [settlement.cap is not None for settlement in settled] == [True, True, False, False, False, False]
 
 
 def test_retried_event_keeps_its_place_under_the_cap():

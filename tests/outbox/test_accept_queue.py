@@ -116,10 +116,10 @@ def test_each_event_is_taken_once_and_in_the_order_of_its_caller():
             for request in taken:
                 request.done.set()
     while queue:
-        stored += [one for request in queue.take() for one in take_result(request)]
+        stored += [event for request in queue.take() for event in take_result(request)]
         queue.finish()
     for caller, expected in sent.items():
-        assert [one for one in stored if one.message_id.startswith(f"m{caller}")] == expected
+        assert [event for event in stored if event.message_id.startswith(f"m{caller}")] == expected
 
 
 def take_result(request: WriteRequest) -> list[NewEvent]:

@@ -108,7 +108,7 @@ def test_a_user_without_root_goes_from_init_to_a_delivered_event(harness: Proces
     assert "delivered" in sent.stdout
     assert f"Using {config}." in sent.stderr
     checked = json.loads(user.run("check", "--json").stdout)
-    assert [found for found in checked["findings"] if found["level"] == "error"] == []
+    assert [result for result in checked["findings"] if result["level"] == "error"] == []
     for verb in (["events", "list"], ["config", "show"], ["pause"], ["resume"], ["reload"], ["dead", "list"]):
         ran = user.run(*verb)
         assert ran.returncode == 0, (verb, ran.stderr)

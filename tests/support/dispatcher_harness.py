@@ -118,7 +118,7 @@ class DispatcherHarness:
     def _settle(self, settlements: list[Settlement]) -> None:
         """Commit settlements that need no permission to send."""
         self.swept += settlements
-        gone = {one.id for one in settlements}
+        gone = {settlement.id for settlement in settlements}
         self.rows = [row for row in self.rows if row.id not in gone]
         self.dispatcher.settled(settlements)
 

@@ -20,7 +20,9 @@ def check_log_line(line: str) -> dict[str, Any]:
         assert wanted.keys() <= {"description", "type", "format", "pattern", "examples", "enum", "minLength"}
         kinds = wanted.get("type", "string")
         allowed = tuple(TYPES[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds))
-        assert isinstance(value, tuple(kind for one in allowed for kind in (one if isinstance(one, tuple) else (one,))))
+        assert isinstance(
+            value, tuple(kind for kinds in allowed for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        )
         assert value in wanted.get("enum", [value]), line
         assert len(str(value)) >= wanted.get("minLength", 0)
         assert re.search(wanted.get("pattern", ""), str(value)), line

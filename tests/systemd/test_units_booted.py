@@ -30,7 +30,7 @@ if mode.isdigit():
 sockets = inherited_sockets()
 about = {
     "arguments": sys.argv[1:],
-    "sockets": {name: [one.getsockname() for one in several] for name, several in sockets.items()},
+    "sockets": {name: [sock.getsockname() for sock in several] for name, several in sockets.items()},
     "key": key.strip(),
     "state": os.environ["STATE_DIRECTORY"],
     "watchdog_s": watchdog_s(),

@@ -179,8 +179,8 @@ def test_batches_of_5_mib_back_to_back_take_bounded_memory(
     harness: ProcessHarness, quiet: ProcessHarness, capsys, alone
 ):
     """Eight of them took 229 MB: each was decoded as a whole. Others waited for two whole batches."""
-    for one in (harness, quiet):
-        one.write_config()
+    for daemon in (harness, quiet):
+        daemon.write_config()
     pid = harness.start_daemon().pid
     quiet.start_daemon()
     with connected(harness) as small, connected(quiet) as other, crowd(harness, "batches", 8) as batching:
@@ -210,8 +210,8 @@ def test_batches_of_5_mib_back_to_back_take_bounded_memory(
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("kind", ["mute", "slow_head", "slow_body", "never_reads", "half_closed"])
 def test_ten_thousand_of_a_kind_take_bounded_memory(harness: ProcessHarness, quiet: ProcessHarness, capsys, kind):
-    for one in (harness, quiet):
-        one.write_config()
+    for daemon in (harness, quiet):
+        daemon.write_config()
     pid = harness.start_daemon().pid
     quiet.start_daemon()
     with connected(harness) as small, connected(quiet) as other:
