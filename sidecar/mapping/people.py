@@ -185,7 +185,9 @@ class PeopleMapper:
             # It is written as an account below; without accounts it stays a custom attribute of the user.
             traits = {name: value for name, value in traits.items() if name not in _ACCOUNT_TRAITS}
         split = self._split_user(traits, user, received_ms, changes, user_type)
-        split.fields.pop("accountId", None)
+        named = split.fields.pop("accountId", None)
+        if named is not None and named != account and named not in self._reject:
+            changes.append(Change("user.accountId", "the trait left out: another path gives the account"))
         if self._accounts and company and account is not None:
             self._hashed.keep_made()  # the rules have run over the company as a part of the user's traits
             draft.upsert_account(account, self._split_account(company, account, received_ms, changes))

@@ -540,3 +540,10 @@ def test_type_of_the_record_is_not_a_custom_attribute():
     assert user.fields == {"type": "USER", "propertyKeys": [KEY]}
     (other,) = upserts(map_one(identify({"type": "admin"}), USERS))
     assert other.fields["customAttributes"] == {"type": "admin"}
+
+
+def test_account_trait_that_gives_way_is_reported():
+    mapped = map_one(identify({"account_id": "other"}, context={"groupId": "right"}), USERS)
+    assert upserts(mapped)[0].fields["accountId"] == "right"
+    assert "another path" in changes_by_field(mapped)["user.accountId"]
+    assert map_one(identify({"account_id": "same"}, context={"groupId": "same"}), USERS).changes == ()
