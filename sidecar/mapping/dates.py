@@ -76,7 +76,8 @@ _IN_WORDS: Final = (
     re.compile(rf"[A-Z]+ {_MONTH} +(?P<day>\d{{1,2}}) {_TIME} (?P<year>\d{{4}}){_ZONE}"),
 )
 _MONTHS: Final = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
-# The names that RFC 5322 section 4.3 defines, and two that no other zone shares. Others are ambiguous (IST, BST).
+# The names that RFC 5322 section 4.3 defines, and those that no other zone of today shares. Others are ambiguous (IST,
+# BST), or had another offset some years ago (MSK).
 _ZONES: Final = {
     **dict.fromkeys(("UTC", "GMT", "UT", "Z"), 0),
     "EDT": -4,
@@ -87,8 +88,18 @@ _ZONES: Final = {
     "MST": -7,
     "PDT": -7,
     "PST": -8,
+    "WET": 0,
+    "WEST": 1,
     "CET": 1,
     "CEST": 2,
+    "EET": 2,
+    "EEST": 3,
+    "JST": 9,
+    "AEST": 10,
+    "AEDT": 11,
+    "NZST": 12,
+    "NZDT": 13,
+    "HST": -10,
 }
 
 
