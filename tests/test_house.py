@@ -47,6 +47,10 @@ LONGEST_FILE_LINES = 600
 LONGER_FILES = {CLIENT}  # apps copy it as one file
 LONGEST_FUNCTION_LINES = 60
 NOT_AT_THE_BEGINNING = {"How", "If", "Is", "Of", "What", "When", "Where", "Whether", "Who", "Why"}  # of a docstring
+PRIVATE_WORDS = re.compile(
+    r"\b(?:in vain|for ever|all the same|so many|anew|thrice|upon|whoever|nobody|somebody|everybody|anybody)\b",
+    re.IGNORECASE,
+)
 LONGEST_TEST_NAME = 65  # the rule in 60 characters, after "test_"
 
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "sidecar", "tests", "systemd", "benchmarks"}
@@ -238,6 +242,22 @@ def test_every_planted_bug_fits_the_source():
     plant = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(plant)
     assert not [bug.name for bug in plant.BUGS if (ROOT / bug.path).read_text(encoding="utf-8").count(bug.before) != 1]
+
+
+def test_private_words_do_not_return():
+    """Things are things, and English is plain: the words that readers stumbled over, in code and pages."""
+    pages = [
+        *(ROOT / "sidecar").rglob("README.md"),
+        *(ROOT / "systemd").rglob("README.md"),
+        ROOT / "benchmarks" / "README.md",
+    ]
+    wrong = [
+        f"{path.relative_to(ROOT)}:{number}: {found[0]}"
+        for path in [*SOURCES, *pages]
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if (found := PRIVATE_WORDS.search(line))
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_files_and_functions_stay_small():

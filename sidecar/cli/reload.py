@@ -46,7 +46,7 @@ def reload(control_flag: str | None, config_flag: str | None, as_json: bool) -> 
 
 
 def note_credential(daemon: ControlApi) -> None:
-    """Say if a new key waits for a restart: whoever has written it expects it to be used now."""
+    """Say if a new key waits for a restart: its author expects it to be used now."""
     from sidecar.cli.px_queries import (
         changed_credential,  # here: what asks PX loads much that these verbs need for nothing else
     )

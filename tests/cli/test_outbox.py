@@ -152,7 +152,7 @@ def test_a_moved_event_keeps_its_class(tmp_path, verb):
 
 
 def test_import_fills_an_empty_memory_with_the_newest_account(tmp_path, verb):
-    """What this host was told itself is not overwritten; each moved event keeps the account of its acceptance."""
+    """What this host accepted itself is not overwritten; each moved event keeps the account of its acceptance."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     one, two = DaemonDir(tmp_path / "one"), DaemonDir(tmp_path / "two")

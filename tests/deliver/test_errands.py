@@ -101,7 +101,7 @@ async def test_a_refused_deletion_neither_pauses_nor_judges_events(tmp_path, aut
 
 
 async def test_a_deletion_ends_an_outage_without_events(tmp_path, autojump_clock):
-    """It waited for a probe, and a probe is an event: with an empty outbox for ever."""
+    """It waited for a probe, and a probe is an event: with an empty outbox it waited without end."""
     px = PxWithUsers(PxAnswer(429, b"{}"), PxAnswer(500, b"{}"), DELETED)
     async with delivering(tmp_path, px) as daemon:
         answer = await forget_in_px(daemon, ["a", "b"])

@@ -53,7 +53,7 @@ def hosts(harness: ProcessHarness) -> bool:
 
 
 def test_closing_the_terminal_stops_the_daemon_in_order(configured: ProcessHarness):
-    """It went on without a terminal, and the next start failed at the lock of the outbox."""
+    """It continued without a terminal, and the next start failed at the lock of the outbox."""
     terminal = Terminal(configured)
     terminal.close()
     assert terminal.process.wait(20) == 0

@@ -1,7 +1,7 @@
 """An app with one of the Python SDKs: ``python_app.py SDK URL GZIP COUNT NAME``; SDK is ``segment`` or ``rudder``.
 
 Makes COUNT calls of all kinds with message ids like NAME-track-1, says ``half`` in the middle, and at the end, as JSON,
-which message ids it was told to have failed.
+which message ids were reported to it as failed.
 """
 
 import json

@@ -171,7 +171,7 @@ def wait_until(true, what, timeout_s=20.0):
 
 @pytest.mark.skipif(shutil.which("lintian") is None, reason="lintian is not installed (Debian package: lintian)")
 def test_lintian_finds_nothing_without_a_reason(packages):
-    """What it is told to accept, and why, is in systemd/debian/lintian-overrides."""
+    """What it has to accept, and why, is in systemd/debian/lintian-overrides."""
     command = ["lintian", "--allow-root", "--tag-display-limit", "0", "--fail-on", "error,warning", str(packages[0])]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
