@@ -16,6 +16,7 @@ from sidecar.outbox import Outbox, Store
 from sidecar.outbox.audit import last_action
 from sidecar.outbox.suppress import suppression
 from sidecar.receive import number_sources
+from sidecar.units import counted
 
 __all__ = [
     "DeliveryControl",
@@ -146,6 +147,12 @@ async def save_delivery(delivery: Delivery, outbox: Outbox, clock: Clock) -> Non
     An error is logged and not raised: the next process then counts too many requests, never too few.
     """
     dispatcher = delivery.dispatcher
+    if unanswered := dispatcher.statistics().under_way:
+        log.warning(
+            "%s had no answer from PX within deliver.stop_timeout; the next start sends the events again, and PX may then "
+            "have them twice.",
+            counted(unanswered, "request"),
+        )
     saved, lease = saved_destination(delivery, clock), dispatcher.limiter.closing_lease()
 
     def save(store: Store, _now_ms: int) -> None:
