@@ -1,9 +1,14 @@
 """Codes and tokens, the guard of every request, and what may be shown on a screen that others can see."""
 
+import os
+import signal
+import sys
+
 import pytest
 import trio
 import trio.testing
 
+from sidecar.cli.console import serve_console
 from sidecar.config import ConfigFile
 from sidecar.console import Console, Options
 from sidecar.console.guard import Guard, headers
@@ -50,6 +55,24 @@ def test_a_console_ends_after_half_an_hour_without_use():
         return trio.current_time() - began_s
 
     assert trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01)) == IDLE_S
+
+
+def test_the_verb_ends_with_an_idle_console(monkeypatch, capsys):
+    """While its terminal is open and nothing is typed."""
+    reader, writer = os.pipe()
+    before = signal.getsignal(signal.SIGTTIN)
+    options = Options("control.sock", ConfigFile("config.toml", {}))
+    with open(reader) as typed:
+        monkeypatch.setattr(sys, "stdin", typed)
+        try:
+            clock = trio.testing.MockClock(autojump_threshold=0.05)
+            trio.run(serve_console, options, False, clock=clock)
+        finally:
+            os.close(writer)
+            signal.signal(signal.SIGTTIN, before)
+    printed = capsys.readouterr()
+    assert printed.out.startswith("Console: http://127.0.0.1:")
+    assert "ended after half an hour without use" in printed.err
 
 
 def test_guessing_is_stopped_for_a_minute():
