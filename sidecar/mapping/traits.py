@@ -80,13 +80,15 @@ Convert = Callable[[Any], Any]
 class RecordSchema(msgspec.Struct, frozen=True):
     """The fields of one kind of PX record with their conversions, and alternative names for fields.
 
-    ``plans`` are the dates that may be far ahead; ``read_only`` are never sent.
+    ``plans`` are the dates that may be far ahead; ``read_only`` are never sent. ``own_dates`` are dates that PX has no
+    field for: they are sent as the app wrote them, unless they stand for none.
     """
 
     fields: Mapping[str, Convert]
     aliases: Mapping[str, str]
     plans: frozenset[str]
     read_only: frozenset[str]
+    own_dates: frozenset[str] = frozenset()
 
 
 USER: Final = RecordSchema(
@@ -118,6 +120,7 @@ ACCOUNT: Final = RecordSchema(
     aliases={"employees": "numberOfEmployees", "employeeCount": "numberOfEmployees"},
     plans=frozenset({"renewalDate"}),
     read_only=frozenset({"numberOfUsers", "createDate", "lastModifiedDate"}),
+    own_dates=frozenset({"createdat"}),
 )
 
 _LOCATION: Final[Mapping[str, Convert]] = {
@@ -191,6 +194,10 @@ class TraitSplitter:
                 self._set_field(fields, px, name, value, received_ms, changes)
             elif folded in self._read_only:
                 changes.append(Change(f"{self._prefix}.{name}", "left out: PX maintains this field itself"))
+            elif folded in self._schema.own_dates and self._is_no_date(value, received_ms):
+                changes.append(
+                    Change(f"{self._prefix}.{name}", f"left out: {name!r} is before 2000 or too far in the future")
+                )
             elif not (folded in _ID_NAMES and as_text(value) == own_id) and not (
                 folded == "type" and own_type and value == own_type
             ):
@@ -206,6 +213,10 @@ class TraitSplitter:
         known = (px != name, spelling_rank(name), name, folded, px)
         store_bounded(self._names, name, known)
         return known
+
+    def _is_no_date(self, value: Any, received_ms: int) -> bool:
+        date_ms = to_epoch_ms(value)
+        return date_ms is not None and is_absurd_people_ms(date_ms, received_ms, may_be_ahead=False)
 
     def object_trait(self, traits: dict[str, Any], name: str) -> dict[str, Any] | None:
         """Return the trait ``name`` without denied names; None if it is not an object, or the rules drop or hash it."""

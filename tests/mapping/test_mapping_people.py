@@ -547,3 +547,13 @@ def test_account_trait_that_gives_way_is_reported():
     assert upserts(mapped)[0].fields["accountId"] == "right"
     assert "another path" in changes_by_field(mapped)["user.accountId"]
     assert map_one(identify({"account_id": "same"}, context={"groupId": "same"}), USERS).changes == ()
+
+
+@pytest.mark.parametrize("name", ["createdAt", "created_at", "Created-At"])
+def test_date_of_an_account_that_stands_for_none_is_left_out(name: str):
+    for sent in (0, "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", -62135596800000):
+        mapped = map_one(group("g", {name: sent}), ACCOUNTS)
+        assert upserts(mapped)[0].fields == {"propertyKeys": [KEY]}
+        assert any("before 2000" in change.what for change in mapped.changes)
+    (account,) = upserts(map_one(group("g", {name: "2024-01-01"}), ACCOUNTS))
+    assert list(account.fields["customAttributes"].values()) == ["2024-01-01"]
