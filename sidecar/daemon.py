@@ -76,10 +76,12 @@ from sidecar.mapping import LiveSettings
 from sidecar.observe import (
     WRITER,
     DaemonTelemetry,
+    Heartbeats,
     LogLines,
     LogMasks,
     Telemetry,
     feed_watchdog,
+    log_standstill,
     probe,
 )
 from sidecar.outbox import (
@@ -319,6 +321,7 @@ async def serve(app: Application, ingest: Callable[[], Awaitable[None]]) -> None
                 background.start_soon(_keep_dispatcher_awake, app.delivery)
                 background.start_soon(record_series, app.telemetry, app.outbox, app.clock)
                 background.start_soon(_report_to_systemd, app)
+                background.start_soon(_log_standstill, app.telemetry.heartbeats)
                 await ingest()
                 background.cancel_scope.cancel()
             if app.fleet and _drains(app):
@@ -354,6 +357,10 @@ async def _keep_dispatcher_awake(delivery: Delivery) -> None:
 
 def _no_op(_store: Store, _now_ms: int) -> None:
     """Do nothing in a transaction, which proves that the writer works."""
+
+
+async def _log_standstill(heartbeats: Heartbeats) -> None:
+    await log_standstill(heartbeats, limit_s=UNHEALTHY_AFTER_S, every_s=PROBE_EVERY_S)
 
 
 async def _report_to_systemd(app: Application) -> None:

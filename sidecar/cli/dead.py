@@ -277,7 +277,7 @@ def _move(
                 progress.update(task, completed=moved)
     if selection["ids"] is not None and moved < len(set(selection["ids"])):
         raise Failed(
-            f"{show_count(moved)} of {show_count(len(set(selection['ids'])))} were moved; the others are not dead letters: "
+            f"{show_count(moved)} of {show_count(len(set(selection['ids'])))} were {'retried' if what == 'retry' else 'discarded'}; the others are not dead letters: "
             "`px-sidecar events show ID` shows their state."
         )
     return moved, counted["count"]

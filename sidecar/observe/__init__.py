@@ -6,7 +6,7 @@ from sidecar.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from sidecar.observe.feed import EventOutcome, Feed, Redact
-    from sidecar.observe.heartbeats import DISPATCHER, WRITER, Heartbeats, feed_watchdog, probe
+    from sidecar.observe.heartbeats import DISPATCHER, WRITER, Heartbeats, feed_watchdog, log_standstill, probe
     from sidecar.observe.log_queue import QueuedStream
     from sidecar.observe.logs import LogLines, LogMasks, configure, secrets_of, write_keys_of
     from sidecar.observe.metrics import (
@@ -52,6 +52,7 @@ __all__ = [
     "Telemetry",
     "configure",
     "feed_watchdog",
+    "log_standstill",
     "probe",
     "secrets_of",
     "write_keys_of",
@@ -61,7 +62,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "feed": ("EventOutcome", "Feed", "Redact"),
-        "heartbeats": ("DISPATCHER", "WRITER", "Heartbeats", "feed_watchdog", "probe"),
+        "heartbeats": ("DISPATCHER", "WRITER", "Heartbeats", "feed_watchdog", "log_standstill", "probe"),
         "log_queue": ("QueuedStream",),
         "logs": ("LogLines", "LogMasks", "configure", "secrets_of", "write_keys_of"),
         "metrics": (

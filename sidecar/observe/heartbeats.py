@@ -10,6 +10,7 @@ which beats each time a no-op transaction has passed through it.
 Whether PX answers does not count: accepting events while PX is unreachable is the purpose of the daemon.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NoReturn
 
@@ -17,10 +18,17 @@ import trio
 
 from sidecar.errors import SidecarError
 
-__all__ = ["DISPATCHER", "WRITER", "Heartbeats", "feed_watchdog", "probe"]
+__all__ = ["DISPATCHER", "WRITER", "Heartbeats", "feed_watchdog", "log_standstill", "probe"]
+
+log = logging.getLogger(__name__)
 
 DISPATCHER: Final = "dispatcher"
 WRITER: Final = "writer"
+
+STANDSTILL: Final = {
+    WRITER: "The outbox has finished no write for %.0f s: its disk does not answer, and clients wait; check the disk.",
+    DISPATCHER: "Delivery has decided nothing for %.0f s: this host has no processor time for it, or it is a bug.",
+}
 
 
 class Heartbeats:
@@ -56,7 +64,7 @@ async def probe(heartbeats: Heartbeats, part: str, work: Callable[[], Awaitable[
         try:
             await work()
         except SidecarError:
-            pass  # the missing beat is the report; the part that failed has logged the reason
+            pass  # the missing beat is the report; the writer has logged the reason
         else:
             heartbeats.beat(part)
         await trio.sleep(every_s)
@@ -72,4 +80,21 @@ async def feed_watchdog(
     while True:
         if heartbeats.healthy(heartbeats.monotonic_s(), limit_s):
             feed()
+        await trio.sleep(every_s)
+
+
+async def log_standstill(heartbeats: Heartbeats, *, limit_s: float, every_s: float) -> NoReturn:
+    """Log when a part makes no progress within ``limit_s``, and when it does again. Runs until cancelled."""
+    logged = set[str]()
+    before: list[str] = []
+    while True:
+        late = heartbeats.late(heartbeats.monotonic_s(), limit_s)
+        # Twice in a row: after the process was stopped for a while, each part is late until its next beat.
+        for part in set(late).intersection(before) - logged:
+            log.error(STANDSTILL[part], limit_s, extra={"always": True})
+            logged.add(part)
+        for part in logged.difference(late, before):
+            log.info("The %s makes progress again.", part)
+            logged.discard(part)
+        before = late
         await trio.sleep(every_s)

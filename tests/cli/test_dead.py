@@ -127,7 +127,7 @@ def test_discarded_letters_count_as_dropped(refusing, verb):
 def test_an_id_that_is_not_a_dead_letter_is_reported(refusing, verb):
     ran = verb("dead", "discard", "1", "3", *refusing.daemon_dir.flags)
     assert ran.code == 1
-    assert "1 of 2 were moved" in ran.err
+    assert "1 of 2 were discarded" in ran.err
 
 
 def test_export_prints_one_line_per_letter(refusing, verb):

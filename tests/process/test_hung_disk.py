@@ -20,6 +20,7 @@ from sidecar.control.hung_stop import end_if_disk_hangs
 from sidecar.control.pages import UNHEALTHY_AFTER_S, health_problems
 from sidecar.control.signals import handle_signals
 from sidecar.daemon import Seams, build, serve
+from sidecar.observe import heartbeats
 from sidecar.outbox import InlineRunner, Store, ThreadRunner
 from sidecar.px.network import FakeNetwork
 from sidecar.systemd import Notifier
@@ -90,6 +91,21 @@ async def test_health_turns_within_5_s_of_the_oldest_write(tmp_path, monkeypatch
         await trio.sleep(2)
         assert problems(app) == []
         assert notifier.fed_s[-1] >= trio.current_time() - 1.5
+
+
+async def test_a_hung_disk_is_logged_once_and_so_is_its_end(tmp_path, monkeypatch, autojump_clock):
+    """Status sent its reader to the log, which said nothing until the watchdog ended the process."""
+    said: list[str] = []
+    monkeypatch.setattr(heartbeats.log, "error", lambda text, *values, **_: said.append(text % values))
+    monkeypatch.setattr(heartbeats.log, "info", lambda text, *values: said.append(text % values))
+    async with running(tmp_path, monkeypatch) as (_app, runner, _notifier):
+        runner.hang()
+        await trio.sleep(60)
+        assert len(said) == 1
+        assert said[0].startswith("The outbox has finished no write for 5 s: its disk does not answer")
+        runner.resumed.set()
+        await trio.sleep(5)
+        assert said[1:] == ["The writer makes progress again."]
 
 
 async def test_an_idle_daemon_writes_nothing_to_prove_that_it_can(tmp_path, monkeypatch, autojump_clock):
