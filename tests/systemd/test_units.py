@@ -1,11 +1,15 @@
-"""The shipped units, judged by systemd's own tools; ``test_boot.py`` runs them."""
+"""The shipped units, judged by systemd's own tools; ``test_units_booted.py`` runs them."""
 
 import re
 import shutil
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from sidecar.outbox import Store
 
 UNITS = Path(__file__).resolve().parents[2] / "systemd"
 MOST_EXPOSURE = 12  # tenths of systemd's own score, from 0 (nothing left to lock) to 100
@@ -86,3 +90,14 @@ def test_each_setting_has_its_reason_beside_it():
     blocks = [block for block in re.split(r"\n\s*\n", text) if "=" in block]
     bare = [block for block in blocks if not re.match(r"(\[\w+\]\n)?(#|Description=)", block)]
     assert not bare
+
+
+def test_the_data_map_names_every_table_of_the_outbox(tmp_path):
+    """A new table holds something of somebody: the page says what, for how long, and for whom."""
+    path = tmp_path / "outbox.db"
+    Store(path).close()
+    with closing(sqlite3.connect(path)) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    page = (UNITS / "README.md").read_text(encoding="utf-8")
+    data_map = page.partition("\n## Data map\n")[2].partition("\n## ")[0]
+    assert tables - {"_sqlite_migrations"} <= set(re.findall(r"`(\w+)`", data_map))
