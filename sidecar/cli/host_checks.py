@@ -83,7 +83,7 @@ class CheckResult(NamedTuple):
 def check_host(config: Config, *, running: bool) -> Iterator[CheckResult]:
     """Yield the results of all checks of the host; ``running``: a daemon answers at the control socket."""
     yield check_clock()
-    yield from check_outbox_folder(real_path(config), config.outbox.max_bytes)
+    yield from check_outbox_folder(real_path(config), config.outbox.max_bytes, running=running)
     yield check_sqlite(sqlite_version())
     yield from check_sockets(config, running=running)
     yield from check_limits(config)
@@ -127,11 +127,11 @@ def is_clock_synchronized() -> bool | None:
 # The outbox --------------------------------------------------------------------------------------------------------
 
 
-def check_outbox_folder(path: Path, max_bytes: int) -> Iterator[CheckResult]:
+def check_outbox_folder(path: Path, max_bytes: int, *, running: bool = False) -> Iterator[CheckResult]:
     """Check the folder of the outbox, its file system and the free space there."""
     folder = path.parent
     existing = _nearest_existing(folder)
-    yield _check_folder("outbox", folder, existing)
+    yield _check_folder("outbox", folder, existing, running=running)
     kind = file_system(existing)
     if kind in IN_MEMORY:
         yield CheckResult(
@@ -210,7 +210,8 @@ def _nearest_existing(folder: Path) -> Path:
     return folder
 
 
-def _check_folder(what: str, folder: Path, existing: Path) -> CheckResult:
+def _check_folder(what: str, folder: Path, existing: Path, *, running: bool) -> CheckResult:
+    """Check that this user can write a folder; while a daemon runs, it does, and says in its status if it cannot."""
     if existing != folder:
         if os.access(existing, os.W_OK):
             return CheckResult("ok", what, f"{folder} does not exist yet; the daemon creates it.")
@@ -218,10 +219,12 @@ def _check_folder(what: str, folder: Path, existing: Path) -> CheckResult:
             "error", what, f"{folder} does not exist and this user cannot create it; create it for the daemon's user."
         )
     if not os.access(folder, os.W_OK | os.X_OK):
+        if running:
+            return CheckResult("ok", what, f"{folder} is in use by the running daemon.")
         return CheckResult(
             "error",
             what,
-            f"This user cannot write {folder}; run the check as the daemon's user, or chown the folder to it.",
+            f"This user cannot write {folder}; run the check as the daemon's user or with sudo; the folder must belong to the daemon's user.",
         )
     if stat.S_IMODE(folder.stat().st_mode) & stat.S_IWOTH and not folder.stat().st_mode & stat.S_ISVTX:
         return CheckResult("warning", what, f"Every user of this host can write {folder}; run `chmod o-w {folder}`.")
@@ -244,7 +247,7 @@ def check_sockets(config: Config, *, running: bool) -> Iterator[CheckResult]:
 
 def _check_socket_path(what: str, path: Path, *, running: bool) -> CheckResult:
     existing = _nearest_existing(path.parent)
-    folder_result = _check_folder(what, path.parent, existing)
+    folder_result = _check_folder(what, path.parent, existing, running=running)
     if folder_result.level == "error":
         return folder_result
     if not os.path.lexists(path):

@@ -80,9 +80,8 @@ def export(file: Path, config_flag: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"moved": count, "file": str(file)})
     else:
-        click.echo(
-            hint(f"{events_of(count)} moved to {file}; run `px-sidecar outbox import {file.name}` on the other host.")
-        )
+        moved = f"{events_of(count)} moved to {file}; run `px-sidecar outbox import {file.name}` on the other host."
+        click.echo(hint(moved) if count else f"No event was pending, so {file} is empty.")
     if units:
         click.echo(
             hint(

@@ -374,7 +374,7 @@ def test_a_folder_that_cannot_be_created_or_written_fails(tmp_path, monkeypatch)
     level, message = folder_result(tmp_path / "absent" / "outbox.db")
     assert (level, "create it for the daemon's user" in message) == ("error", True)
     level, message = folder_result(tmp_path / "outbox.db")
-    assert (level, "chown the folder" in message) == ("error", True)
+    assert (level, "must belong to the daemon's user" in message) == ("error", True)
 
 
 @pytest.mark.parametrize(("mode", "level"), [(0o777, "warning"), (0o1777, "ok"), (0o750, "ok")])

@@ -124,4 +124,9 @@ def test_check_does_not_fail_for_a_key_that_only_root_can_read(member, monkeypat
     findings = json.loads(member("check", "--json").out)["findings"]
     (key,) = [finding for finding in findings if finding["what"] == "API key"]
     assert key["level"] == "warning"
+    monkeypatch.setattr("sidecar.cli.host_checks.os.access", lambda *_: False)
+    failed = [
+        finding for finding in json.loads(member("check", "--json").out)["findings"] if finding["level"] == "error"
+    ]
+    assert not failed, "what this user cannot write is not the daemon's problem"
     assert key["message"] == f"{tmp_path}/api_key is open to root only and was not looked at; use sudo."

@@ -345,3 +345,10 @@ def test_an_export_from_a_disk_that_fails_is_one_sentence(
     assert (ran.code, sentence in ran.err) == (1, True)
     assert not file.exists()
     assert verb("status", "--json", *daemon_dir.flags).json["pending"] == 2
+
+
+def test_an_export_without_pending_events_moves_nothing(daemon_dir: DaemonDir, verb, tmp_path):
+    """It said that 0 events were moved, and what to run on the other host."""
+    fill(daemon_dir, 0)
+    file = tmp_path / "moved.ndjson"
+    assert verb("outbox", "export", str(file), *daemon_dir.flags).out == f"No event was pending, so {file} is empty.\n"
