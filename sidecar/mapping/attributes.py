@@ -20,7 +20,7 @@ from sidecar.mapping.names import camel, store_bounded
 from sidecar.mapping.privacy import PrivacyRules
 from sidecar.mapping.values import as_text, clean_text, json_text, within_64_bits
 
-__all__ = ["BROKEN_TEXT", "MAX_ATTRIBUTES", "MAX_KEY", "AttributeMapper", "AttributePlan", "report_no_object"]
+__all__ = ["MAX_ATTRIBUTES", "MAX_KEY", "AttributeMapper", "AttributePlan", "report_broken", "report_no_object"]
 
 MAX_ATTRIBUTES: Final = 50  # limits of PX: sidecar/px/README.md#the-custom-event
 MAX_KEY: Final = 1_024  # characters
@@ -37,6 +37,12 @@ def report_no_object(field: str, name: str, value: Any, changes: list[Change]) -
     """Report a part of an event that is left out because it is not an object; an empty list is how PHP writes an empty one."""
     if type(value) is not dict and value is not None and value != []:
         changes.append(Change(field, f"{name} left out: {type(value).__name__}, not an object"))
+
+
+def report_broken(field: str, value: Any, changes: list[Change]) -> None:
+    """Report a text in which something was replaced because it is not text."""
+    if type(value) is str and not value.isascii() and "\ufffd" in value:
+        changes.append(Change(field, BROKEN_TEXT))
 
 
 class AttributePlan(msgspec.Struct, frozen=True):

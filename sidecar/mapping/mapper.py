@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from sidecar.config import IdentityConfig, MappingConfig, PeopleConfig
-from sidecar.mapping.attributes import BROKEN_TEXT, AttributeMapper, report_no_object
+from sidecar.mapping.attributes import AttributeMapper, report_broken, report_no_object
 from sidecar.mapping.filters import is_sampled
 from sidecar.mapping.model import Account, Change, CustomEvent, Known, Mapped, Priority
 from sidecar.mapping.names import MappedName
@@ -177,6 +177,7 @@ class Mapper:
         user, default_type = identity
         if kind == "identify" or kind == "group":
             user_type = self._user_type(event, default_type)
+            report_broken("identifyId", user, changes)
             held = self.reveal_account(account) if account is not None else None
             return self._people.map(
                 *(event, known, account is None, held, user, user_type, property_key, received_ms, changes)
@@ -257,8 +258,11 @@ class Mapper:
         if rules.global_context is not None and (context := rules.global_context(event)):
             body["globalContext"] = context
         for key, value in body.items():
-            if type(value) is str and not value.isascii() and "\ufffd" in value:
-                changes.append(Change(key, BROKEN_TEXT))
+            if type(value) is str and not value.isascii():
+                report_broken(key, value, changes)
+        if rules.global_context is not None:
+            for name_in_context, value in body.get("globalContext", {}).items():
+                report_broken("globalContext", f"{name_in_context}{value}", changes)
         report_no_object("attributes", "properties", event.get("properties"), changes)
         if event.get("type") != "track":
             for key in ("name", "category"):

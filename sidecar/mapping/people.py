@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from sidecar.config import PeopleConfig
-from sidecar.mapping.attributes import report_no_object
+from sidecar.mapping.attributes import report_broken, report_no_object
 from sidecar.mapping.model import Change, Intent, Known, Mapped, UpsertAccount, UpsertUser
 from sidecar.mapping.paths import DEFAULT_PATHS, report_no_text
 from sidecar.mapping.privacy import forms
@@ -62,6 +62,8 @@ class PeopleMapper:
                 continue
             if (account := as_text(value)) is not None:
                 if account not in self._reject:
+                    if changes is not None:
+                        report_broken("accountId", account, changes)
                     return account, path
                 if changes is not None:
                     changes.append(Change("accountId", f"{path} is not an id by identity.reject"))

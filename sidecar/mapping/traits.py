@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sidecar.mapping.attributes import AttributeMapper, Value
+from sidecar.mapping.attributes import AttributeMapper, Value, report_broken
 from sidecar.mapping.dates import is_absurd_people_ms, to_epoch_ms
 from sidecar.mapping.model import Change
 from sidecar.mapping.names import store_bounded
@@ -259,6 +259,7 @@ class TraitSplitter:
             folded = forms(name)[-1]
             px = _ADDRESS_ALIASES.get(folded) or self._px_names.get(folded, "")
             if px in _LOCATION:
+                report_broken(f"{self._prefix}.{px}", address[name], changes)
                 self._set_field(fields, px, name, address[name], received_ms, changes)
             elif address[name] is not None:
                 changes.append(Change(f"{self._prefix}.location", f"{name!r} left out: PX has no such field"))

@@ -4,7 +4,7 @@ import math
 import time
 
 import pytest
-from mapping_help import RECEIVED_MS, attributes, body, changes_by_field, map_one, track
+from mapping_help import RECEIVED_MS, attributes, body, changes_by_field, group, identify, map_one, track
 
 from sidecar.mapping.attributes import BROKEN_TEXT
 from sidecar.mapping.dates import is_implausible_ms, to_epoch_ms
@@ -264,3 +264,11 @@ def test_properties_that_are_not_an_object_are_reported(properties: object):
     mapped = map_one(track(properties=properties))
     assert mapped.intents[0].body["attributes"] == {}
     assert "not an object" in changes_by_field(mapped)["attributes"]
+
+
+def test_broken_text_is_reported_wherever_it_is_sent():
+    toml = '[mapping.fields]\nglobalContext = "properties.where"\n[people]\nusers = "upsert"\naccounts = "upsert"\n'
+    person = identify({"address": {"city": "a\ufffd"}, "account_id": "b\ufffd"}) | {"userId": "c\ufffd"}
+    assert {"identifyId", "accountId", "user.city"} <= set(changes_by_field(map_one(person, toml)))
+    assert "accountId" in changes_by_field(map_one(group("b\ufffd"), toml))
+    assert "globalContext" in changes_by_field(map_one(track(properties={"where": {"k": "\ufffd"}}), toml))
