@@ -261,6 +261,8 @@ class TraitSplitter:
             if px in _LOCATION:
                 report_broken(f"{self._prefix}.{px}", address[name], changes)
                 self._set_field(fields, px, name, address[name], received_ms, changes)
+            elif folded == "coordinates" and type(address[name]) is dict:  # as PX itself nests them
+                self._add_location(fields, address[name], received_ms, changes)
             elif address[name] is not None:
                 changes.append(Change(f"{self._prefix}.location", f"{name!r} left out: PX has no such field"))
 

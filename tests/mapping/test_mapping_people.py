@@ -557,3 +557,13 @@ def test_date_of_an_account_that_stands_for_none_is_left_out(name: str):
         assert any("before 2000" in change.what for change in mapped.changes)
     (account,) = upserts(map_one(group("g", {name: "2024-01-01"}), ACCOUNTS))
     assert list(account.fields["customAttributes"].values()) == ["2024-01-01"]
+
+
+def test_location_in_the_form_of_px_is_taken():
+    place = {"countryName": "Germany", "coordinates": {"latitude": 52.5, "longitude": "13.4", "height": 1}}
+    mapped = map_one(identify({"location": place}), USERS)
+    assert upserts(mapped)[0].fields["location"] == {
+        "countryName": "Germany",
+        "coordinates": {"latitude": 52.5, "longitude": 13.4},
+    }
+    assert "'height' left out" in changes_by_field(mapped)["user.location"]
