@@ -62,14 +62,23 @@ def _to_boolean(value: Any) -> bool | None:
 
 
 def _to_gender(value: Any) -> str | None:
-    """Convert by the first letter, as RudderStack does (sidecar/mapping/README.md#peers)."""
-    text = value.strip().upper() if type(value) is str else ""
-    return {"F": "FEMALE", "M": "MALE", "O": "OTHER"}.get(text[:1], "EMPTY_GENDER" if text == "EMPTY_GENDER" else None)
+    """Convert the words that RudderStack converts (sidecar/mapping/README.md#peers), and a few more.
+
+    Not by the first letter: `mujer` is not MALE.
+    """
+    return _GENDERS.get(value.strip().upper()) if type(value) is str else None
 
 
 def _to_text(value: Any) -> str | None:
     return as_text(value) if type(value) is not bool else str(value).lower()
 
+
+_GENDERS: Final = {
+    **dict.fromkeys(("F", "FEMALE", "WOMAN"), "FEMALE"),
+    **dict.fromkeys(("M", "MALE", "MAN"), "MALE"),
+    **dict.fromkeys(("O", "OTHER", "OTHERS"), "OTHER"),
+    "EMPTY_GENDER": "EMPTY_GENDER",
+}
 
 Convert = Callable[[Any], Any]
 

@@ -567,3 +567,31 @@ def test_location_in_the_form_of_px_is_taken():
         "coordinates": {"latitude": 52.5, "longitude": 13.4},
     }
     assert "'height' left out" in changes_by_field(mapped)["user.location"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "gender"),
+    [
+        *(
+            ("f", "FEMALE"),
+            ("FEMALE", "FEMALE"),
+            ("Woman", "FEMALE"),
+            ("M", "MALE"),
+            ("male", "MALE"),
+            ("Others", "OTHER"),
+        ),
+        *(
+            ("empty_gender", "EMPTY_GENDER"),
+            ("mujer", None),
+            ("mulher", None),
+            ("mixed", None),
+            ("Frau", None),
+            (1, None),
+        ),
+    ],
+)
+def test_gender_is_taken_by_its_word(sent: object, gender: str | None):
+    """By the first letter, `mujer` became MALE without a report."""
+    mapped = map_one(identify({"gender": sent}), USERS)
+    assert upserts(mapped)[0].fields.get("gender") == gender
+    assert ("user.gender" in changes_by_field(mapped)) == (gender is None)
