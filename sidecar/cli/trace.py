@@ -52,8 +52,8 @@ def trace(
 
     Says when and how it was received, which call decided its account, what
     the mapping makes of it and by which rule, what it waits for, how often it
-    failed and with which answers, and how it ended. If there is none, it says
-    what was received instead, and exits with 1.
+    failed with the first and the last answer, and how it ended. If there is
+    none, it says what was received instead, and exits with 1.
 
     \b
     Examples:
