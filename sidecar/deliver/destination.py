@@ -118,7 +118,11 @@ Permission = Open | Probe | Wait | Paused
 
 
 class Disposition(enum.Enum):
-    """The next step for the answered event."""
+    """The next step for the answered event.
+
+    ``REQUEUE``: the event is not at fault; it is ready again, and nothing is stored. ``RETRY``: a failed attempt is stored
+    with the event, and its user backs off. ``ON_PROBATION``: held (**Probation** above).
+    """
 
     DELIVERED = "delivered"
     DEAD = "dead"

@@ -29,14 +29,14 @@ from typing import Final
 __all__ = ["LOWEST_PER_S", "Pace"]
 
 LOWEST_PER_S: Final = 0.95  # one a second, with a margin for the network's jitter
-FIRST_CUT: Final = 0.9
-JUST_BELOW: Final = 0.95
-CLIMB_BACK: Final = 0.5
+FIRST_CUT: Final = 0.9  # of the refused pace, at the first 429: it may be a short error
+JUST_BELOW: Final = 0.95  # of the refused pace: the new pace; what was delivered counts as the limit if it is less
+CLIMB_BACK: Final = 0.5  # of the refused pace: no cut to a pace that has held is deeper
 MARGIN: Final = 0.97  # of what was delivered: the network's jitter
 DEEPEST_CUT: Final = 0.25  # what was delivered in a second may be little because little was offered
 STEP: Final = 0.02  # of the pace, at least one request per second
-HOLD_S, HOLD_MAX_S = 10.0, 60.0
-DELIVERED_PER_REFUSAL, PAID_AFTER_S = 75, 90.0
+HOLD_S, HOLD_MAX_S = 10.0, 60.0  # how long a pace is kept before the next try; the longest after tries that failed
+DELIVERED_PER_REFUSAL, PAID_AFTER_S = 75, 90.0  # before the next try: deliveries for each refusal of the last, or this time
 STEADY_S: Final = 5.0  # a pace that was not refused for this long has held
 FORGET_S: Final = 10.0  # at the ceiling without a refusal
 
@@ -57,7 +57,8 @@ class Pace:
         self._limited = share < 1.0  # a refusal is remembered
         self._holding = False
         self._trying = False  # the pace in force has not carried much yet
-        self._cap: float | None = None  # the pace that was refused last
+        # What was delivered when the last refusal came, if the limiter counts; else the refused pace.
+        self._believed_limit: float | None = None
         self._held: float | None = None  # a pace that was used for a while without a refusal
         self._hold_s = HOLD_S
         self._refusals = 0  # of the last episode
@@ -115,7 +116,7 @@ class Pace:
             lower = MARGIN * delivered if counts else max(self._held, CLIMB_BACK * refused)
             self._hold_s = self._hold_s if self._holding else min(2 * self._hold_s, HOLD_MAX_S)
         self._set(lower, now_s)
-        self._cap = delivered if counts else refused
+        self._believed_limit = delivered if counts else refused
         self._holding, self._trying = True, False
 
     def reopened(self, now_s: float) -> None:
@@ -123,17 +124,18 @@ class Pace:
         self._since_s, self._carried = now_s, 0
 
     def _half_way(self) -> float | None:
-        """Return the pace half way to the one that was refused last; None if that is near or nothing is known."""
-        if self._cap is None or self._cap - self._per_s <= max(1.0, (1 - JUST_BELOW) * self._cap):
+        """Return the pace half way to the believed limit; None if that is near or nothing is known."""
+        limit = self._believed_limit
+        if limit is None or limit - self._per_s <= max(1.0, (1 - JUST_BELOW) * limit):
             return None
-        return (self._per_s + self._cap) / 2
+        return (self._per_s + limit) / 2
 
     def _try(self, half_way: float | None, now_s: float) -> None:
         self._trying = True
         if half_way is not None:
             self._set(half_way, now_s)
         else:
-            self._holding, self._cap = False, None
+            self._holding, self._believed_limit = False, None
             self._raise(now_s)
 
     def _raise(self, now_s: float) -> None:
