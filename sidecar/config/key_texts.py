@@ -187,7 +187,11 @@ _DELIVER: Final = {
         "to one request per round trip.",
         '"none"',
     ),
-    "max_in_flight": KeyText("The most requests without an answer; connections are opened as they are needed.", "64"),
+    "max_in_flight": KeyText(
+        "The most events that are sent and not yet settled on disk: what a crash can repeat. Connections are opened as they "
+        "are needed.",
+        "64",
+    ),
     "timeout": KeyText(
         "The time of one attempt: connecting, sending and the answer together.",
         '"10s"',

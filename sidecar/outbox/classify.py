@@ -13,7 +13,7 @@ __all__ = ["Via", "new_event"]
 
 
 class Via(IntEnum):
-    """The way in which an event came in; stored with it."""
+    """The way in which an event came in; stored with it. ``HTTP`` also for `send`, which uses the control socket."""
 
     UNKNOWN = 0
     HTTP = 1

@@ -109,7 +109,8 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
     """The failed attempts of a pending event; stored, so that a restart does not reset its retry limits.
 
     ``attempts`` counts all of them. ``counted`` and ``over_ms`` cover only those that speak against the event itself.
-    ``ambiguous`` is true if PX may have processed the newest one.
+    ``ambiguous`` is true if PX may have processed the newest one. It is counted and shown by `tail`, and is the only field
+    that is not stored: it is False in a record that was read from the outbox.
     """
 
     id: int

@@ -80,14 +80,14 @@ _INSERT_LATER_STATE: Final = (
     " settled_ms = excluded.settled_ms, status = excluded.status, reason = excluded.reason, attempts = excluded.attempts"
     " WHERE excluded.state > state"
 )
-# Rows of the first format end before the columns that were appended to their table.
-_FIRST_FORMAT: Final = {"events of the first format": "events", "users of the first format": "users"}
+# Rows of older formats, and their tables: such a row ends before the columns that were appended later.
+_OLDER_SHAPES: Final = {"events of the first format": "events", "users of the first format": "users"}
 _INSERT: Final = {
     "events": _INSERT_LATER_STATE,
     **{
         name: f"INSERT OR IGNORE INTO {name} VALUES ({', '.join('?' * len(shape))})"
         for name, shape in _SHAPES.items()
-        if name != "events" and name not in _FIRST_FORMAT
+        if name != "events" and name not in _OLDER_SHAPES
     },
     # In the order of the file: the primary key (user, property_key) first.
     "users": "INSERT OR IGNORE INTO users (user, property_key, known, seen_ms, account, account_from, account_call)"
@@ -216,14 +216,14 @@ def _plausible(name: str, rowid: int | None, values: tuple[Any, ...]) -> bool:
 
 
 def _copy(store: Store, records: Iterable[Record]) -> None:
-    rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in _SHAPES if name not in _FIRST_FORMAT}
+    rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in _SHAPES if name not in _OLDER_SHAPES}
     waiting = size_bytes = 0
     for record in records:
         name = table_of(record)
         if name is None:
             continue
         values = record.values if record.rowid is None else (record.rowid, *record.values[1:])
-        name = _FIRST_FORMAT.get(name, name)
+        name = _OLDER_SHAPES.get(name, name)
         rows[name].append(values + (None,) * (len(_SHAPES[name]) - len(values)))
         waiting += 1
         if name == "events":
