@@ -114,7 +114,10 @@ BUSY: Final = Refusal("busy", "The server is busy with other requests; retry thi
 
 
 def body_too_large(max_body_bytes: int) -> Refusal:
-    """Return the refusal of a body that exceeds the limit, as received or after inflating."""
+    """Return the refusal of a body that exceeds the limit, as received or after inflating.
+
+    ``Routes.refuse`` (sidecar/receive/routes.py) appends to its message which key raises the limit.
+    """
     return Refusal("too_large", f"The body is larger than {max_body_bytes} bytes; send it in smaller parts.", 413)
 
 
