@@ -80,8 +80,10 @@ def export(file: Path, config_flag: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"moved": count, "file": str(file)})
     else:
-        moved = f"{events_of(count)} moved to {file}; run `px-sidecar outbox import {file.name}` on the other host."
-        click.echo(hint(moved) if count else f"No event was pending, so {file} is empty.")
+        there = hint(f"run `px-sidecar outbox import {file.name}` on the other host")
+        click.echo(
+            f"{events_of(count)} moved to {file}; {there}." if count else f"No event was pending, so {file} is empty."
+        )
     if units:
         click.echo(
             hint(
