@@ -36,7 +36,8 @@ MARGIN: Final = 0.97  # of what was delivered: the network's jitter
 DEEPEST_CUT: Final = 0.25  # what was delivered in a second may be little because little was offered
 STEP: Final = 0.02  # of the pace, at least one request per second
 HOLD_S, HOLD_MAX_S = 10.0, 60.0  # how long a pace is kept before the next try; the longest after tries that failed
-DELIVERED_PER_REFUSAL, PAID_AFTER_S = 75, 90.0  # before the next try: deliveries for each refusal of the last, or this time
+# Before the next try: deliveries for each refusal of the last one, or this time.
+DELIVERED_PER_REFUSAL, PAID_AFTER_S = 75, 90.0
 STEADY_S: Final = 5.0  # a pace that was not refused for this long has held
 FORGET_S: Final = 10.0  # at the ceiling without a refusal
 
