@@ -145,6 +145,10 @@ class _Verbs(click.Group):
             if as_json:
                 _print_json_error(error.format_message(), error.exit_code)
             raise
+        except click.Abort:  # Ctrl-C or the end of input at a question
+            if as_json:
+                _print_json_error("Aborted at a question; give --yes, or the answers as options.", Failed.exit_code)
+            raise
         except UnicodeEncodeError as error:
             if not isinstance(error.object, str) or not any("\udc80" <= char <= "\udcff" for char in error.object):
                 raise

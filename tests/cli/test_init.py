@@ -295,3 +295,9 @@ def test_local_tls_without_openssl_is_one_sentence(verb, tmp_path, monkeypatch):
     assert ran.code == 1
     assert "openssl does not exist" in ran.err
     assert not (tmp_path / "config.toml").exists()
+
+
+def test_a_question_without_an_answer_is_json_with_json(verb, tmp_path):
+    ran = verb("init", "--config", str(tmp_path / "config.toml"), "--json", stdin="")
+    assert ran.code == 1
+    assert ran.lines[-1] == {"error": "Aborted at a question; give --yes, or the answers as options.", "exit_code": 1}
