@@ -14,6 +14,7 @@ from sidecar.clock import SystemClock
 from sidecar.control.client import ControlApi, DaemonClient
 from sidecar.errors import Failed
 from sidecar.px import delete_user
+from sidecar.units import counted as how_many
 from sidecar.units import show_count
 
 __all__ = ["forget"]
@@ -97,7 +98,7 @@ def forget(
         )
     if result.get("px_failed"):
         raise Failed(
-            f"{show_count(len(result['px_failed']))} users were not deleted in PX: {result['px_failed'][0]} "
+            f"{how_many(len(result['px_failed']), 'user', 'was')} not deleted in PX: {result['px_failed'][0]} "
             "Run the command again: it repeats nothing."
         )
 

@@ -368,7 +368,9 @@ class Destination:
         if self._base is DestinationState.PAUSED:
             self._stay_paused(verdict, now_s, probe=probe)
         elif self._base is DestinationState.OPEN or probe:
-            self._wait(verdict.kind, verdict.message, now_s, now_s + self._next_back_off_s(now_s))
+            # Here alone: the sentence is also the answer to verbs that ask PX about something else than events.
+            kept = " Events are kept and retried." if verdict.kind is Kind.AWAY else ""
+            self._wait(verdict.kind, verdict.message + kept, now_s, now_s + self._next_back_off_s(now_s))
 
     def _next_back_off_s(self, now_s: float) -> float:
         if self._attempts == 0:

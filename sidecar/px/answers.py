@@ -145,9 +145,7 @@ class Verdict(msgspec.Struct, frozen=True):
 def classify(reply: Reply, *, call: PxCall = PxCall.EVENT, wall_ms: int) -> Verdict:
     """Return the verdict on a reply. ``wall_ms`` is the current time, for a Retry-After that is a date."""
     if isinstance(reply, NotSent):
-        return Verdict(
-            Kind.AWAY, message=f"PX cannot be reached ({reply.why}); {reply.advice}. Events are kept and retried."
-        )
+        return Verdict(Kind.AWAY, message=f"PX cannot be reached ({reply.why}); {reply.advice}.")
     if isinstance(reply, Unknown):
         message = f"The answer of PX was lost ({reply.why}); the event is sent again and may be duplicated in PX."
         return Verdict(Kind.AMBIGUOUS, message=message)

@@ -556,3 +556,9 @@ def test_a_pause_names_its_cause_and_the_probe_that_failed_otherwise():
     assert harness.status().message == cause
     harness.later(300).probe(CREATED)
     assert harness.status().message == ""
+
+
+def test_an_outage_says_that_nothing_is_lost():
+    harness = DestinationHarness()
+    harness.reply(AWAY)
+    assert harness.status().message == f"{classify(AWAY, wall_ms=0).message} Events are kept and retried."

@@ -292,3 +292,8 @@ def test_events_of_another_shape_are_not_understood():
             decode_events(PxAnswer(200, body, content_type="application/json"))
     with pytest.raises(Failed, match="could not be read back from PX"):
         decode_events(PxAnswer(503, b""))
+
+
+def test_a_px_that_is_away_is_said_without_events():
+    """`forget --px` and `reconcile`, which ask about no event, said that events are kept and retried."""
+    assert "Events" not in classify(NotSent("refused"), wall_ms=NOW_MS).message
