@@ -24,7 +24,7 @@ local PACE, MINUTES, GRANTED = KEYS[10], KEYS[11], KEYS[12]
 
 local LEAD = 2000             -- a slot needs this much time to reach its host
 local WAITS = { 500000, 2000000, 2000000 } -- how long a waiting host counts, by class; high must not block others for long
-local BLANK = 10000000        -- how long an engine without any knowledge sets everything aside
+local BLANK = 10000000        -- how long a new epoch sets everything aside: what the hosts know comes with their first calls
 local MIDNIGHT = 50000        -- no slots so shortly before midnight (UTC days): a late one would belong to the next day
 local KEEP_MS = 172800000     -- keys of an unused fleet expire after two days
 local DAY = 1440
@@ -108,17 +108,22 @@ end
 
 local function promise_of(member) return tonumber(redis.call('HGET', LEDGER, member) or 0) end
 
--- What was promised in earlier epochs and is not claimed: it may be used at any moment.
-local function unclaimed()
+-- What was promised in earlier epochs and is not claimed, as far as hosts have told: it may be used at any moment.
+local function known_unclaimed()
   if now > state['until'] then return 0 end
   return math.max(0, state.unclaimed_of - state.claimed)
 end
 
+-- What is set aside of the rate. In the first seconds of an epoch it is all that is not claimed: a host knows only what
+-- was promised when it was last answered, and the one that comes first may know of a part.
+local function unclaimed()
+  if now > state.blank then return known_unclaimed() end
+  return math.max(known_unclaimed(), number('alone') - state.claimed)
+end
+
 -- What of the day is set aside for absent hosts. "left" is what was left when the first host of this epoch came.
 local function aside()
-  local others = 0
-  if state.blank == 0 then others = math.floor(unclaimed() * state.left / number('alone')) end
-  return state.aside + others
+  return state.aside + math.floor(known_unclaimed() * state.left / number('alone'))
 end
 
 -- "granted" holds for each member: all slots so far, the slots it is owed in thousandths, when it last asked, and what of
@@ -172,8 +177,7 @@ local function end_leases()
 end
 
 local function begin_epoch()
-  local knows_nothing = not state.epoch and arg.epoch == ''
-  local before = state.total + unclaimed()
+  local before = state.total + known_unclaimed()
   if state.epoch then
     -- The counts of the older state are what is known; bookings start over.
     local all = redis.call('HGETALL', MINUTES)
@@ -189,11 +193,8 @@ local function begin_epoch()
   state.epoch, state.run = text(now), arg.run
   state.pointer = math.max(now + number('guard'), math.min(state.pointer, now + number('cap') + number('guard')))
   state.total, state.absent, state.claimed, state.aside, state.left = 0, 0, 0, 0, 0
-  state.unclaimed_of, state['until'], state.blank = before, now + number('forget'), 0
-  if knows_nothing then
-    -- A host that was cut off from an earlier engine may be sending. A host that knows more says so within this time.
-    state.unclaimed_of, state['until'], state.blank = number('alone'), now + BLANK, 1
-  end
+  -- Hosts that are cut off may be sending alone, or know of others that are: who comes within BLANK says so.
+  state.unclaimed_of, state['until'], state.blank = before, now + number('forget'), now + BLANK
 end
 
 -- The clock was set back: everything that lies in the old future moves with it.
@@ -207,7 +208,8 @@ local function clock_went_back()
     redis.call('ZADD', ABSENT, text(now), member)
   end
   redis.call('DEL', WAITING[1], WAITING[2], WAITING[3])
-  state['until'] = state['until'] - back -- what was over must not begin again
+  -- What was over must not begin again.
+  state['until'], state.blank = state['until'] - back, state.blank - back
   local moved = 0
   for at = minute + 2, math.min(state.minute + 1, minute + DAY) do
     moved = moved + counted(text(at))
@@ -220,9 +222,8 @@ end
 -- The first call of a member in this epoch: it brings what it believes to have, and what it knows of the day.
 local function claim()
   if arg.epoch ~= '' and arg.epoch ~= state.epoch then
-    local before = (state.blank == 1 or now > state['until']) and state.claimed or state.unclaimed_of
-    state.unclaimed_of = math.max(before, number('known'))
-    state['until'], state.blank = now + number('forget'), 0
+    local before = now > state['until'] and state.claimed or state.unclaimed_of
+    state.unclaimed_of, state['until'] = math.max(before, number('known')), now + number('forget')
     state.claimed = state.claimed + number('promise')
   end
   each(arg.history, function(at, count) book('o', at, count) end)
@@ -478,6 +479,6 @@ else
     text(counted(text(minute))) .. ' ' .. text(minute + 1) .. ':' .. text(counted(text(minute + 1)))
 end
 return { 'ok', text(now), state.epoch, text(first), text(step), text(count), high_only and '1' or '0', text(booked),
-  text(promise), member_number, text(state.total + unclaimed()), text(redis.call('ZCARD', MEMBERS)),
+  text(promise), member_number, text(state.total + known_unclaimed()), text(redis.call('ZCARD', MEMBERS)),
   text(redis.call('ZCARD', ABSENT)), text(others[1]), text(others[2]), text(state.used + aside()), text(math.max(0, rate)),
   text(state.absent + unclaimed()), history }

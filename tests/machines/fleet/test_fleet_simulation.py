@@ -1,11 +1,15 @@
 """The simulated fleet: shares, ceiling, troubles. The command runs thousands of seeds; here are a few."""
 
+import json
+
 import pytest
 from fleet_chaos import MOST_RECEIVED, MOST_SENT, run_seed
 from fleet_world import LIMITS, FleetWorld
 
 from sidecar.fleet.host import Demand, FleetState
 from sidecar.mapping import Priority
+
+ALONE_PER_S = LIMITS.per_day / 86_400
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 8, 20])
@@ -59,6 +63,27 @@ def test_a_start_while_the_engine_is_away_sends_the_promise(client):
     world.run(64)
     assert world.rate(58, 64) >= 0.95 * 190
     assert world.largest_second() <= MOST_SENT
+
+
+def test_a_new_epoch_waits_for_what_more_than_one_host_knows(client):
+    """A restarted host knew of few promises and came first: it got the others' once more, and the day was set aside twice."""
+    world = FleetWorld(client, 8)
+    world.run(20)
+    world.engine.alive = False
+    least = min(world.hosts, key=lambda host: json.loads(host.stored)["total"])
+    assert json.loads(least.stored)["total"] < 0.5e6 * ALONE_PER_S
+    world.restart(least, 0.1)
+    for host in world.hosts:
+        host.cut_off = host is not least
+    world.engine.wipe()
+    world.at(20.5, world.engine.restart)
+    world.at(23, lambda: [setattr(host, "cut_off", False) for host in world.hosts])
+    for until_s in (22.9, 26, 36):
+        world.run(until_s)
+        promised = [host.machine.status(host.local_s(until_s)).alone for host in world.hosts]
+        assert sum(promised) <= ALONE_PER_S
+        assert min(promised) > 0
+    assert max(host.machine.status(host.local_s(36)).used for host in world.hosts) < 10_000
 
 
 def test_what_a_dead_process_sent_alone_counts_in_the_day(client):
