@@ -151,5 +151,7 @@ def ensure_order(ctx: click.Context, param: click.Parameter, value: int | None) 
     given = {**ctx.params, str(param.name): value}
     since, until = (given.get(f"{name}_ms", given.get(name)) for name in ("since", "until"))
     if since is not None and until is not None and until <= since:
-        raise click.UsageError("--until is not after --since, so nothing lies between them (3h ago is before 2h ago).", ctx)
+        raise click.UsageError(
+            "--until is not after --since, so nothing lies between them (3h ago is before 2h ago).", ctx
+        )
     return value
