@@ -37,7 +37,6 @@ from sidecar.outbox import ThreadRunner
 from sidecar.px.transport import HttpxNetwork
 from sidecar.receive import bind_control, bind_listeners, raise_descriptor_limit
 from sidecar.sandbox import DEFAULT_KEY, Faults, Outage, Sandbox, serve_sandbox
-from sidecar.sandbox.server import free_ports
 from sidecar.systemd import Notifier
 from sidecar.units import iso_utc
 
@@ -100,7 +99,8 @@ def dev(fail: str | None, state: Path | None, listen: str, with_console: bool) -
     address = _address(listen)
     _ensure_free(address, listen)
     with _folder(state) as folder, ExitStack() as stack:
-        file = _config(folder, address)
+        stand_in = stack.enter_context(_stand_in_socket())
+        file = _config(folder, address, stand_in.getsockname()[1])
         config = file.load()
         try:
             box = Sandbox(faults=FAILURES[fail][0] if fail else Faults(), state=folder / "px.log")
@@ -108,7 +108,7 @@ def dev(fail: str | None, state: Path | None, listen: str, with_console: bool) -
             raise Failed(f"{folder} cannot be used ({error.strerror}); name another folder with --state.") from None
         stack.callback(box.close)
         configure(config.log, sys.stderr, os.environ)
-        session = _Session(file, box, failing=FAILURES[fail][1] if fail else "", with_console=with_console)
+        session = _Session(file, box, stand_in, failing=FAILURES[fail][1] if fail else "", with_console=with_console)
         try:
             trio.run(session.run, clock=FreezeClock())
         except BaseExceptionGroup as group:
@@ -164,7 +164,7 @@ def _folder(state: Path | None) -> Iterator[Path]:
     yield whole if _fits(whole / CONTROL_SOCKET) else state
 
 
-def _config(folder: Path, address: str) -> ConfigFile:
+def _config(folder: Path, address: str, stand_in_port: int) -> ConfigFile:
     control = folder / CONTROL_SOCKET
     if not _fits(control):
         raise Failed(f"The path of {folder} is too long for a socket; name a shorter one with --state.")
@@ -174,7 +174,7 @@ def _config(folder: Path, address: str) -> ConfigFile:
         f"""[px]
 property_key = "{PRODUCT}"
 api_key = "{DEFAULT_KEY}"
-base_url = "http://127.0.0.1:{_stand_in_port()}"
+base_url = "http://127.0.0.1:{stand_in_port}"
 [listen]
 http = "{address}"
 unix = {_toml(_socket_path(folder))}
@@ -208,15 +208,15 @@ def _fits(path: Path) -> bool:
     return len(name) <= MAX_SOCKET_PATH_BYTES - 20 and name.decode(errors="replace") == str(path)
 
 
-def _stand_in_port() -> int:
-    """Return the usual port of the stand-in, or a free one if that is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", SANDBOX_PORT))
-        except OSError:
-            return free_ports(1)[0]
-    return SANDBOX_PORT
+def _stand_in_socket() -> socket.socket:
+    """Return a socket that listens on the usual port of the stand-in, or on a free one if that is taken.
+
+    It listens from now on: two sessions that begin together must not choose the same port.
+    """
+    try:
+        return socket.create_server(("127.0.0.1", SANDBOX_PORT))
+    except OSError:
+        return socket.create_server(("127.0.0.1", 0))
 
 
 def _toml(path: Path) -> str:
@@ -227,12 +227,14 @@ def _toml(path: Path) -> str:
 class _Session:
     """One run: the stand-in, the daemon, and the feed between them."""
 
-    def __init__(self, file: ConfigFile, box: Sandbox, *, failing: str, with_console: bool = False) -> None:
+    def __init__(
+        self, file: ConfigFile, box: Sandbox, stand_in: socket.socket, *, failing: str, with_console: bool = False
+    ) -> None:
         self.account = ""
         self._file = file
         self._config = file.load()
         self._with_console = with_console
-        self._box = box
+        self._box, self._stand_in = box, stand_in
         self._failing = failing
         self._stop = trio.Event()
         self._feed = DevFeed(self.echo, trio.current_time, payloads=sys.stdout.isatty())
@@ -251,8 +253,7 @@ class _Session:
         shutdown = Shutdown()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._handle_signals, nursery.cancel_scope)
-            port = _host_port(self._config.px.base_url)[1]
-            await nursery.start(partial(serve_sandbox, self._box, port=port, shutdown=shutdown))
+            await nursery.start(partial(serve_sandbox, self._box, bound=self._stand_in, shutdown=shutdown))
             await self._run_daemon()
             shutdown.set()
             nursery.cancel_scope.cancel()

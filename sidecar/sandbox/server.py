@@ -297,23 +297,28 @@ async def serve_sandbox(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
+    bound: socket.socket | None = None,
     shutdown: Shutdown | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``sandbox`` on TCP until ``shutdown`` is set or until cancellation; ``started`` passes the base URL.
 
-    ``port`` 0 selects a free port. Raises OSError if the address cannot be bound.
+    ``port`` 0 selects a free port; ``bound`` listens already, and is closed at the end. Raises OSError if the address
+    cannot be bound.
     """
-    listeners = await trio.open_tcp_listeners(port, host=host)
+    if bound is None:
+        listeners = await trio.open_tcp_listeners(port, host=host)
+    else:
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(bound))]
     shutdown = shutdown or Shutdown()
-    bound = listeners[0].socket.getsockname()[1]
+    port = listeners[0].socket.getsockname()[1]
     shown_host = f"[{host}]" if ":" in host else host
 
     async def connection(stream: trio.SocketStream) -> None:
         await sandbox.connection(stream, shutdown=shutdown)
 
     try:
-        task_status.started(f"http://{shown_host}:{bound}")
+        task_status.started(f"http://{shown_host}:{port}")
         await serve(
             listeners, connection, max_connections=_MAX_CONNECTIONS, shutdown=shutdown, on_error=sandbox.errors.append
         )

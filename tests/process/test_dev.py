@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Barrier
 
 import pytest
 
@@ -156,6 +158,21 @@ def test_a_port_in_use_is_one_sentence_with_what_to_do(tmp_path):
     assert again.returncode == 1
     assert "--listen" in again.stderr
     assert len(again.stderr.splitlines()) == 1
+
+
+def test_sessions_that_begin_together_take_different_ports(tmp_path):
+    """Each chose the usual port of the stand-in before any of them listened on it, and all but one ended in a traceback."""
+
+    def stand_in(number: int) -> str:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with running(folder) as dev:
+            begun.wait(30)  # none ends before all have begun
+            return dev.line("What PX got")
+
+    begun = Barrier(4)
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(stand_in, range(4)))) == 4
 
 
 def test_a_closed_pipe_ends_it_without_a_traceback(tmp_path):
