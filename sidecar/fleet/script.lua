@@ -126,6 +126,12 @@ local function aside()
   return state.aside + math.floor(known_unclaimed() * state.left / number('alone'))
 end
 
+-- What may have been handed out without being known: a host that comes first in a new epoch knows the day as it was a lease
+-- ago at the earliest, if it shared the rate until then. Later ones know more.
+local function not_known_yet()
+  return now > state.blank and 0 or math.ceil(number('per_second') * number('lease') / 1e12)
+end
+
 -- "granted" holds for each member: all slots so far, the slots it is owed in thousandths, when it last asked, and what of
 -- the day is set aside for it while it is absent.
 local function account_of(member)
@@ -304,7 +310,7 @@ local function share(rate)
   end
   local held = number('held')
   local count = math.max(0, allowed - held)
-  local kept = aside()
+  local kept = aside() + not_known_yet()
   local left = number('per_day') - state.used - kept
   -- Absent hosts keep the reserve for high events, too: of what is set aside for them, normal ones may use their part only.
   local left_normal = number('normal_day') - state.used - math.ceil(kept * number('normal_day') / number('per_day'))
