@@ -438,3 +438,11 @@ def test_a_flattened_value_in_a_list_or_url_is_hashed_once():
         "o.list": f'[{{"phone":"{HASH}"}}]',
         "o.url": f"https://x.test/?phone={HASH}",
     }
+
+
+def test_a_pages_name_is_shown_as_the_rules_show_it():
+    rules = mapper('[mapping.attributes]\ndrop = ["name"]')
+    assert rules.shown_name("track", "Feature Used") == "Feature Used"
+    assert [rules.shown_name(kind, "Ann's orders") for kind in ("page", "screen")] == ["", ""]
+    assert [mapper().shown_name(kind, "Orders") for kind in ("page", "screen")] == ["Orders", "Orders"]
+    assert rules.shown_name("page", "") == ""

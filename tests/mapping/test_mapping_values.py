@@ -6,6 +6,8 @@ import time
 import pytest
 from mapping_help import RECEIVED_MS, attributes, body, changes_by_field, group, identify, map_one, track
 
+from sidecar.config import load_text
+from sidecar.mapping import compile_settings
 from sidecar.mapping.attributes import BROKEN_TEXT
 from sidecar.mapping.dates import is_implausible_ms, to_epoch_ms
 from sidecar.mapping.values import as_text, json_text, within_64_bits
@@ -272,3 +274,14 @@ def test_broken_text_is_reported_wherever_it_is_sent():
     assert {"identifyId", "accountId", "user.city"} <= set(changes_by_field(map_one(person, toml)))
     assert "accountId" in changes_by_field(map_one(group("b\ufffd"), toml))
     assert "globalContext" in changes_by_field(map_one(track(properties={"where": {"k": "\ufffd"}}), toml))
+
+
+def test_a_source_is_named_by_its_position_or_its_product():
+    config = load_text('[px]\nproperty_key = "AP-XXXXXXXXXX-2"')
+    settings = compile_settings(
+        config, {b"a": 3, b"b": 5, b"c": 7}, {3: "AP-YYYYYYYYYY-2", 5: "", 7: "AP-YYYYYYYYYY-2"}
+    )
+    assert [settings.sources_named(str(position)) for position in range(4)] == [(3,), (5,), (7,), ()]
+    assert settings.sources_named("AP-YYYYYYYYYY-2") == (3, 7)
+    assert settings.sources_named("AP-XXXXXXXXXX-2") == (0, 5)  # what names no product of its own uses the one of [px]
+    assert settings.sources_named("AP-ZZZZZZZZZZ-2") == ()

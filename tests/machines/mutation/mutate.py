@@ -62,7 +62,7 @@ COMPONENTS = {
     "bucket": Component(("sidecar/deliver/bucket.py",), ("tests/deliver/test_bucket.py",)),
     "quota": Component(
         ("sidecar/deliver/quota.py",),
-        ("tests/deliver/test_quota_edges.py", "tests/deliver/test_quota_reload.py", "tests/deliver/test_quota.py"),
+        tuple(f"tests/deliver/test_{name}.py" for name in ("quota_edges", "quota_reload", "quota", "clock_rule")),
     ),
     "retry": Component(("sidecar/deliver/retry.py",), ("tests/deliver/test_retry.py",)),
     "destination": Component(

@@ -23,12 +23,12 @@ def test_a_retry_whose_commit_reported_an_error_is_delivered():
     error = {"error": "ioerr_after", "count": 1, "skip": 0, "anywhere": False}
     result = run(
         scenario(
-            send(0.0, Event(0, "bad", "u0")),
+            send(0.0, Event(0, "refused", "u0")),
             Step(5.0, "disk_error", error),
             Step(6.0, "retry_dead"),
-            send(6.1, Event(0, "bad", "u0")),
+            send(6.1, Event(0, "refused", "u0")),
         )
     )
     assert result.error is None, "\n".join(result.lines)
     assert any("retry_dead failed" in line for line in result.lines)
-    assert result.coverage["dead:mapping_error"] == 1
+    assert result.coverage["px refused"] == 2
