@@ -119,8 +119,8 @@ class Quota:
         self._minutes: dict[int, _Minute] = {}
         self._undated: list[QuotaRow] = []  # of earlier boots, until the wall clock is believed
         self._unused = 0  # booked and committed, not sent; dated in _booked_minute
-        self._booked_minute = self._valid_through = -1
-        self._booked_day = -1  # of the wall clock as it was then: later the bucket may be given another date
+        # The day is that of the wall clock at the booking: later the bucket may be given another date.
+        self._booked_minute = self._valid_through = self._booked_day = -1
         self._open_lease: Lease | None = None
         self._lease_needed = False
         self._held_until_boot_s = -math.inf

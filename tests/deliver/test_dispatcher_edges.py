@@ -183,6 +183,13 @@ def test_event_dead_without_a_request_has_a_detail():
     assert "no name" in detail
 
 
+def test_a_retried_event_that_is_still_bad_is_dead_as_bad():
+    row = Row(1, Priority.NORMAL, 0, "u", 0, b'{"type":"track","userId":"u"}', None)
+    reason, detail = reason_and_detail(DispatcherHarness(rows=[row._replace(retried_ms=START_MS)]))
+    assert reason == "bad_event"
+    assert "`event`" in detail
+
+
 def test_event_1_ms_older_than_max_age_is_dead():
     harness = DispatcherHarness('[deliver]\nmax_age = "1h"', rows=[track(1)._replace(received_ms=START_MS)])
     harness.clock.now_s = 3600.001
