@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 
 import mutate
+import pytest
 from mutants import mutants_of
 from trial import in_child
 
@@ -100,6 +101,7 @@ def test_every_equivalent_exists_and_has_a_reason():
     assert all(len(why) > 20 for names in mutate.equivalents().values() for why in names.values())
 
 
+@pytest.mark.timeout(300)  # a minute when quiet; a survivor costs as much as ten others
 def test_nine_in_ten_of_a_daily_sample_are_killed():
     """Runs in a process that has not imported ``sidecar``, without coverage."""
     command = [sys.executable, mutate.__file__, "--sample", "20", "--seed", str(date.today().toordinal())]
