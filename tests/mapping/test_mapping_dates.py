@@ -3,9 +3,12 @@
 import pytest
 from mapping_help import KEY, NOTHING_KNOWN, RECEIVED_MS, body_of, changes_by_field, map_one, mapper, track
 
+from sidecar.mapping.dates import to_epoch_ms
+
 T_MS = 1_717_689_600_000  # 2024-06-06T16:00:00Z
 FRACTION_MS = T_MS + 123
 DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
 RECEIPT = None
 
 FORMS = [
@@ -183,3 +186,29 @@ def test_date_of_the_apps_own_data_is_not_written():
     toml = '[mapping.fields]\ndate = ["properties.when", "timestamp"]\n'
     zero = track(properties={"when": 0})
     assert mapper(toml).keep_date(zero, RECEIVED_MS) == zero
+
+
+@pytest.mark.parametrize(
+    ("names", "hours"),
+    [
+        ("UTC GMT UT Z WET", 0),
+        ("EDT", -4),
+        ("EST CDT", -5),
+        ("CST MDT", -6),
+        ("MST PDT", -7),
+        ("PST", -8),
+        ("HST", -10),
+        ("WEST CET", 1),
+        ("CEST EET", 2),
+        ("EEST", 3),
+        ("JST", 9),
+        ("AEST", 10),
+        ("AEDT", 11),
+        ("NZST", 12),
+        ("NZDT", 13),
+    ],
+)
+def test_the_name_of_a_zone_is_its_offset(names: str, hours: int):
+    """RFC 5322 section 4.3 for North America, https://www.iana.org/time-zones for the others."""
+    for name in names.split():
+        assert to_epoch_ms(f"2024-06-06 12:00:00 {name}") == T_MS - 4 * HOUR_MS - hours * HOUR_MS
