@@ -116,6 +116,25 @@ def test_a_boot_whose_clock_was_wrong_for_a_second_keeps_its_requests(second, ju
         host.clock.true_ms += MINUTE
 
 
+@pytest.mark.parametrize("jump_ms", JUMPS)
+def test_what_a_wrong_clock_dated_has_its_true_date_in_the_file(jump_ms):
+    clock = HostClock(up_ms=S)
+    clock.error_ms = jump_ms
+    host = QuotaHost(clock, "rolling")
+    assert host.send(60) == 60
+    clock.error_ms = 0
+    for _ in range(70):
+        clock.true_ms += MINUTE
+        host.send(0)
+    assert host.send(1) == 1
+    clock.reboot()
+    host.restart()
+    for _ in range(70):
+        clock.true_ms += MINUTE
+        host.send(200)
+    assert 99 <= host.most_in_a_day() <= 100  # the reboot costs the rest of a lease
+
+
 @given(st.integers(0, 2**32), st.sampled_from(["rolling", "utc"]))
 def test_no_day_holds_more_whatever_the_clock_shows(seed, day):
     rng = random.Random(seed)

@@ -188,6 +188,11 @@ def test_date_of_the_apps_own_data_is_not_written():
     assert mapper(toml).keep_date(zero, RECEIVED_MS) == zero
 
 
+def test_a_day_in_basic_form_is_read_with_z_alone():
+    assert to_epoch_ms("20240606Z") == T_MS - 16 * HOUR_MS
+    assert to_epoch_ms("20240606-0500") is None  # an offset, or five o'clock
+
+
 @pytest.mark.parametrize(
     ("names", "hours"),
     [

@@ -163,3 +163,4 @@ def test_drop_means_the_name_of_a_configured_path():
     assert map_one(track(properties={"action": " Debug x"}), toml).dropped == "filtered"
     assert map_one(track(properties={"action": "Feature Used"}), toml).dropped is None
     assert map_one(track("Debug y"), toml).dropped == "filtered"
+    assert map_one(group(properties={"action": "Debug x"}), toml).dropped == "remembered"

@@ -7,7 +7,7 @@ import pytest
 from mapping_help import RECEIVED_MS, attributes, body, changes_by_field, group, identify, map_one, track
 
 from sidecar.config import load_text
-from sidecar.mapping import compile_settings
+from sidecar.mapping import LiveSettings, compile_settings
 from sidecar.mapping.attributes import BROKEN_TEXT
 from sidecar.mapping.dates import is_implausible_ms, to_epoch_ms
 from sidecar.mapping.values import as_text, json_text, within_64_bits
@@ -285,3 +285,7 @@ def test_a_source_is_named_by_its_position_or_its_product():
     assert settings.sources_named("AP-YYYYYYYYYY-2") == (3, 7)
     assert settings.sources_named("AP-XXXXXXXXXX-2") == (0, 5)  # what names no product of its own uses the one of [px]
     assert settings.sources_named("AP-ZZZZZZZZZZ-2") == ()
+    live = LiveSettings(settings)
+    assert live.now is settings
+    live.replace(other := compile_settings(config, {}, {}))
+    assert live.now is other
