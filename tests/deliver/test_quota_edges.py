@@ -5,8 +5,8 @@ import math
 import pytest
 from deliver_parts import QuotaClock, QuotaFile, make_quota, send
 
-from sidecar.deliver.quota import Lease, Quota, QuotaRow
-from sidecar.mapping import Priority
+from sidecar.deliver.quota import DailyCaps, Lease, Quota, QuotaRow
+from sidecar.mapping import Cap, Priority
 
 MINUTE_S = 60.0
 DAY_S = 86_400.0
@@ -459,3 +459,13 @@ def test_closing_lease_keeps_the_rows_of_an_open_first_lease():
     assert stopped.wants_lease() is not None
     file.commit(stopped.closing_lease())
     assert send(make_quota(10, clock=clock, rows=file.rows.values()), file, 100) <= 6
+
+
+def test_a_place_that_is_given_back_can_be_taken_again():
+    caps, cap = DailyCaps(), Cap("Feature Used", 2)
+    assert (first := caps.take(cap, 0)) is not None
+    assert caps.take(cap, 0) is not None
+    assert caps.take(cap, 0) is None
+    caps.give_back(first)
+    assert caps.take(cap, 0) == first
+    assert caps.take(cap, 0) is None

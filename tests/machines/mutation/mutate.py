@@ -57,6 +57,7 @@ MAPPING = (
     "dates",
     "filters",
     "idle_rules",
+    "exports",
 )
 COMPONENTS = {
     "bucket": Component(("sidecar/deliver/bucket.py",), ("tests/deliver/test_bucket.py",)),
