@@ -463,7 +463,8 @@ def test_closing_lease_keeps_the_rows_of_an_open_first_lease():
 
 def test_a_place_that_is_given_back_can_be_taken_again():
     caps, cap = DailyCaps(), Cap("Feature Used", 2)
-    assert (first := caps.take(cap, 0)) is not None
+    first = caps.take(cap, 0)
+    assert first is not None
     assert caps.take(cap, 0) is not None
     assert caps.take(cap, 0) is None
     caps.give_back(first)
