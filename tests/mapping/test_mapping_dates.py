@@ -188,6 +188,22 @@ def test_date_of_the_apps_own_data_is_not_written():
     assert mapper(toml).keep_date(zero, RECEIVED_MS) == zero
 
 
+def test_a_leap_second_is_the_first_moment_of_the_next_day():
+    """https://www.iers.org: the last one was the end of 2016. Anywhere else 60 is a mistake."""
+    assert to_epoch_ms("2016-12-31T23:59:60Z") == 1_483_228_800_000
+    assert to_epoch_ms("2016-12-31T12:00:60Z") is None
+
+
+@pytest.mark.parametrize("text", ["2024/6/6 16:00:00", "2024/6/6 16:00:00Z", "+002024-06-06T16:00:00Z"])
+def test_a_year_first_is_read_without_zeros(text: str):
+    assert to_epoch_ms(text) == T_MS
+
+
+@pytest.mark.parametrize("text", ["2024/6/6", "2024-6-6"])
+def test_a_day_without_zeros_is_read(text: str):
+    assert to_epoch_ms(text) == T_MS - 16 * HOUR_MS
+
+
 def test_a_day_in_basic_form_is_read_with_z_alone():
     assert to_epoch_ms("20240606Z") == T_MS - 16 * HOUR_MS
     assert to_epoch_ms("20240606-0500") is None  # an offset, or five o'clock

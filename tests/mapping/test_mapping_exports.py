@@ -67,6 +67,28 @@ def test_explain_names_the_key_of_the_call():
     assert source(properties={"name": "Own"}) == "properties.name"
 
 
+def test_explain_names_a_property_that_gives_way():
+    event = track(properties={"plan_name": "pro", "planName": "team"})
+    rows = explain(mapper(), event, map_one(event))
+    assert [(row.field, row.value) for row in rows if row.value in ("properties.plan_name", "properties.planName")] == [
+        ("not sent", "properties.plan_name")
+    ]
+    assert [row.source for row in rows if row.field == "date"] == ["time of receipt"]
+
+
+@pytest.mark.parametrize(
+    "name", ["accountId", "AccountID", "account_id", "account-id", "Account Id", f"account{11 * '_'}id"]
+)
+def test_the_account_of_a_user_in_any_spelling(name: str):
+    assert map_one(identify({name: "acme"})).known.account_id == "acme"
+
+
+def test_a_renamed_trait_names_the_account():
+    renamed = '[mapping.traits]\nrename = { org = "accountId" }\n'
+    assert map_one(identify({"org": "acme"}), renamed).known.account_id == "acme"
+    assert map_one(identify({"org": "acme"})).known is None
+
+
 def test_a_rejected_account_is_reported_once():
     changes = map_one(identify({"accountId": "undefined"}), '[people]\nusers = "upsert"').changes
     assert len([change for change in changes if change.field == "accountId"]) == 1

@@ -42,6 +42,11 @@ def test_rule_that_matches_is_not_named(toml: str):
     assert idle(toml) == []
 
 
+def test_a_rule_for_a_key_of_a_form_is_not_named():
+    posted = [track("Form Sent", properties={"body": "email=ann%40example.com&plan=pro"})] * MIN_EVENTS
+    assert idle('[mapping.attributes]\ndrop = ["email"]\n', posted) == []
+
+
 @pytest.mark.parametrize(
     ("toml", "said"),
     [
