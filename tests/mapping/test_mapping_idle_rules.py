@@ -42,6 +42,13 @@ def test_rule_that_matches_is_not_named(toml: str):
     assert idle(toml) == []
 
 
+def test_too_few_events_say_nothing_about_a_rule():
+    seen = [track(properties={"plan_name": "pro"})]
+    rule = '[mapping.attributes]\ndrop = ["email"]\n'
+    assert idle(rule, seen * (MIN_EVENTS - 1)) == []
+    assert len(idle(rule, seen * MIN_EVENTS)) == 1
+
+
 def test_a_rule_for_a_key_of_a_form_is_not_named():
     posted = [track("Form Sent", properties={"body": "email=ann%40example.com&plan=pro"})] * MIN_EVENTS
     assert idle('[mapping.attributes]\ndrop = ["email"]\n', posted) == []
