@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 
 from sidecar.commands import with_instance
-from sidecar.control.state import DaemonState, StateReader
-from sidecar.control.status import FleetFacts, Status, public_view
+from sidecar.control.problems import problems_of
+from sidecar.control.state import StateReader
+from sidecar.control.status import DaemonState, FleetFacts, StateFacts, Status, public_view
 from sidecar.http import Response
 from sidecar.observe import CONTENT_TYPE, FleetSnapshot, Heartbeats, Metrics, Snapshot
 from sidecar.outbox import Outbox
@@ -57,7 +58,8 @@ def health_problems(heartbeats: Heartbeats, outbox: Outbox) -> list[str]:
 
 def status_of(state: DaemonState) -> Status:
     """Return the view for operators and scripts."""
-    status = Status(**{name: getattr(state, name) for name in Status.__struct_fields__})
+    facts = {name: getattr(state, name) for name in StateFacts.__struct_fields__}
+    status = Status(**facts, problems=problems_of(state))
     return _named(status, state.instance) if state.instance else status
 
 

@@ -1,18 +1,15 @@
 """The problems of a daemon, the worst first: one pure function over the record of the state.
 
 A problem is a sentence that says what happened, to what, and what to do next. The screen of ``status``, its JSON and the
-console show them in this order. To add one, append it in ``problems`` under the severity that it has for the operator.
+console show them in this order. To add one, append it in ``problems_of`` under the severity that it has for the operator.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from sidecar.control.status import Severity, StatusProblem
+from sidecar.control.status import DaemonState, Severity, StatusProblem
 from sidecar.units import counted, show_count, show_duration, show_size
 
-if TYPE_CHECKING:  # state.py builds the record and calls this function
-    from sidecar.control.state import DaemonState
-
-__all__ = ["problems"]
+__all__ = ["problems_of"]
 
 NEAR: Final = 0.9  # of the day or of the outbox
 REFUSED_S: Final = 3_600.0  # refused calls are shown for this long after the last one
@@ -21,7 +18,7 @@ _NOT_STORABLE: Final = frozenset({"outbox_full", "disk_full", "disk_error", "bus
 _ORDER: Final[tuple[Severity, ...]] = ("accepting", "delivery", "loss", "limit", "note")
 
 
-def problems(state: "DaemonState") -> list[StatusProblem]:
+def problems_of(state: DaemonState) -> list[StatusProblem]:
     """Return the problems of a state, in the order in which an operator should look at them."""
     found: list[StatusProblem] = []
 
@@ -36,7 +33,7 @@ def problems(state: "DaemonState") -> list[StatusProblem]:
     return sorted(found, key=lambda problem: _ORDER.index(problem.severity))  # stable: the order above within each
 
 
-def _dead(state: "DaemonState") -> str:
+def _dead(state: DaemonState) -> str:
     if not state.dead:
         return ""
     reasons = ", ".join(f"{reason} {show_count(count)}" for reason, count in state.dead_by_reason.items())
@@ -47,7 +44,7 @@ def _dead(state: "DaemonState") -> str:
     return f"{text}`px-sidecar dead list` shows why, then `px-sidecar dead retry` or `px-sidecar dead discard`."
 
 
-def _refused(state: "DaemonState") -> str:
+def _refused(state: DaemonState) -> str:
     refused = state.refused
     if refused is None or refused.last_s > REFUSED_S:
         return ""
@@ -70,7 +67,7 @@ def _calls(by_code: dict[str, int], what: str) -> str:
     return f"{counted(sum(by_code.values()), 'call', 'was')} {what} since the start ({codes})"
 
 
-def _quota_near(state: "DaemonState") -> str:
+def _quota_near(state: DaemonState) -> str:
     quota = state.quota
     usual = quota.limit - quota.reserve
     if quota.free_in_s > 0 or usual <= 0 or quota.used < NEAR * usual:
@@ -81,7 +78,7 @@ def _quota_near(state: "DaemonState") -> str:
     )
 
 
-def _outbox_near(state: "DaemonState") -> str:
+def _outbox_near(state: DaemonState) -> str:
     used, limit = state.outbox.bytes, state.outbox.max_bytes
     if state.full or used is None or used < NEAR * limit:
         return ""
@@ -92,7 +89,7 @@ def _outbox_near(state: "DaemonState") -> str:
     )
 
 
-def _busiest_name(state: "DaemonState") -> str:
+def _busiest_name(state: DaemonState) -> str:
     busiest, limit = state.busiest_name, state.quota.limit
     if busiest is None or busiest.events * 2 <= limit:
         return ""

@@ -1,4 +1,4 @@
-"""``DaemonState``: the one record of the daemon's state, and ``StateReader``, which builds it.
+"""``StateReader``, which builds ``DaemonState``, the one record of the daemon's state.
 
 ``/status``, ``/metrics``, the status screen and systemd's status line are views of this record. Its cost does not
 depend on the number of pending events. If the disk hangs, the record is incomplete after two seconds instead of late.
@@ -18,17 +18,15 @@ from sidecar.commands import with_instance
 from sidecar.config import DeliverConfig
 from sidecar.control.delivery_control import is_paused
 from sidecar.control.fleet_calls import FleetSource, fleet_facts
-from sidecar.control.problems import problems
 from sidecar.control.status import (
     DAY_S,
+    DaemonState,
     FleetFacts,
     NameShare,
     OutboxFacts,
     QuotaFacts,
     RefusedCalls,
     SlowUser,
-    StateFacts,
-    StatusProblem,
     by_reason,
     drain_s,
     total,
@@ -47,7 +45,7 @@ from sidecar.outbox.records import PENDING
 from sidecar.outbox.rescue import files_set_aside
 from sidecar.units import iso_utc, show_count, show_duration
 
-__all__ = ["DaemonState", "Notices", "StateReader", "status_line"]
+__all__ = ["Notices", "StateReader", "status_line"]
 
 FLEET_REASONS: Final = {
     "joining": (
@@ -60,35 +58,6 @@ FLEET_REASONS: Final = {
 }
 SILENT: Final = ("joining", "quiet", "rejoining")  # the states in which a host of a fleet sends nothing
 STORE_TIMEOUT_S: Final = 2.0  # a healthy store answers within milliseconds; status must answer when the disk hangs
-
-
-class DaemonState(StateFacts, frozen=True, kw_only=True):
-    """The daemon's state at one moment.
-
-    ``counters`` are those of the outbox. ``lanes_in_use`` is the number of requests without an answer. ``changed`` is
-    the number of events since the start whose mapping cut or replaced a value. ``set_aside`` is true if a damaged
-    outbox was set aside at this start, which ``damage`` describes. ``instance`` is the name that commands in the views
-    carry. ``not_stored`` and ``not_delivered`` are the ``reasons``; ``limits`` and ``notes`` are sentences about limits
-    that are near, and about what else to know.
-    """
-
-    counters: Mapping[str, int]
-    lanes_in_use: int
-    changed: int
-    last_delivered_ms: int | None
-    set_aside: bool
-    instance: str
-    oldest_age_s_by_class: Mapping[str, float]
-    not_stored: list[str]
-    not_delivered: list[str]
-    damage: list[str]
-    limits: list[str]
-    notes: list[str]
-
-    @property
-    def problems(self) -> list[StatusProblem]:
-        """Everything that is wrong, the worst first."""
-        return problems(self)
 
 
 class Notices:

@@ -1,4 +1,4 @@
-"""``Status``: the public view of the daemon's state, printed by ``px-sidecar status --json`` and served at ``/status``.
+"""``DaemonState``, the one record of the daemon's state, and ``Status``, its public view (``status --json``, ``/status``).
 
 Rules
 -----
@@ -20,6 +20,7 @@ from sidecar.observe import Problem
 
 __all__ = [
     "DAY_S",
+    "DaemonState",
     "FleetFacts",
     "NameShare",
     "OutboxFacts",
@@ -171,6 +172,30 @@ class StateFacts(msgspec.Struct, frozen=True, kw_only=True):
     fleet: FleetFacts | None = None
     refused: RefusedCalls | None = None
     busiest_name: NameShare | None = None
+
+
+class DaemonState(StateFacts, frozen=True, kw_only=True):
+    """The daemon's state at one moment.
+
+    ``counters`` are those of the outbox. ``lanes_in_use`` is the number of requests without an answer. ``changed`` is
+    the number of events since the start whose mapping cut or replaced a value. ``set_aside`` is true if a damaged
+    outbox was set aside at this start, which ``damage`` describes. ``instance`` is the name that commands in the views
+    carry. ``not_stored`` and ``not_delivered`` are the ``reasons``; ``limits`` and ``notes`` are sentences about limits
+    that are near, and about what else to know.
+    """
+
+    counters: Mapping[str, int]
+    lanes_in_use: int
+    changed: int
+    last_delivered_ms: int | None
+    set_aside: bool
+    instance: str
+    oldest_age_s_by_class: Mapping[str, float]
+    not_stored: list[str]
+    not_delivered: list[str]
+    damage: list[str]
+    limits: list[str]
+    notes: list[str]
 
 
 class Status(StateFacts, frozen=True, kw_only=True):

@@ -10,8 +10,7 @@ from rich.console import Console
 
 from sidecar.cli.status import render_status
 from sidecar.control.pages import status_of
-from sidecar.control.state import DaemonState
-from sidecar.control.status import NameShare, OutboxFacts, QuotaFacts, RefusedCalls, SlowUser
+from sidecar.control.status import DaemonState, NameShare, OutboxFacts, QuotaFacts, RefusedCalls, SlowUser
 from sidecar.observe import Problem
 
 AT = "2026-01-05T10:02:11.000Z"

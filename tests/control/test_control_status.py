@@ -5,8 +5,8 @@ import trio
 from running_daemon import DaemonDir, always, wait_until
 
 from sidecar.control.pages import snapshot_of
-from sidecar.control.state import DaemonState, StateReader, status_line
-from sidecar.control.status import DAY_S, by_reason, drain_s, total
+from sidecar.control.state import StateReader, status_line
+from sidecar.control.status import DAY_S, DaemonState, by_reason, drain_s, total
 from sidecar.observe import Rate
 from sidecar.units import iso_utc
 

@@ -5,9 +5,8 @@ import pytest
 from running_daemon import DaemonDir, always, wait_until
 
 from sidecar.clock import SystemClock
-from sidecar.control.problems import problems
-from sidecar.control.state import DaemonState
-from sidecar.control.status import NameShare, OutboxFacts, QuotaFacts, RefusedCalls, public_sentence
+from sidecar.control.problems import problems_of
+from sidecar.control.status import DaemonState, NameShare, OutboxFacts, QuotaFacts, RefusedCalls, public_sentence
 from sidecar.outbox import NewEvent, Store
 from sidecar.outbox.limit_watch import DAY_MS, busiest_name
 
@@ -24,7 +23,7 @@ def state(**facts) -> DaemonState:
 
 
 def messages(**facts) -> list[str]:
-    return [problem.message for problem in problems(state(**facts))]
+    return [problem.message for problem in problems_of(state(**facts))]
 
 
 def test_a_healthy_state_has_no_problems():
@@ -32,7 +31,7 @@ def test_a_healthy_state_has_no_problems():
 
 
 def test_what_is_not_stored_comes_first_and_notes_last():
-    found = problems(
+    found = problems_of(
         state(
             notes=["note"],
             limits=["limit"],
