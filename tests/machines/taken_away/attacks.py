@@ -25,7 +25,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
-from process_harness import ProcessHarness  # noqa: E402
+from process_harness import ProcessHarness, wait_until  # noqa: E402
 
 from sidecar.outbox import open_outbox  # noqa: E402
 from sidecar.outbox.rescue import rescued_files  # noqa: E402
@@ -130,7 +130,7 @@ def move_and_return(place: Place) -> None:
     """The folder is moved away, and moved back over the one that the daemon has made."""
     place.state.rename(place.folder / "moved")
     time.sleep(3)
-    wait_for(place.outbox.exists)
+    wait_until(place.outbox.exists, PATIENCE_S, what="the outbox put back")
     place.state.rename(place.folder / "made")
     (place.folder / "moved").rename(place.state)
 
@@ -192,7 +192,7 @@ def try_attack(attack: Attack, folder: Path) -> Outcome:
         client.stopped.set()
         client.join(15)
         if attack.act in REPLACED:
-            wait_for(lambda: daemon.poll() is not None)
+            wait_until(lambda: daemon.poll() is not None, PATIENCE_S, what="the end of the daemon")
         code = daemon.poll()
         if code is None:
             harness.kill(daemon)
@@ -206,13 +206,6 @@ def try_attack(attack: Attack, folder: Path) -> Outcome:
     lost = [name for name in client.answered if name not in found]
     late = [name for name in lost if client.answered[name] > attacked_s + NOTICED_S]
     return Outcome(len(client.answered), late, lost, code, harness.log("run"))
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Return when the condition is true, or after ``PATIENCE_S``: what comes then says what is missing."""
-    end_s = time.monotonic() + PATIENCE_S
-    while not condition() and time.monotonic() < end_s:
-        time.sleep(0.05)
 
 
 def _back_up(outbox: Path, to: Path) -> None:
