@@ -262,6 +262,7 @@ class Committer:
                 self._store.reopen()
                 self._watch.reopened()
             elif not self._store.is_open:
+                self._watch.ensure_not_replaced()
                 return self.failure("it is gone from its path")
             elif repaired := self._watch.check():
                 self.repairs.append(repaired)

@@ -14,6 +14,7 @@ process ends. If the copy fails, because space or a right is missing, it is trie
 process runs: ending it would lose everything that is in the file.
 """
 
+import errno
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -105,11 +106,13 @@ class FileWatch:
         OSError or sqlite3.Error if it could be neither put back nor copied, or if another program has overwritten it.
         """
         path = self._store.path
+        # The index before the file: where the folder is exchanged in between, the file shows it, and nothing is closed.
+        index = _file_id(self._index_text)
         file = _file_id(self._path_text)
         if self.in_place():
             self._ensure_found(path)
             self._ensure_not_cut()
-            return self._renew_index(path)
+            return self._renew_index(path, index)
         self.rescuing = True
         try:
             copy = self._rescue()
@@ -146,9 +149,8 @@ class FileWatch:
             raise damaged("another program has cut it, or copied another file over it")
         self._size_bytes = size_bytes
 
-    def _renew_index(self, path: Path) -> str | None:
+    def _renew_index(self, path: Path, index: FileId) -> str | None:
         """Open the store again if the index of its log is gone: another program would make one of its own and take itself for the only reader."""
-        index = _file_id(self._index_text)
         if self._index is None:
             self._index = index
         if index == self._index:
@@ -156,6 +158,14 @@ class FileWatch:
         self._store.reopen()
         self._open_files()
         return f"The file {_index_path(path)} was removed while it was in use; it was made again and no event is lost."
+
+    def ensure_not_replaced(self) -> None:
+        """Raise OutboxReplaced if another file stands at the path; for a store that is not open and cannot be copied."""
+        if _file_id(self._path_text) not in (None, self._file):
+            raise OutboxReplaced(
+                f"The outbox {self._store.path} was replaced by another file while it was not open; find the file that was "
+                "moved away, put it back in its place, then start px-sidecar."
+            )
 
     def in_place(self) -> bool:
         """Return True if the path leads to the file and the log that the store has open.
@@ -203,6 +213,8 @@ class FileWatch:
         """
         path = self._store.path
         self._store.claim(copy)
+        if _file_id(path) != over:  # its log, which would be removed below, may hold events
+            raise FileExistsError(errno.EEXIST, "another file was put there meanwhile", str(path))
         # A log or an index that is left belongs to the file that is gone: SQLite would apply it to the new one.
         for leftover in (wal_path(path), _index_path(path)):
             leftover.unlink(missing_ok=True)

@@ -12,7 +12,8 @@ from sidecar.clock import SystemClock, VirtualClock
 from sidecar.errors import Failed
 from sidecar.observe import DaemonTelemetry, RecordingTelemetry
 from sidecar.outbox import Capacity, InlineRunner, Outbox, Store, StoreFailed, ThreadRunner, recovery, rescue
-from sidecar.outbox.committer import OutboxGone
+from sidecar.outbox.committer import Batch, Committer, OutboxGone
+from sidecar.outbox.pages import wal_path
 from sidecar.outbox.rescue import FileWatch, OutboxReplaced, files_set_aside, mark_imported, rescued_files
 
 
@@ -92,6 +93,21 @@ async def test_a_file_that_vanished_while_not_open_is_not_recreated(store, monke
         aside.rename(store.path)
         await outbox.accept([event("after")])
     assert len(pending_ids(store)) == 6
+
+
+def test_a_file_that_was_replaced_while_not_open_ends_the_process(store, monkeypatch):
+    """It failed ten times and ended as after an error of the disk: the next start took the other file without a word."""
+    committer = Committer(store, Capacity(store.path, 2**30))
+    with monkeypatch.context() as patch:
+        patch.setattr("sidecar.outbox.store.open_database", raiser(Failed("The disk fails.")))
+        committer._suspect = True  # as after SQLITE_IOERR
+        assert committer.run_batch(Batch(0)) is not None
+    aside = store.path.rename(store.path.with_name("aside"))
+    store.path.write_bytes(b"another file")
+    with pytest.raises(OutboxReplaced, match="find the file that was moved away"):
+        committer.run_batch(Batch(0))
+    aside.rename(store.path)
+    assert committer.run_batch(Batch(0)) is None
 
 
 def test_half_a_copy_is_not_named_rescued(store, monkeypatch):
@@ -191,14 +207,39 @@ def test_a_file_that_was_put_there_meanwhile_is_not_overwritten(store, monkeypat
     def copy_slowly(*given):
         real(*given)
         store.path.write_bytes(b"a backup")
+        wal_path(store.path).write_bytes(b"its log")
 
     with monkeypatch.context() as patch:
         patch.setattr(rescue, "copy_database", copy_slowly)
         with pytest.raises(FileExistsError):
             watch.check()
     assert store.path.read_bytes() == b"a backup"
+    assert wal_path(store.path).read_bytes() == b"its log"
     with pytest.raises(OutboxReplaced):
         watch.check()
+
+
+def test_a_folder_that_is_exchanged_during_the_look_is_not_a_missing_index(store, tmp_path, monkeypatch):
+    """The file was in place and its index was not: the store was opened again, on the file of the other folder."""
+    folder, other = store.path.parent, tmp_path / "other"
+    other.mkdir()
+    (other / "o.db").write_bytes(b"a backup")
+    watch = FileWatch(store)
+    real = rescue._file_id
+
+    def exchange(path):
+        if str(path).endswith("-shm") and other.exists():
+            folder.rename(tmp_path / "away")
+            other.rename(folder)
+        return real(path)
+
+    monkeypatch.setattr(rescue, "_file_id", exchange)
+    with pytest.raises(OutboxReplaced, match="its events are in"):
+        watch.check()
+    (copy,) = rescued_files(store.path)
+    rescued = Store(copy)
+    assert len(pending_ids(rescued)) == 5
+    rescued.close()
 
 
 def test_a_missing_index_is_made_again(store):
