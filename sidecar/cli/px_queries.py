@@ -1,4 +1,4 @@
-"""Requests that verbs send to PX directly: is the key valid (``check --live``), which events exist (``reconcile``).
+"""Requests that verbs send to PX directly: is the key valid (``check --live``), and, without a daemon, which events exist.
 
 They do not count against the day's quota: its counters belong to the daemon, and these are a few requests a run. The
 distance of ``deliver.per_day`` to PX's limit covers them (sidecar/px/README.md#limits).
@@ -13,17 +13,16 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from sidecar.cli.common import global_option
+from sidecar.cli.common import global_option, load_config
 from sidecar.config import Config, Secret, api_key
-from sidecar.control.client import ControlApi
+from sidecar.control.client import ControlApi, DaemonClient
 from sidecar.errors import ConfigError
-from sidecar.px import PxRequest, Reply, decode_events, read_events
+from sidecar.px import PxRequest, Reply, decode_events, holds_event, read_event
 from sidecar.px.transport import HttpxNetwork
 
 __all__ = ["KeyUnreadable", "ask_px", "changed_credential", "effective_key", "is_in_px"]
 
 TIMEOUT_S: Final = 30.0
-WINDOW_MS: Final = 60_000
 KEY_FOLDER: Final = Path("/etc/px-sidecar")  # LoadCredential= in systemd/*.service
 
 
@@ -90,24 +89,13 @@ def ask_px(config: Config, requests: Sequence[PxRequest]) -> list[Reply]:
     return trio.run(ask)
 
 
-def is_in_px(config: Config, payload: dict[str, Any]) -> bool:
-    """Return whether PX shows the event with this body, by its name, user and date. Raises Failed or ConfigError.
+def is_in_px(backend: ControlApi, config_flag: str | None, body: Mapping[str, Any]) -> bool:
+    """Return whether PX shows the event with this body, by its name, user and date; the daemon asks if one runs.
 
-    PX's filter reads ``;`` as "and" and cannot quote it: a name or user with one is compared here instead.
+    Raises Failed, or ConfigError without a key. An ``OfflineBackend`` may be closed already.
     """
-    name, user = str(payload["eventName"]), str(payload["identifyId"])
-    request = read_events(
-        event_name=None if ";" in name else name,
-        user_id=None if ";" in user else user,
-        from_ms=payload["date"] - WINDOW_MS,
-        until_ms=payload["date"] + WINDOW_MS,
-        page_size=1_000,
-    )
-    found = decode_events(ask_px(config, [request])[0])["customEvents"]
-    return any(
-        event.get("date") == payload["date"]
-        and event.get("eventName", name) == name
-        and event.get("identifyId", user) == user
-        for event in found
-        if isinstance(event, dict)
-    )
+    name, user, date_ms = body["eventName"], body["identifyId"], body["date"]
+    if isinstance(backend, DaemonClient):
+        return bool(backend.get("/v1/verify", {"name": name, "user": user, "date_ms": date_ms})["found"])
+    (reply,) = ask_px(load_config(config_flag), [read_event(name, user, date_ms)])
+    return holds_event(decode_events(reply), name, user, date_ms)

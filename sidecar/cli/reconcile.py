@@ -17,8 +17,7 @@ from sidecar.cli.backend import TIMESTAMP, control_option, open_backend
 from sidecar.cli.common import json_option, load_config, print_json
 from sidecar.cli.px_queries import ask_px
 from sidecar.cli.screen import console, local_time_ms, progress_bar, table
-from sidecar.config import Config
-from sidecar.control.client import ControlApi
+from sidecar.control.client import ControlApi, DaemonClient
 from sidecar.errors import Failed
 from sidecar.px import decode_events, read_events
 from sidecar.units import counted, show_count
@@ -30,7 +29,7 @@ TOO_NEW_MS: Final = 15 * 60_000
 MINUTE_MS: Final = 60_000
 # PX refuses a longer range with 400: sidecar/px/README.md#reading-back.
 MAX_RANGE_MS: Final = 190 * 86_400_000
-NAMES_PER_ROUND: Final = 20
+NAMES_AT_ONCE: Final = 20
 
 
 class NameCount(msgspec.Struct):
@@ -101,7 +100,7 @@ def reconcile(
     result.complete_since_ms = max([result.complete_since_ms, *(host.complete_since_ms for host in added)])
     result.names = _merge_names([result, *added])
     if not local:
-        _ask_px(load_config(config_flag), result)
+        _ask_px(backend, config_flag, result)
     result.delivered = sum(name.delivered for name in result.names)
     if as_json:
         print_json(result)
@@ -171,24 +170,38 @@ def _merge_names(hosts: Iterable[Reconciliation]) -> list[NameCount]:
     return sorted(by_name.values(), key=lambda name: (-name.delivered, name.name))
 
 
-def _ask_px(config: Config, result: Reconciliation) -> None:
-    """Fill in what PX has, ``NAMES_PER_ROUND`` names per connection. Raises Failed or ConfigError."""
+def _ask_px(backend: ControlApi, config_flag: str | None, result: Reconciliation) -> None:
+    """Fill in what PX has, ``NAMES_AT_ONCE`` names at a time. Raises Failed or ConfigError."""
     progress, task = progress_bar("asking PX", total=len(result.names))
     # PX's filter language reads ";" as "and" and has no way to quote it: such a name cannot be asked for.
-    askable = [name for name in result.names if ";" not in name.name]
+    left = [name for name in result.names if ";" not in name.name]
     with progress:
-        for start in range(0, len(askable), NAMES_PER_ROUND):
-            part = askable[start : start + NAMES_PER_ROUND]
-            requests = [
-                read_events(event_name=name.name, from_ms=result.since_ms, until_ms=result.until_ms, page_size=1)
-                for name in part
-            ]
-            for name, reply in zip(part, ask_px(config, requests), strict=True):
-                name.px = decode_events(reply)["totalHits"]
-            progress.update(task, completed=start + len(part))
+        while left:
+            totals = _totals(backend, config_flag, [name.name for name in left[:NAMES_AT_ONCE]], result)
+            for name, total in zip(left, totals, strict=False):
+                name.px = total
+            left = left[len(totals) :]
+            progress.advance(task, len(totals))
     if any(name.px is not None for name in result.names):  # else nothing was compared, and 0 would be a claim
         result.px = sum(name.px or 0 for name in result.names)
     result.missing = sum(name.missing for name in result.names)
+
+
+def _totals(backend: ControlApi, config_flag: str | None, names: list[str], window: Reconciliation) -> list[int]:
+    """Return how many events PX has of the first names, at least of one; the daemon asks if one runs."""
+    if not isinstance(backend, DaemonClient):
+        requests = [
+            read_events(event_name=name, from_ms=window.since_ms, until_ms=window.until_ms, page_size=1)
+            for name in names
+        ]
+        return [decode_events(reply)["totalHits"] for reply in ask_px(load_config(config_flag), requests)]
+    answer = backend.post(
+        "/v1/reconcile/px", {"names": names, "since_ms": window.since_ms, "until_ms": window.until_ms}
+    )
+    if not answer["totals"]:
+        raise Failed(answer["problem"])
+    totals: list[int] = answer["totals"]
+    return totals
 
 
 def _show(result: Reconciliation, *, asked: bool) -> None:

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from sidecar.cli.backend import DURATION, connect_daemon, control_option
-from sidecar.cli.common import hint, json_option, load_config, print_json
+from sidecar.cli.common import hint, json_option, print_json
 from sidecar.cli.px_queries import is_in_px
 from sidecar.cli.screen import json_text, printable
 from sidecar.client import Client, NotAccepted
@@ -68,7 +68,7 @@ def send(
         return
     record = _send_and_wait(daemon, event, timeout_s)
     if verify and "payload" in record:
-        record["verified"] = _is_in_px(config_flag, record["payload"], time.monotonic() + timeout_s)
+        record["verified"] = _is_in_px(daemon, record["payload"], time.monotonic() + timeout_s)
     if as_json:
         print_json(record)
     else:
@@ -152,11 +152,10 @@ def _from_outbox(daemon: DaemonClient, message_id: str) -> dict[str, Any]:
     raise Failed(f"The event is accepted and kept, but not delivered yet ({message_id}). {reasons[0]}")
 
 
-def _is_in_px(config_flag: str | None, payload: dict[str, Any], deadline_s: float) -> bool:
+def _is_in_px(daemon: DaemonClient, payload: dict[str, Any], deadline_s: float) -> bool:
     """Poll PX until it shows the event or the deadline passes: an event appears some time after it was accepted."""
-    config = load_config(config_flag)
     while True:
-        if is_in_px(config, payload):
+        if is_in_px(daemon, None, payload):
             return True
         if time.monotonic() > deadline_s:
             return False

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from sidecar.cli.backend import TIMESTAMP, control_option, open_backend
-from sidecar.cli.common import hint, json_option, load_config, print_json
+from sidecar.cli.common import hint, json_option, print_json
 from sidecar.cli.px_queries import is_in_px
 from sidecar.cli.screen import console, fields, local_time, local_time_ms, printable, table
 from sidecar.control.client import ControlApi
@@ -66,11 +66,10 @@ def trace(
     with open_backend(control_flag, config_flag) as backend:
         answer = _find(backend, query, limit)
     if verify:
-        config = load_config(config_flag)
         for story in answer["stories"]:
             requests = story["mapped"]["requests"]
             if story["state"] == "delivered" and requests:
-                story["in_px"] = is_in_px(config, requests[-1]["body"])
+                story["in_px"] = is_in_px(backend, config_flag, requests[-1]["body"])
     if as_json:
         print_json(answer)
     else:

@@ -43,6 +43,7 @@ READING_POSTS: Final = frozenset(
         "/v1/map",
         "/v1/mapping/preview",
         "/v1/config/check",
+        "/v1/reconcile/px",
     }
 )
 """Calls that are POST because of the size of what they get, and change nothing."""

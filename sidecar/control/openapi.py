@@ -222,6 +222,12 @@ CALLS: Final[Mapping[str, Call]] = {
             "left_out": "integer",
         },
     ),
+    "/v1/reconcile/px": Call(
+        "POST",
+        "How many events PX has of up to 20 names; changes nothing",
+        px_calls.TotalsCommand,
+        {"totals": "array", "problem": "string?"},
+    ),
     "/v1/verify": Call(
         "GET", "Whether PX shows one event", px_calls.VerifyQuery, {"found": "boolean", "events": "integer"}
     ),

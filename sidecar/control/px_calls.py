@@ -20,9 +20,28 @@ from sidecar.events import judge
 from sidecar.http import Request, Response
 from sidecar.mapping import LiveSettings
 from sidecar.outbox import Outbox, Via, new_event
-from sidecar.px import Network, PxAnswer, PxRequest, Reply, classify, decode_events, delete_user, read_events
+from sidecar.px import (
+    Network,
+    PxAnswer,
+    PxRequest,
+    Reply,
+    classify,
+    decode_events,
+    delete_user,
+    holds_event,
+    read_event,
+    read_events,
+)
 
-__all__ = ["ForgetInPxCommand", "PxRoutes", "ReconcileQuery", "SendCommand", "VerifyQuery", "deletions"]
+__all__ = [
+    "ForgetInPxCommand",
+    "PxRoutes",
+    "ReconcileQuery",
+    "SendCommand",
+    "TotalsCommand",
+    "VerifyQuery",
+    "deletions",
+]
 
 # PX shows an event some minutes after it accepted it; counted earlier, it would be reported as missing.
 TOO_NEW_MS: Final = 15 * 60_000
@@ -30,15 +49,23 @@ MAX_RANGE_MS: Final = 190 * 86_400_000
 HISTORY_PAGES: Final = 400
 NAMES_MAX: Final = 100
 ASK_S: Final = 25.0
+TOTALS_AT_ONCE: Final = 20
 DELETED_AT_ONCE: Final = 20
 DELETE_S: Final = 10.0
-WINDOW_MS: Final = 60_000
 
 
 class ReconcileQuery(msgspec.Struct, forbid_unknown_fields=True):
     """The parameters of ``GET /v1/reconcile``: how long ago the window begins, in hours; it ends 15 minutes ago."""
 
     hours: float = 24.0
+
+
+class TotalsCommand(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /v1/reconcile/px``: PX event names, and the dates of their events, both inclusive."""
+
+    names: list[str]
+    since_ms: Int64
+    until_ms: Int64
 
 
 class SendCommand(msgspec.Struct, forbid_unknown_fields=True):
@@ -63,7 +90,7 @@ class ForgetInPxCommand(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PxRoutes:
-    """``/v1/reconcile``, ``/v1/verify``, ``/v1/forget/px`` and ``/v1/send``."""
+    """``/v1/reconcile`` and ``/v1/reconcile/px``, ``/v1/verify``, ``/v1/forget/px`` and ``/v1/send``."""
 
     def __init__(
         self,
@@ -83,6 +110,7 @@ class PxRoutes:
         self._asking = trio.Lock()
         self.routes: RouteTable = {
             "/v1/reconcile": ("GET", self._reconcile),
+            "/v1/reconcile/px": ("POST", self._totals),
             "/v1/verify": ("GET", self._verify),
             "/v1/forget/px": ("POST", self._forget),
             "/v1/send": ("POST", self._send),
@@ -95,8 +123,10 @@ class PxRoutes:
             raise RequestError(400, "PX reads back at most 190 days; give hours between 0 and 4,560.")
         since_ms = until_ms - round(query.hours * 3_600_000)
         names, complete_since_ms = await self._delivered(since_ms, until_ms)
-        rows = [{"name": name, "delivered": count, "px": None} for name, count in names.most_common(NAMES_MAX)]
-        problem = await self._ask_totals(rows, since_ms, until_ms)
+        most = names.most_common(NAMES_MAX)
+        totals, problem = await self._ask_totals([name for name, _ in most], since_ms, until_ms)
+        totals += [None] * (len(most) - len(totals))
+        rows = [{"name": name, "delivered": count, "px": px} for (name, count), px in zip(most, totals, strict=True)]
         return json_response(
             {
                 "since_ms": since_ms,
@@ -125,33 +155,46 @@ class PxRoutes:
             return names, until_ms if oldest_ms is None else min(oldest_ms, until_ms)
         return names, since_ms
 
-    async def _ask_totals(self, rows: list[dict[str, Any]], since_ms: int, until_ms: int) -> str | None:
-        """Fill in what PX has of each name. Returns the reason if PX could not be asked about all of them."""
+    async def _totals(self, request: Request, _params: Params) -> Response:
+        """Answer how many events PX has of each name; of as many as PX was asked about in time, in their order."""
+        command = decode_body(request, TotalsCommand)
+        if len(command.names) > TOTALS_AT_ONCE:
+            raise RequestError(400, f"Give at most {TOTALS_AT_ONCE} `names`.")
+        if not 0 < command.until_ms - command.since_ms <= MAX_RANGE_MS:
+            raise RequestError(400, "PX reads back at most 190 days; give `since_ms` and `until_ms` in that distance.")
+        totals, problem = await self._ask_totals(command.names, command.since_ms, command.until_ms)
+        return json_response({"totals": totals, "problem": problem})
+
+    async def _ask_totals(
+        self, names: Sequence[str], since_ms: int, until_ms: int
+    ) -> tuple[list[int | None], str | None]:
+        """Return how many events PX has of each name, and the reason if it could not be asked about all of them.
+
+        None stands for a name with a semicolon, which PX's filter language reads as "and".
+        """
+        totals: list[int | None] = []
         with trio.move_on_after(ASK_S):
-            for row in rows:
-                if ";" in row["name"]:  # PX's filter language reads it as "and"
+            for name in names:
+                if ";" in name:
+                    totals.append(None)
                     continue
-                request = read_events(event_name=row["name"], from_ms=since_ms, until_ms=until_ms, page_size=1)
+                request = read_events(event_name=name, from_ms=since_ms, until_ms=until_ms, page_size=1)
                 try:
-                    row["px"] = (await self._ask(request))["totalHits"]
+                    totals.append((await self._ask(request))["totalHits"])
                 except Failed as error:
-                    return str(error)
-            return None
-        return "PX answers slowly, so not all names were asked for; use `px-sidecar reconcile`."
+                    return totals, str(error)
+            return totals, None
+        return totals, "PX answered too slowly to be asked about every name; ask again later."
 
     async def _verify(self, _request: Request, params: Params) -> Response:
         query = decode_query(params, VerifyQuery)
-        answer = await self._ask(
-            read_events(
-                event_name=query.name,
-                user_id=query.user,
-                from_ms=query.date_ms - WINDOW_MS,
-                until_ms=query.date_ms + WINDOW_MS,
-                page_size=1_000,
-            )
+        answer = await self._ask(read_event(query.name, query.user, query.date_ms))
+        return json_response(
+            {
+                "found": holds_event(answer, query.name, query.user, query.date_ms),
+                "events": len(answer["customEvents"]),
+            }
         )
-        dates = [event.get("date") for event in answer["customEvents"] if isinstance(event, dict)]
-        return json_response({"found": query.date_ms in dates, "events": len(dates)})
 
     async def _forget(self, request: Request, _params: Params) -> Response:
         """Delete users in PX at the pace of delivery; ``left`` are those whose turn did not come within some seconds."""

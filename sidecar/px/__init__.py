@@ -6,7 +6,17 @@ and tests. What is known about PX, and how reliably, is in sidecar/px/README.md.
 
 from sidecar.px.answers import Kind, NotSent, PxAnswer, Reply, Unknown, Verdict, classify, decode_events
 from sidecar.px.network import AT_ONCE, Departure, Lane, Network
-from sidecar.px.requests import CHECK_KEY, CallSequence, PxRequest, delete_user, preview, read_attributes, read_events
+from sidecar.px.requests import (
+    CHECK_KEY,
+    CallSequence,
+    PxRequest,
+    delete_user,
+    holds_event,
+    preview,
+    read_attributes,
+    read_event,
+    read_events,
+)
 
 __all__ = [
     "AT_ONCE",
@@ -25,7 +35,9 @@ __all__ = [
     "classify",
     "decode_events",
     "delete_user",
+    "holds_event",
     "preview",
     "read_attributes",
+    "read_event",
     "read_events",
 ]

@@ -17,8 +17,8 @@ and ``. _ ~ @ + : -``, ids of dots alone, ids over 200 characters, and ids that 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Literal
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -32,12 +32,15 @@ __all__ = [
     "CallSequence",
     "PxRequest",
     "delete_user",
+    "holds_event",
     "preview",
     "read_attributes",
+    "read_event",
     "read_events",
 ]
 
 EVENTS = "/v1/events/custom"
+DATE_WINDOW_MS: Final = 60_000
 _PATH_SAFE_ID = re.compile(r"(?!\.+$|update$|denylist$)[A-Za-z0-9._~@+:-]{1,200}")
 _encode = msgspec.json.Encoder().encode
 
@@ -153,3 +156,23 @@ def read_events(
     query |= {"dateRangeStart": from_ms, "dateRangeEnd": until_ms, "pageSize": page_size}
     query |= {"scrollId": scroll_id} if scroll_id else {}
     return PxRequest("GET", f"{EVENTS}?{urlencode(query, quote_via=quote)}")
+
+
+def read_event(name: str, user: str, date_ms: int) -> PxRequest:
+    """Build the request that reads one event back, for ``holds_event``; texts that PX cannot filter by are left out."""
+    return read_events(
+        event_name=None if ";" in name else name,
+        user_id=None if ";" in user else user,
+        from_ms=date_ms - DATE_WINDOW_MS,
+        until_ms=date_ms + DATE_WINDOW_MS,
+        page_size=1_000,
+    )
+
+
+def holds_event(answer: Mapping[str, Any], name: str, user: str, date_ms: int) -> bool:
+    """Return whether PX's decoded answer to ``read_event`` holds the event."""
+    return any(
+        event.get("date") == date_ms and event.get("eventName", name) == name and event.get("identifyId", user) == user
+        for event in answer["customEvents"]
+        if isinstance(event, dict)
+    )

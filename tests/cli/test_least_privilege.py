@@ -104,13 +104,13 @@ def test_a_backfill_is_judged_with_the_reading_socket(member, tmp_path):
 
 
 def test_a_key_that_only_root_can_read_is_named(member, monkeypatch, tmp_path):
-    """`reconcile` said that no key is configured."""
+    """It was said that no key is configured."""
     key = tmp_path / "api_key"
     key.touch()
     monkeypatch.setattr(px_queries, "KEY_FOLDER", tmp_path)
     monkeypatch.setattr(px_queries.os, "access", lambda *_: False)
     monkeypatch.delenv("PX_SIDECAR_PX_API_KEY")
-    ran = member("reconcile")
+    ran = member("names", "--verify")
     assert ran.code == 78
     assert f"Asking PX needs the API key, and {key} is open to root only" in ran.err
 

@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from running_daemon import DaemonDir
+from running_daemon import DaemonDir, always
 
 from sidecar.outbox.overflow import delete_rows
 
@@ -43,6 +43,29 @@ def test_events_missing_in_px_fail(px, sandboxed: DaemonDir, verb):
     assert "1 MISSING" in ran.out
     assert "PX has 1 event fewer than were delivered" in " ".join(ran.out.split())
     assert max(map(len, ran.out.splitlines())) <= 80
+
+
+def test_the_daemon_asks_px_where_one_runs(px, sandboxed: DaemonDir, verb):
+    """The verb asked PX itself, so that a member of the group needed the key, which root alone can read."""
+    names = [f"Name {number}" for number in range(25)]
+    with sandboxed.running(network=px.network(sandboxed)) as daemon:
+        for name in names:
+            daemon.track("u1", name, timestamp=HOUR_AGO)
+        daemon.settle()
+        ran = verb("reconcile", "--json", *sandboxed.flags, PX_SIDECAR_PX_API_KEY="")
+    assert (ran.code, ran.json["delivered"], ran.json["px"]) == (0, 25, 25)
+
+
+def test_what_the_daemon_cannot_ask_is_the_answer(sandboxed: DaemonDir, verb):
+    async def no_read(request):
+        return await always(403 if request.method == "GET" else 201)(request)
+
+    with sandboxed.running(no_read) as daemon:
+        daemon.track("u1", "Feature Used", timestamp=HOUR_AGO)
+        daemon.settle()
+        ran = verb("reconcile", *sandboxed.flags)
+    assert ran.code == 1
+    assert "Read permission" in ran.err
 
 
 def test_the_newest_15_minutes_are_left_out(px, sandboxed: DaemonDir, verb):

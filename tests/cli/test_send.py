@@ -5,6 +5,8 @@ import threading
 
 from running_daemon import DaemonDir, always, wait_until
 
+from sidecar.px import PxAnswer
+
 
 def test_send_returns_when_the_event_is_on_disk(daemon_dir: DaemonDir, verb):
     with daemon_dir.running() as daemon:
@@ -82,20 +84,37 @@ def test_send_verify_reads_the_event_back_from_px(px, tmp_path, verb):
     assert "verified: PX shows the event" in shown.out
 
 
-def test_send_verify_fails_if_px_does_not_show_the_event(px, tmp_path, verb):
-    daemon_dir = px.daemon_dir(tmp_path)  # the daemon below delivers to a fake network, not to this sandbox
-    with daemon_dir.running():
+def answers_reading(status: int, body: bytes):
+    """PX accepts events, and answers what is read with ``status``."""
+
+    async def script(request):
+        if request.method == "GET":
+            return PxAnswer(status, body, content_type="application/json")
+        return await always(201)(request)
+
+    return script
+
+
+def test_send_verify_fails_if_px_does_not_show_the_event(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running(answers_reading(200, b'{"customEvents": [], "totalHits": 0}')):
         ran = verb("send", "Feature Used", "--user", "u1", "--verify", "--timeout", "1s", *daemon_dir.flags)
     assert ran.code == 1
     assert "not verified" in ran.out
 
 
-def test_send_verify_names_the_missing_read_permission(px, tmp_path, verb):
-    daemon_dir = px.daemon_dir(tmp_path)
-    with daemon_dir.running():
-        ran = verb("send", "Used", "--user", "u1", "--verify", *daemon_dir.flags, PX_SIDECAR_PX_API_KEY="another-key")
+def test_send_verify_names_the_missing_read_permission(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running(answers_reading(403, b"{}")):
+        ran = verb("send", "Used", "--user", "u1", "--verify", *daemon_dir.flags)
     assert ran.code == 1
     assert "Read permission" in ran.err
+
+
+def test_send_verify_needs_no_key_of_its_own(px, tmp_path, verb):
+    """It asked PX itself, so that a member of the group needed the key, which root alone can read."""
+    daemon_dir = px.daemon_dir(tmp_path)
+    with daemon_dir.running(network=px.network(daemon_dir)):
+        ran = verb("send", "Used; twice", "--user", "u;1", "--verify", *daemon_dir.flags, PX_SIDECAR_PX_API_KEY="")
+    assert (ran.code, "verified: PX shows the event" in ran.out) == (0, True)
 
 
 def test_send_wait_prints_failed_attempts(daemon_dir: DaemonDir, verb):

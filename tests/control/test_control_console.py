@@ -324,6 +324,13 @@ def test_reconcile_puts_delivered_and_px_side_by_side(daemon_dir: DaemonDir):
         daemon.track("u1", "Opened", timestamp="2020-01-01T00:00:00Z")
         daemon.settle()
         answer = daemon.client.get("/v1/reconcile", {"hours": 4_000})
+        window = {"since_ms": 1, "until_ms": 2}
+        totals = daemon.client.post("/v1/reconcile/px", {"names": ["Opened", "a;b", "Opened"], **window})
+        with pytest.raises(Failed, match="at most 20"):
+            daemon.client.post("/v1/reconcile/px", {"names": ["x"] * 21, **window})
+        with pytest.raises(Failed, match="190 days"):
+            daemon.client.post("/v1/reconcile/px", {"names": [], "since_ms": 2, "until_ms": 2})
+    assert totals == {"totals": [41, None, 41], "problem": None}
     assert answer["problem"] is None
     assert answer["names"] in ([], [{"name": "Opened", "delivered": 1, "px": 41}])
 

@@ -219,7 +219,7 @@ def test_a_file_that_was_put_there_meanwhile_is_not_overwritten(store, monkeypat
         watch.check()
 
 
-def test_a_folder_that_is_exchanged_during_the_look_is_not_a_missing_index(store, tmp_path, monkeypatch):
+def test_a_folder_exchanged_during_the_look_is_no_missing_index(store, tmp_path, monkeypatch):
     """The file was in place and its index was not: the store was opened again, on the file of the other folder."""
     folder, other = store.path.parent, tmp_path / "other"
     other.mkdir()
