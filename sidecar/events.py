@@ -231,12 +231,23 @@ def merge_batch(batch: Mapping[str, Any], event: Any) -> None:
                 event[key] = {**shared, **own}  # a new object: the other events still need the batch's own
 
 
-def _new_message_id() -> str:
-    """Return a random UUID (RFC 9562 5.4) as text, in a quarter of the time of ``str(uuid.uuid4())``.
+_FETCHED_IDS: Final = 64
+_RANDOM: list[str] = []
+os.register_at_fork(after_in_child=_RANDOM.clear)  # two processes must not use the same numbers
 
-    A client may send thousands of events without an id, or bad ones, in one request.
+
+def _new_message_id() -> str:
+    """Return a random UUID (RFC 9562 5.4) as text, in a fraction of the time of ``str(uuid.uuid4())``.
+
+    A client may send thousands of events without an id, or bad ones, in one request. The random numbers are fetched for many
+    ids at once: each call of the kernel hands the interpreter over to the store's thread, which gives it back when it is done.
     """
-    digits = os.urandom(16).hex()
+    try:
+        digits = _RANDOM.pop()
+    except IndexError:
+        random = os.urandom(16 * _FETCHED_IDS).hex()
+        _RANDOM.extend(random[at : at + 32] for at in range(0, len(random), 32))
+        digits = _RANDOM.pop()
     variant = "89ab"[int(digits[16], 16) & 3]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 

@@ -69,6 +69,7 @@ _ROW: Final[tuple[Any, ...]] = (int, int, int, _MAYBE_TEXT, int, bytes, _MAYBE_T
 _NEW_ROWS: Final = (
     "INTO events (id, state, source, user, received_ms, body, account, account_from, account_call, name, via, hashed)"
 )
+_BAD_ROWS: Final = "INTO events (id, state, source, user, received_ms, body, settled_ms, reason)"
 _FAILED_ROW: Final[tuple[Any, ...]] = (*_ROW, int, int, int, int, int, str)
 
 
@@ -271,19 +272,19 @@ class Store:
             self.flush_ids(everything=True)
 
     def _insert_bad(self, bad: Sequence[tuple[int, NewEvent]], now_ms: int) -> None:
+        rows: list[tuple[Any, ...]] = []
+        letters: list[tuple[Any, ...]] = []
         for event_id, event in bad:
             stored = decode_stored(event.body)
             name, user = stored.get("event"), as_text(stored.get("userId")) or as_text(stored.get("anonymousId")) or ""
-            self.connection.execute(
-                "INSERT INTO events (id, state, source, user, received_ms, body, settled_ms, reason)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, 'bad_event')",
-                (event_id, EventState.DEAD, event.source, event.user, now_ms, event.body, now_ms),
+            rows.append((event_id, EventState.DEAD, event.source, event.user, now_ms, event.body, now_ms, "bad_event"))
+            letters.append(
+                (event_id, "bad_event", name if isinstance(name, str) else "", user[:200] or None)
+                + (None, event.bad, 0, now_ms, now_ms, b"")
             )
-            self.connection.execute(
-                "INSERT INTO dead VALUES (?, 'bad_event', ?, ?, NULL, ?, 0, ?, ?, x'')",
-                (event_id, name if isinstance(name, str) else "", user[:200] or None, event.bad, now_ms, now_ms),
-            )
-            self.count("dead:bad_event")
+        insert_rows(self.connection, _BAD_ROWS, rows)
+        insert_rows(self.connection, "INTO dead", letters)
+        self.count("dead:bad_event", len(bad))
 
     # Settling -------------------------------------------------------------------------------------------------
 
