@@ -278,10 +278,8 @@ class Store:
             stored = decode_stored(event.body)
             name, user = stored.get("event"), as_text(stored.get("userId")) or as_text(stored.get("anonymousId")) or ""
             rows.append((event_id, EventState.DEAD, event.source, event.user, now_ms, event.body, now_ms, "bad_event"))
-            letters.append(
-                (event_id, "bad_event", name if isinstance(name, str) else "", user[:200] or None)
-                + (None, event.bad, 0, now_ms, now_ms, b"")
-            )
+            known_as = name if isinstance(name, str) else "", user[:200] or None
+            letters.append((event_id, "bad_event", *known_as, None, event.bad, 0, now_ms, now_ms, b""))
         insert_rows(self.connection, _BAD_ROWS, rows)
         insert_rows(self.connection, "INTO dead", letters)
         self.count("dead:bad_event", len(bad))

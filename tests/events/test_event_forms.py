@@ -349,7 +349,9 @@ def test_made_ids_differ_between_calls_and_processes():
     """The random numbers are fetched for many ids at once: a process that is forked must not use those of its parent."""
     made = {judge(track(messageId=None), LIMIT).message_id for _ in range(1_000)}
     judged = "judge({}, 100).message_id"
-    script = f"import os; from sidecar.events import judge; {judged}; os.fork(); print({judged}, flush=True)"
+    script = (
+        f"import os; from sidecar.events import judge; {judged}; os.fork(); os.write(1, {judged}.encode() + b'\\n')"
+    )
     forked = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert (len(made), len(set(forked))) == (1_000, 2)
     assert {uuid.UUID(text).version for text in made} == {4}
