@@ -50,7 +50,6 @@ from sidecar.control.delivery_control import (
 )
 from sidecar.control.export import lift_export
 from sidecar.control.fleet_calls import FleetRoutes
-from sidecar.control.hung_stop import end_if_disk_hangs
 from sidecar.control.idle_rules import IdleRulesRoutes, watch_rules
 from sidecar.control.limits import watch_limits, watch_names
 from sidecar.control.mapping_preview import MappingRoutes
@@ -59,7 +58,7 @@ from sidecar.control.pages import UNHEALTHY_AFTER_S, health_problems, pages_of
 from sidecar.control.px_calls import PxRoutes
 from sidecar.control.reload import Reloaded, Reloader
 from sidecar.control.server import ControlRoutes, serve_control
-from sidecar.control.signals import handle_signals
+from sidecar.control.signals import end_if_disk_hangs, handle_signals
 from sidecar.control.starting import refuse_while_starting
 from sidecar.control.state import Notices, StateReader, status_line
 from sidecar.control.trace import TraceRoutes

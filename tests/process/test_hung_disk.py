@@ -15,10 +15,9 @@ from outbox_files import event
 from sidecar import daemon
 from sidecar.clock import VirtualClock
 from sidecar.config import load_text
-from sidecar.control import hung_stop
-from sidecar.control.hung_stop import end_if_disk_hangs
+from sidecar.control import signals
 from sidecar.control.pages import UNHEALTHY_AFTER_S, health_problems
-from sidecar.control.signals import handle_signals
+from sidecar.control.signals import end_if_disk_hangs, handle_signals
 from sidecar.daemon import Seams, build, serve
 from sidecar.observe import heartbeats
 from sidecar.outbox import InlineRunner, Store, ThreadRunner
@@ -133,7 +132,7 @@ class Hung:
 async def test_a_stop_ends_within_its_timeout_although_the_disk_hangs(tmp_path, monkeypatch, autojump_clock):
     async with running(tmp_path, monkeypatch) as (app, _runner, _notifier), trio.open_nursery() as nursery:
         stop, ended, hung, said = trio.Event(), [], Hung(), []
-        monkeypatch.setattr(hung_stop.log, "error", lambda text, *values: said.append(text % values))
+        monkeypatch.setattr(signals.log, "error", lambda text, *values: said.append(text % values))
         end = lambda: ended.append(trio.current_time())  # noqa: E731
         nursery.start_soon(end_if_disk_hangs, stop, hung, app.outbox, 10.0, end)
         hung.since_s = stopped_s = trio.current_time()
