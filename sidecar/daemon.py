@@ -89,6 +89,7 @@ from sidecar.outbox import (
     Lock,
     Outbox,
     Runner,
+    StorageUnavailable,
     Store,
     ThreadRunner,
     damage_marker,
@@ -98,6 +99,7 @@ from sidecar.outbox import (
     real_path,
     run_housekeeping,
 )
+from sidecar.outbox.audit import add_audit
 from sidecar.px import Network
 from sidecar.px.key_renewal import KeyRenewal
 from sidecar.px.transport import HttpxNetwork
@@ -385,8 +387,17 @@ async def _report_to_systemd(app: Application) -> None:
 
 
 async def reload(app: Application, read: Callable[[], Awaitable[Config]]) -> Reloaded:
-    """Apply the configuration that ``read`` returns, as far as a running daemon can. Logs errors, and returns them."""
-    return await app.reloader.reload(read)
+    """Apply the configuration that ``read`` returns, as SIGHUP asks for, as far as a running daemon can.
+
+    Logs errors, and returns them. The audit trail names the signal: nothing tells who has sent it.
+    """
+    reloaded = await app.reloader.reload(read)
+    if not reloaded.error:
+        try:
+            await app.outbox.write(lambda store, now_ms: add_audit(store, now_ms, "SIGHUP", "reload", ""))
+        except StorageUnavailable as error:
+            log.error("The reload is in force, but is missing in the audit trail: %s", error)
+    return reloaded
 
 
 async def _renew_key(key: KeyRenewal, settings: LiveSettings) -> None:

@@ -26,11 +26,13 @@ class Guard:
     """
 
     def __init__(self, address: str, port: int) -> None:
-        self._end = f":{port}" if address in EVERY_ADDRESS else None
-        local = is_loopback_host(address) or self._end is not None
+        self._is_everywhere = address in EVERY_ADDRESS
+        local = is_loopback_host(address) or self._is_everywhere
         names = {"127.0.0.1", "localhost", "[::1]"} if local else set()
         names.add(f"[{address}]" if ":" in address else address)
-        self.hosts = frozenset(f"{name}:{port}" for name in names)
+        # Browsers leave out the port of the scheme (https://url.spec.whatwg.org/#special-scheme).
+        self._ends = (f":{port}", "") if port == 80 else (f":{port}",)
+        self.hosts = frozenset(f"{name}{end}" for name in names for end in self._ends)
         self.origins = frozenset(f"http://{host}" for host in self.hosts)
 
     def refusal(self, request: Request) -> tuple[int, str] | None:
@@ -53,10 +55,11 @@ class Guard:
         return None
 
     def _is_address(self, host: str) -> bool:
-        if self._end is None or not host.endswith(self._end):
+        end = next((end for end in self._ends if host.endswith(end)), None)
+        if not self._is_everywhere or end is None:
             return False
         try:
-            ip_address(host.removesuffix(self._end).removeprefix("[").removesuffix("]"))
+            ip_address(host.removesuffix(end).removeprefix("[").removesuffix("]"))
         except ValueError:
             return False
         return True

@@ -86,7 +86,7 @@ def test_guessing_is_stopped_for_a_minute():
 
 
 def request(method: str = "GET", **given: str) -> Request:
-    sent = {"host": "127.0.0.1:80"} | {name.replace("_", "-"): value for name, value in given.items()}
+    sent = {"host": "127.0.0.1:8330"} | {name.replace("_", "-"): value for name, value in given.items()}
     pairs = [(name.encode(), value.encode()) for name, value in sent.items() if value]
     return Request(method, "/", "", pairs, b"", "1.1", True)
 
@@ -95,16 +95,16 @@ def request(method: str = "GET", **given: str) -> Request:
     ("given", "status"),
     [
         ({}, None),
-        ({"host": "localhost:80", "origin": "http://localhost:80", "sec_fetch_site": "same-origin"}, None),
+        ({"host": "localhost:8330", "origin": "http://localhost:8330", "sec_fetch_site": "same-origin"}, None),
         ({"sec_fetch_site": "none"}, None),
         ({"method": "POST", "content_type": "application/json; charset=utf-8"}, None),
-        ({"host": "evil.example:80"}, 403),
-        ({"host": "127.0.0.1:81"}, 403),
+        ({"host": "evil.example:8330"}, 403),
+        ({"host": "127.0.0.1:8331"}, 403),
         ({"host": "127.0.0.1"}, 403),
         ({"host": ""}, 403),
-        ({"origin": "http://127.0.0.1:81"}, 403),
+        ({"origin": "http://127.0.0.1:8331"}, 403),
         ({"origin": "null"}, 403),
-        ({"origin": "https://127.0.0.1:80"}, 403),
+        ({"origin": "https://127.0.0.1:8330"}, 403),
         ({"sec_fetch_site": "cross-site"}, 403),
         ({"sec_fetch_site": "same-site"}, 403),
         ({"method": "TRACE"}, 405),
@@ -117,46 +117,56 @@ def request(method: str = "GET", **given: str) -> Request:
     ],
 )
 def test_only_requests_of_the_own_page_are_looked_at(given, status):
-    refusal = Guard("127.0.0.1", 80).refusal(request(**given))
+    refusal = Guard("127.0.0.1", 8330).refusal(request(**given))
     assert (refusal and refusal[0]) == status
 
 
 def test_two_host_headers_are_refused():
     twice = request()
-    twice.headers.append((b"host", b"127.0.0.1:80"))
-    assert Guard("127.0.0.1", 80).refusal(twice) is not None
+    twice.headers.append((b"host", b"127.0.0.1:8330"))
+    assert Guard("127.0.0.1", 8330).refusal(twice) is not None
 
 
 def test_another_address_admits_itself_only():
-    guard = Guard("192.0.2.7", 80)
-    assert guard.refusal(request(host="192.0.2.7:80")) is None
-    assert guard.refusal(request(host="127.0.0.1:80")) is not None
+    guard = Guard("192.0.2.7", 8330)
+    assert guard.refusal(request(host="192.0.2.7:8330")) is None
+    assert guard.refusal(request(host="127.0.0.1:8330")) is not None
 
 
 def test_every_loopback_address_admits_what_a_tunnel_leads_to():
-    guard = Guard("127.0.0.2", 80)
-    assert guard.refusal(request(host="127.0.0.2:80", origin="http://127.0.0.2:80")) is None
-    assert guard.refusal(request(host="127.0.0.1:80")) is None
+    guard = Guard("127.0.0.2", 8330)
+    assert guard.refusal(request(host="127.0.0.2:8330", origin="http://127.0.0.2:8330")) is None
+    assert guard.refusal(request(host="127.0.0.1:8330")) is None
 
 
 @pytest.mark.parametrize(
     ("host", "origin", "is_admitted"),
     [
-        ("192.0.2.7:80", "http://192.0.2.7:80", True),
-        ("[2001:db8::7]:80", "", True),
-        ("localhost:80", "http://localhost:80", True),
-        ("192.0.2.7:80", "http://192.0.2.8:80", False),
-        ("192.0.2.7:81", "", False),
-        ("rebound.example:80", "", False),
-        ("rebound.example:80", "http://rebound.example:80", False),
-        ("192.0.2.7.rebound.example:80", "", False),
+        ("192.0.2.7:8330", "http://192.0.2.7:8330", True),
+        ("[2001:db8::7]:8330", "", True),
+        ("localhost:8330", "http://localhost:8330", True),
+        ("192.0.2.7:8330", "http://192.0.2.8:8330", False),
+        ("192.0.2.7:8331", "", False),
+        ("rebound.example:8330", "", False),
+        ("rebound.example:8330", "http://rebound.example:8330", False),
+        ("192.0.2.7.rebound.example:8330", "", False),
         ("", "", False),
     ],
 )
 def test_a_console_at_every_address_admits_addresses_but_no_names(host, origin, is_admitted):
     """It admitted ``0.0.0.0`` alone, so that the page could be opened from no other host."""
-    refusal = Guard("0.0.0.0", 80).refusal(request(host=host, origin=origin))
+    refusal = Guard("0.0.0.0", 8330).refusal(request(host=host, origin=origin))
     assert (refusal is None) == is_admitted
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_the_port_that_browsers_leave_out_may_be_missing(address):
+    """A console at port 80 answered 403 to every browser."""
+    guard = Guard(address, 80)
+    for host in ("127.0.0.1", "127.0.0.1:80", "[::1]", "localhost"):
+        assert guard.refusal(request(host=host, origin=f"http://{host}")) is None
+    for host in ("127.0.0.1:8330", "rebound.example"):
+        assert guard.refusal(request(host=host)) is not None
 
 
 def test_nothing_inline_is_allowed():

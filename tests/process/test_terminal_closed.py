@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from process_harness import ProcessHarness, is_ok, wait_until
+
+from sidecar.control.client import DaemonClient
 
 
 class Terminal:
@@ -52,6 +55,11 @@ def hosts(harness: ProcessHarness) -> bool:
     return harness.status()["ceiling"] == 95
 
 
+def audit(harness: ProcessHarness) -> list[dict[str, Any]]:
+    changes: list[dict[str, Any]] = DaemonClient(str(harness.control)).get("/v1/audit")["changes"]
+    return changes
+
+
 def test_closing_the_terminal_stops_the_daemon_in_order(configured: ProcessHarness):
     """It continued without a terminal, and the next start failed at the lock of the outbox."""
     terminal = Terminal(configured)
@@ -84,4 +92,6 @@ def test_sighup_reloads_a_daemon_without_a_terminal(configured: ProcessHarness):
     changed(configured)
     daemon.send_signal(signal.SIGHUP)
     wait_until(lambda: hosts(configured), what="the reload")
+    wait_until(lambda: len(audit(configured)) == 1, what="its row in the audit trail")
     assert daemon.poll() is None
+    assert [(row["who"], row["action"]) for row in audit(configured)] == [("SIGHUP", "reload")]
