@@ -68,7 +68,8 @@ def trace(
     if verify:
         for story in answer["stories"]:
             requests = story["mapped"]["requests"]
-            if story["state"] == "delivered" and requests:
+            # An identify or group may have written its user or account only: the last request is then no event.
+            if story["state"] == "delivered" and requests and "eventName" in requests[-1]["body"]:
                 story["in_px"] = is_in_px(backend, config_flag, requests[-1]["body"])
     if as_json:
         print_json(answer)

@@ -65,6 +65,20 @@ def test_verify_asks_px(px, tmp_path, verb):
     assert "not yet" in again.out
 
 
+def test_verify_asks_for_events_only(px, tmp_path, verb):
+    """An identify that had written the user ended in a KeyError: its last request is no event."""
+    sandboxed = px.daemon_dir(tmp_path)
+    sandboxed.file.write_text(sandboxed.file.read_text() + '[people]\nusers = "upsert"\n')
+    with sandboxed.running(network=px.network(sandboxed)) as daemon:
+        with Client(sandboxed.unix) as client:
+            client.identify("u-1", {"email": "u@example.com"})
+        daemon.settle()
+        ran = verb("trace", "--user", "u-1", "--verify", "--json", *sandboxed.flags)
+    (story,) = ran.json["stories"]
+    assert [request["method"] for request in story["mapped"]["requests"]] == ["PUT"]
+    assert "in_px" not in story
+
+
 def test_the_call_that_names_an_account_is_its_own_source(daemon_dir: DaemonDir, verb):
     """The account of a group call was said to come from "a call that is pruned"."""
     with daemon_dir.running() as daemon:
