@@ -25,7 +25,7 @@ from sidecar.cli.common import json_option
 from sidecar.cli.screen import local_time_ms, printable, progress_bar
 from sidecar.control.client import ControlApi
 from sidecar.errors import Failed
-from sidecar.events import BadJson, decode
+from sidecar.events import BadJson, decode, encode_repaired
 from sidecar.units import show_count
 
 __all__ = ["backfill"]
@@ -229,7 +229,10 @@ def _json_lines(opened: BinaryIO) -> Iterator[HistoryLine]:
             continue
         if isinstance(event, dict) and "receivedMs" in event and "propertyKey" in event:
             raise Failed("The file was written by `outbox export`; use `px-sidecar outbox import` for it.")
-        yield HistoryLine(number, _with_id(event) if isinstance(event, dict) else msgspec.json.encode(event))
+        try:
+            yield HistoryLine(number, _encoded(event))
+        except UnicodeEncodeError:  # half a character, as an app leaves it that cuts texts
+            yield HistoryLine(number, _encoded(decode(encode_repaired(event))))
 
 
 def _csv_lines(opened: BinaryIO) -> Iterator[HistoryLine]:
@@ -278,6 +281,10 @@ def _value(cell: str) -> object:
     except (msgspec.DecodeError, UnicodeEncodeError):
         return cell
     return value if isinstance(value, bool | int | float) else cell
+
+
+def _encoded(event: Any) -> bytes:
+    return _with_id(event) if isinstance(event, dict) else msgspec.json.encode(event)
 
 
 def _with_id(event: dict[str, Any]) -> bytes:

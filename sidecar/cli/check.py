@@ -286,7 +286,11 @@ def _check_stopped_outbox(config: Config) -> Iterator[CheckResult]:
 
 def _idle_rules(backend: DaemonClient | OfflineBackend) -> Iterator[CheckResult]:
     """Name the mapping rules that did nothing with the newest events."""
-    return (CheckResult("warning", "mapping", sentence) for sentence in backend.get("/v1/mapping/idle")["rules"])
+    try:
+        rules = backend.get("/v1/mapping/idle")["rules"]
+    except SidecarError as error:  # the outbox cannot be read, or the daemon is an older one
+        rules = [f"The rules were not compared with events: {error}"]
+    return (CheckResult("warning", "mapping", sentence) for sentence in rules)
 
 
 # PX ------------------------------------------------------------------------------------------------------------------

@@ -165,10 +165,10 @@ def checks_of(config_flag: str | None) -> Callable[[], list[dict[str, Any]]]:
 
     def checks() -> list[dict[str, Any]]:
         command = [*own_command(), *before, "check", "--json", *options]
-        ran = subprocess.run(command, capture_output=True, timeout=CHECK_S, check=False)  # noqa: S603 - this program
         try:
+            ran = subprocess.run(command, capture_output=True, timeout=CHECK_S, check=False)  # noqa: S603 - this program
             found: list[dict[str, Any]] = msgspec.json.decode(ran.stdout)["findings"]
-        except (msgspec.DecodeError, KeyError, TypeError):
+        except (subprocess.TimeoutExpired, msgspec.DecodeError, KeyError, TypeError):
             raise Failed("`px-sidecar check` gave no result; run it in a terminal.") from None
         return found
 

@@ -36,7 +36,13 @@ NOT_REACHED: Final = (
 
 @click.command()
 @click.argument("users", metavar="[USER]...", nargs=-1)
-@click.option("--from", "file", metavar="FILE", type=click.File("r"), help="Also the users in FILE, one per line.")
+@click.option(
+    "--from",
+    "file",
+    metavar="FILE",
+    type=click.File("r", encoding="utf-8-sig"),
+    help="Also the users in FILE, one per line.",
+)
 @click.option("--suppress", is_flag=True, help="Keep a salted hash of each, and drop what they send from now on.")
 @click.option("--px", "in_px", is_flag=True, help="Delete the users in PX, too.")
 @control_option
@@ -108,7 +114,10 @@ def _not_reached(*, in_px: bool) -> list[str]:
 
 
 def _lines(file: TextIO | None) -> Iterator[str]:
-    return (line.strip() for line in file or () if line.strip())
+    try:
+        yield from (line.strip() for line in file or () if line.strip())
+    except UnicodeDecodeError:
+        raise Failed("The file given with --from is not UTF-8; convert it, or its users would not be found.") from None
 
 
 def _delete_by_daemon(daemon: ControlApi, names: Sequence[str]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def export(file: Path, config_flag: str | None, as_json: bool) -> None:
         try:
             _ensure_not_running(config_flag)
             with open_file(config) as source:
-                count = _move(source, target, units)
+                count, left_out = _move(source, target, units)
         except BaseException:
             if not target.tell():  # nothing was moved
                 file.unlink()
@@ -82,8 +82,12 @@ def export(file: Path, config_flag: str | None, as_json: bool) -> None:
     else:
         there = hint(f"run `px-sidecar outbox import {file.name}` on the other host")
         click.echo(
-            f"{events_of(count)} moved to {file}; {there}." if count else f"No event was pending, so {file} is empty."
+            f"{events_of(count)} moved to {file}; {there}."
+            if count
+            else f"No event was {'left to move' if left_out else 'pending'}, so {file} is empty."
         )
+    if left_out:
+        click.echo(f"{events_of(left_out)} that the rules in force exclude were dropped here instead.", err=True)
     if units:
         click.echo(
             hint(
@@ -94,8 +98,8 @@ def export(file: Path, config_flag: str | None, as_json: bool) -> None:
         )
 
 
-def _move(source: "OfflineBackend", target: FileIO, units: list[str]) -> int:
-    """Write, sync and mark all pending events page by page; return their number."""
+def _move(source: "OfflineBackend", target: FileIO, units: list[str]) -> tuple[int, int]:
+    """Write, sync and mark all pending events page by page; return how many were moved, and dropped by the rules."""
     from sidecar.control.export import (
         ExportNote,
         excluded_rows,
@@ -106,7 +110,7 @@ def _move(source: "OfflineBackend", target: FileIO, units: list[str]) -> int:
         pending_pages,
     )
 
-    settings, count = source.settings.now, 0
+    settings, count, left_out = source.settings.now, 0, 0
     note = ExportNote(source.clock.wall_ms(), os.path.abspath(target.name), 0, units)
     note_export(source.store, note)
     progress, task = progress_bar("exporting", total=source.store.pending())
@@ -123,7 +127,7 @@ def _move(source: "OfflineBackend", target: FileIO, units: list[str]) -> int:
                 except BaseException:
                     _cut(target, start)
                     raise
-                count += len(exportable)
+                count, left_out = count + len(exportable), left_out + len(excluded)
                 progress.update(task, completed=count)
     except BaseException:
         if not count:
@@ -132,7 +136,9 @@ def _move(source: "OfflineBackend", target: FileIO, units: list[str]) -> int:
     finally:
         if count:
             note_export(source.store, msgspec.structs.replace(note, moved=count))
-    return count
+    if not count and not units:
+        lift_export(source.store)  # nothing to take back, and nothing to start again
+    return count, left_out
 
 
 def _ensure_not_running(config_flag: str | None) -> None:

@@ -106,8 +106,9 @@ def _toml_value(value: Any) -> str:
 
 SECRET_KEYS: Final = ("api_key", "write_key", "hash_salt", "password")
 _SECRET: Final = re.compile(
-    rf"""((?<![\w-])["']?(?:{"|".join(SECRET_KEYS)})["']?\s*=\s*)"""
-    r"""(\"{3}[\s\S]*?\"{3}|'{3}[\s\S]*?'{3}|"(?:[^"\\\n]|\\.)+"|'[^'\n]+')"""
+    rf"""((?<![\w-])["']?(?i:{"|".join(SECRET_KEYS).replace("_", "[_-]?")})["']?\s*=\s*)"""  # also misspelled
+    r"""(\"{3}[\s\S]*?\"{3}|'{3}[\s\S]*?'{3}|"(?:[^"\\\n]|\\.)+"|'[^'\n]+'"""
+    r"""|\[?\s*["']?[^\s"'\[\]#][^\n]*)"""  # a value that is not TOML, or of a wrong type: to the end of its line
 )
 _MASKED: Final = re.compile(r'"\*{4}(\d+)"')
 

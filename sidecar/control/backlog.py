@@ -190,7 +190,8 @@ def _history_error(event: Any, mapper: Mapper, now_ms: int) -> str | None:
     """Return why an event cannot be taken as history, in one clause; None if it can."""
     if not isinstance(event, dict):
         return "it is not a JSON object"
-    if event.get("type", "track") not in USAGE_TYPES:
+    kind = event.get("type", "track")
+    if not isinstance(kind, str) or kind not in USAGE_TYPES:
         # Traits and accounts of the past would overwrite those of today.
         return f"its type is {str(event.get('type'))[:40]!r}; only track, page and screen events are taken"
     if not mapper.has_own_date(event, now_ms):

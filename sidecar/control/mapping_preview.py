@@ -170,7 +170,7 @@ def _compare(settings: Settings, then: Config, recent: _Recent, *, unmatched: bo
     names = [
         {
             "type": kind,
-            "name": name,
+            "name": now_mapper.shown_name(kind, name),
             "events": count,
             "last_ms": last_ms,
             "now": _px_name(now_mapper, kind, name),

@@ -173,8 +173,13 @@ class ControlRoutes:
         """Answer one request. Nothing that a client sends raises."""
         try:
             params = dict(parse_qsl(request.query, keep_blank_values=True))
-            response = await self._endpoint(request)(request, params)
-            if self._audit is not None and request.method == "POST":
+            endpoint = self._endpoint(request)
+            if request.method == "POST":
+                decode_body(
+                    request, dict[str, Any]
+                )  # here: some calls take no parameters, and act before they are recorded
+            response = await endpoint(request, params)
+            if self._audit is not None and request.method == "POST" and response.status == 200:
                 await self._audit.record(request)
             return response
         except RequestError as error:

@@ -183,3 +183,23 @@ def test_the_progress_of_reading_is_that_of_the_file(daemon_dir: DaemonDir, verb
         verb("backfill", str(file), "--dry-run", *daemon_dir.flags)
     assert max(steps) == file.stat().st_size
     assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize(
+    ("event", "taken"),
+    [
+        ('"event":"A\\ud83d"', 1),
+        ('"event":"A\\udc80"', 1),
+        ('"event":"A","type":["track"]', 0),
+        ('"event":"A","type":{}', 0),
+    ],
+)
+def test_an_odd_line_does_not_stop_the_others(daemon_dir: DaemonDir, verb, tmp_path, event, taken):
+    """Half a character, or a type that is no text, ended the whole backfill with a traceback."""
+    file = tmp_path / "odd.ndjson"
+    rest = '"userId":"u","timestamp":"2026-11-01T00:00:00Z"'
+    file.write_text(f'{{{event},{rest}}}\n{{"event":"B",{rest}}}\n')
+    with daemon_dir.running() as daemon:
+        ran = verb("backfill", str(file), "--yes", *daemon_dir.flags)
+        assert daemon.settle()["delivered"] == 1 + taken
+    assert ran.code == 1 - taken

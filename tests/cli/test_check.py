@@ -1,17 +1,21 @@
 """`px-sidecar check`: the level of each check, and that each problem says what to do."""
 
 import fcntl
+import json
 import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pytest
 from running_daemon import DaemonDir, always, wait_until
 
-from sidecar.cli import host_checks
+import sidecar.cli.console as console_verb
+from sidecar.cli import host_checks, main
 from sidecar.cli.check import classify_key_check
-from sidecar.outbox import Capacity
+from sidecar.errors import Failed
+from sidecar.outbox import Capacity, StoreFailed
 from sidecar.px import NotSent, PxAnswer, classify
 
 
@@ -502,3 +506,22 @@ def test_a_product_key_is_called_not_verified(daemon_dir: DaemonDir, verb):
     level, message = worst(verb("check", "--json", *daemon_dir.flags), "property key")
     assert level == "ok"
     assert "AP-XXXXXXXXXX-2 is well-formed; not verified" in message
+
+
+def test_an_outbox_that_cannot_be_read_leaves_the_other_results(daemon_dir: DaemonDir, verb, monkeypatch):
+    """The verb ended with one sentence, and showed nothing of what it had found."""
+    with daemon_dir.running() as daemon:
+
+        async def fails(*_):
+            raise StoreFailed("The outbox cannot be read (disk I/O error).")
+
+        monkeypatch.setattr(daemon.app.outbox, "read", fails)
+        findings = json.loads(verb("check", "--json", *daemon_dir.flags).out)["findings"]
+    assert len(findings) > 5
+    assert any("not compared with events" in finding["message"] for finding in findings)
+
+
+def test_a_check_that_takes_too_long_is_one_sentence(daemon_dir: DaemonDir, monkeypatch):
+    monkeypatch.setattr(console_verb, "CHECK_S", 0.05)
+    with click.Context(main), pytest.raises(Failed, match="gave no result"):
+        console_verb.checks_of(str(daemon_dir.file))()

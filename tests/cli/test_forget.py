@@ -111,3 +111,18 @@ def test_users_that_px_could_not_be_asked_about_are_named(daemon_dir: DaemonDir,
 
 def test_forget_needs_a_user(daemon_dir: DaemonDir, verb):
     assert verb("forget", *daemon_dir.flags).code == 2
+
+
+def test_users_of_a_file_by_windows_are_found(daemon_dir: DaemonDir, verb, tmp_path):
+    """The mark at its begin was part of the first user, who was not found: "Forgotten" was said all the same."""
+    file = tmp_path / "erasure.txt"
+    file.write_bytes(b"\xef\xbb\xbfu-1\r\nu-2\r\n")
+    with daemon_dir.running() as daemon:
+        daemon.client.post("/v1/pause")
+        for user in ("u-1", "u-2"):
+            daemon.track(user, "Feature Used")
+        ran = verb("forget", "--from", str(file), *daemon_dir.flags)
+        file.write_bytes("Müller\n".encode("latin-1"))
+        other = verb("forget", "--from", str(file), *daemon_dir.flags)
+    assert ran.out.startswith("Forgotten: 2 pending")
+    assert (other.code, "is not UTF-8" in other.err) == (1, True)

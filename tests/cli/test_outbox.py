@@ -352,3 +352,17 @@ def test_an_export_without_pending_events_moves_nothing(daemon_dir: DaemonDir, v
     fill(daemon_dir, 0)
     file = tmp_path / "moved.ndjson"
     assert verb("outbox", "export", str(file), *daemon_dir.flags).out == f"No event was pending, so {file} is empty.\n"
+
+
+def test_an_export_that_moves_nothing_leaves_no_note(tmp_path, verb):
+    """It said that no event was pending where it had dropped two, and status spoke of a loss of no events."""
+    filtered = DaemonDir(tmp_path, "")
+    with filtered.running(always(503)) as daemon:
+        for number in range(2):
+            daemon.track(f"u{number}", "Heartbeat")
+    filtered.file.write_text(filtered.file.read_text() + '[[mapping.drop]]\nevent = "Heartbeat"\n')
+    ran = verb("outbox", "export", str(tmp_path / "moved.ndjson"), *filtered.flags)
+    status = verb("status", "--json", *filtered.flags).json
+    assert "No event was left to move" in ran.out
+    assert "2 events that the rules in force exclude were dropped here" in ran.err
+    assert [problem for problem in status["problems"] if problem["severity"] == "loss"] == []

@@ -182,3 +182,12 @@ def test_a_date_without_an_offset_is_local(px, sandboxed: DaemonDir, verb):
     wrong = verb("reconcile", "--since", "12 o'clock", *sandboxed.flags)
     assert wrong.code == 2
     assert "is not a time; write how long ago, as in 24h, or a date" in wrong.err
+
+
+def test_the_call_adds_names_that_differ_in_case(px, sandboxed: DaemonDir):
+    """PX's filters ignore case, so each spelling got the total of all, and a lost event of one was not seen."""
+    with sandboxed.running(network=px.network(sandboxed)) as daemon:
+        for name in ("Login", "login", "Login"):
+            daemon.track("u1", name, timestamp=HOUR_AGO)
+        daemon.settle()
+        assert daemon.client.get("/v1/reconcile")["names"] == [{"name": "Login", "delivered": 3, "px": 3}]

@@ -58,3 +58,24 @@ def test_the_password_of_a_proxy_is_masked_whatever_it_contains(password):
     ):
         assert "MARKED" not in view
         assert "proxy:3128" in view
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            'api_key = "SECRET',
+            "api_key = SECRET",
+            'api_key = ["SECRET"]',
+            "api_key = 'SECRET\\",
+        ),
+        *('api-key = "SECRET"', 'API_KEY = "SECRET"', 'apikey="SECRET"', "Password = SECRET # the old one"),
+    ],
+)
+def test_a_secret_in_a_line_that_is_wrong_is_masked(line):
+    """The file is shown as well while it cannot be read: a missing quote showed the key to everybody who may look."""
+    text = f'[px]\n{line}\nregion = "us"\n'
+    assert "SECRET" not in without_secrets(text)
+    assert 'region = "us"' in without_secrets(text)
+    masked, secrets = mask_secrets(text)
+    assert restore_secrets(masked, secrets) == text

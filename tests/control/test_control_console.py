@@ -2,10 +2,12 @@
 
 import json
 import os
+import socket
 
 import pytest
 from running_daemon import DaemonDir, always, wait_until
 
+from sidecar.client import Client
 from sidecar.config import ConfigFile
 from sidecar.control.offline import open_file
 from sidecar.errors import Failed
@@ -337,3 +339,32 @@ def test_reconcile_puts_delivered_and_px_side_by_side(daemon_dir: DaemonDir):
 
 def running(daemon_dir: DaemonDir, script=None):
     return daemon_dir.running(script, config_file=ConfigFile(str(daemon_dir.file), {}))
+
+
+def test_the_preview_hides_names_that_the_privacy_rules_hide(tmp_path):
+    """The name of a page is data of the app: the list of names showed it, the catalogue did not."""
+    private = DaemonDir(tmp_path, '[mapping.attributes]\ndrop = ["name"]\n')
+    with private.running() as daemon:
+        with Client(private.unix) as client:
+            client.page("u1", "Patient Smith")
+        daemon.settle()
+        assert "Patient" not in str(daemon.client.post("/v1/mapping/preview"))
+
+
+@pytest.mark.parametrize("body", [b"garbage", b"[1]"])
+def test_a_call_with_a_body_that_is_wrong_does_nothing(daemon_dir: DaemonDir, body):
+    """It was answered 400 after it had paused, and the audit trail did not have it."""
+    with daemon_dir.running() as daemon:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(daemon_dir.control))
+            connection.sendall(b"POST /v1/pause HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+        assert daemon.status()["state"] != "paused"
+
+
+def test_a_reload_that_is_refused_is_no_change(daemon_dir: DaemonDir):
+    with running(daemon_dir) as daemon:
+        daemon_dir.file.write_text("broken =")
+        with pytest.raises(Failed):
+            daemon.client.post("/v1/reload")
+        assert daemon.client.get("/v1/audit")["changes"] == []
