@@ -125,7 +125,12 @@ def _move(source: "OfflineBackend", target: FileIO, units: list[str]) -> tuple[i
                 try:
                     mark_exported(source.store, moved, source.clock.wall_ms(), excluded)
                 except BaseException:
-                    _cut(target, start)
+                    # A commit that was interrupted, or that reported an error, may be on disk: only the outbox knows.
+                    source.store.reopen()
+                    if not moved or source.store.rows([moved[0].id]):
+                        _cut(target, start)
+                    else:
+                        count += len(exportable)
                     raise
                 count, left_out = count + len(exportable), left_out + len(excluded)
                 progress.update(task, completed=count)

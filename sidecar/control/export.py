@@ -123,13 +123,14 @@ def exported_events(store: Store, rows: Sequence[Row], settings: Settings) -> li
     the mapping reports it. Raises sqlite3.Error.
     """
     keys = [(settings.product_of(row.source), row.user) for row in rows]
+    sources = store.source_fingerprints()
     store.accounts.load((product, user) for product, user in keys if user is not None)
     lines = []
     for row, (product, user) in zip(rows, keys, strict=True):
         memory = NO_ACCOUNT if user is None else store.accounts.of((product, user))
         line = _exported(row, product, memory, settings.mapper)
         if line is not None:
-            lines.append((row, line))
+            lines.append((row, msgspec.structs.replace(line, source=sources.get(row.source, ""))))
     return lines
 
 

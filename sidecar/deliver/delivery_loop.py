@@ -366,7 +366,9 @@ class Delivery:
                     load = partial(
                         self._outbox.load_parked_page, priority=priority, user=str(user), after_id=after_id, limit=limit
                     )
-                    useful = self.dispatcher.loaded_parked(key, await self._until_done(load))
+                    # Checked out without being held, a row could be neither forgotten nor discarded.
+                    self._outbox.release(self.dispatcher.loaded_parked(key, await self._until_done(load)))
+                    useful = True
                 case SweepPage() if (again_s := self._sweep_again_s) > self._clock.monotonic_s():
                     self._signals.end_loading()
                     await self._signals.wait_to_sweep(again_s)

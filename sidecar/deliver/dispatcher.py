@@ -510,10 +510,10 @@ class Dispatcher:
         self._queues.read_up_to(priority, page.rows[-1].id if page.more else FOREVER_S)
         return self._queues.ready() > before or not page.rows
 
-    def loaded_parked(self, key: QueueKey, page: Page) -> bool:
-        """Take a page of rows that had been parked; return True."""
+    def loaded_parked(self, key: QueueKey, page: Page) -> list[int]:
+        """Take a page of rows that had been parked; return the ids of those that came too early and are read again."""
         self._queues.load_parked(key, self._rows(page), more=page.more)
-        return True
+        return [row.id for row in page.rows if row.id not in self._queues.events and row.id not in self._settling]
 
     def reloaded(self, ids: list[int], rows: list[Row]) -> bool:
         """Take rows that ``wants`` asked for again; return True."""

@@ -210,6 +210,8 @@ class UserQueues:
         self._parked[event.key] = min(self._parked.get(event.key, event.id), event.id - 1)
         if event.key in self._first_parked:
             self._first_parked[event.key] = min(self._first_parked[event.key], event.id)
+        elif event.key not in self._queues:  # of a released event: no queue becomes empty and asks for its rows
+            self._needs_refill[event.key] = None
         self._to_park.append(event)
 
     def _enqueue(self, event: LoadedEvent) -> None:
@@ -354,8 +356,11 @@ class UserQueues:
         else:
             self._waiting_bytes += size_bytes
         # What follows it cannot be sent before it: loaded, it would keep other users out of the window.
-        queue = self._queues[event.key]
-        while len(queue) > 1:
+        self._park_behind(self._queues[event.key], 1)
+
+    def _park_behind(self, queue: deque[LoadedEvent], count: int) -> None:
+        """Park all but the first ``count`` events of a queue."""
+        while len(queue) > count:
             later = queue.pop()
             self._unload(later)
             self._park(later)
@@ -392,7 +397,8 @@ class UserQueues:
         """Unload all matching events that are not out; rows that are still pending afterwards count as parked."""
         gone = [event for event in self.events.values() if not event.out and match(event.row)]
         for event in gone:
-            self._remove(event)
+            if event.id in self.events:  # else it was unloaded with one before it
+                self._remove(event)
         # An entry that stayed in a heap would be sent while its row is being changed.
         for ready in self._ready.values():
             ready[:] = [entry for entry in ready if entry[1].id in self.events]
@@ -404,9 +410,10 @@ class UserQueues:
     def _remove(self, event: LoadedEvent) -> None:
         """Unload an event that is not out; if it stays pending after all, it is sent before newer rows of its user."""
         key, queue = event.key, self._queues[event.key]
-        was_head = queue[0] is event
-        queue.remove(event)
+        was_head, at = queue[0] is event, queue.index(event)
+        del queue[at]
         self._unload(event)
+        self._park_behind(queue, at)  # what followed it must not be sent before it
         if self._by_user and event.row.user is not None:
             # The key of its user again, which ``release_user`` may have taken from it: parked rows are found by user.
             event.key = (event.priority, event.row.user)

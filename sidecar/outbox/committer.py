@@ -155,17 +155,18 @@ class Committer:
             problem = self._run(request, problem, lambda request=request: request.payload(self._store))  # type: ignore[misc]
         # Last, before any caller is answered: what was committed into a file that a restart would not find is not stored.
         if lost := self._ensure_in_place():
-            batch.failures_committed = problem is None
             _fail((request for request in (*batch.accepts, *batch.writes) if request.error is None), lost)
             return lost
         return problem
 
     def _ensure_in_place(self) -> StoreFailed | None:
         """Ensure that the outbox's path leads to the open file; returns the error if it does not."""
-        # A connection in doubt is reopened by the next batch, which looks at the path before it does.
-        if self._suspect:
-            return None
         try:
+            # Nothing is put back from a connection in doubt: the next batch does that, and reopens it. But what this batch has
+            # committed is answered only if the file is there.
+            if self._suspect:
+                is_gone = self._store.is_open and not self._watch.in_place()
+                return self._gone(FileNotFoundError("it is not there")) if is_gone else None
             if repaired := self._watch.check():
                 self.repairs.append(repaired)
             return None

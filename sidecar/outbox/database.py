@@ -59,6 +59,15 @@ def wal_bytes(folder: Path) -> int:
     return max(min(WAL_BYTES, facts.f_blocks * facts.f_frsize // WAL_SHARE), 16 * PAGE_BYTES)
 
 
+def file_id(path: str | Path) -> tuple[int, int] | None:
+    """Return what distinguishes the file at ``path`` from any other; None if there is none. Raises OSError."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _make_private(path: Path) -> None:
     """Create the file with mode 0600 whatever the umask: it holds personal data. SQLite copies the mode to its others."""
     try:

@@ -64,7 +64,7 @@ class Lock:
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
         self._descriptors = [descriptor]
-        self._claimed: tuple[int, int] | None = None
+        self._claimed: set[tuple[int, int]] = set()  # all that were: a file that was moved away may come back
 
     def claim(self, path: Path | None = None) -> None:
         """Lock the file that is now at the outbox's path; it is created if it is missing. Raises Failed.
@@ -76,7 +76,7 @@ class Lock:
         except OSError:
             return  # opening it as a database reports the reason
         status = os.fstat(descriptor)
-        if self._claimed == (status.st_dev, status.st_ino):
+        if (status.st_dev, status.st_ino) in self._claimed:
             os.close(descriptor)  # only before SQLite has opened it: see above
             return
         try:
@@ -84,7 +84,7 @@ class Lock:
         except OSError as error:
             os.close(descriptor)
             raise _not_locked(self._path, error, "") from None
-        self._claimed = (status.st_dev, status.st_ino)
+        self._claimed.add((status.st_dev, status.st_ino))
         self._descriptors.append(descriptor)
 
     def release(self) -> None:

@@ -17,6 +17,7 @@ from typing import Final
 __all__ = ["NAMES_MAX", "NameCatalogue"]
 
 NAMES_MAX: Final = 10_000
+FLUSH_EVERY_MS: Final = 60_000
 OTHER: Final = 0  # the number of an event whose name has none
 
 NameKey = tuple[str, str]  # type, name as sent
@@ -35,6 +36,8 @@ class NameCatalogue:
         self._counted: dict[int, int] = {}
         self._last_ms: dict[int, int] = {}
         self._open: list[int] = []
+        self._flushing = False  # by the open transaction
+        self._flushed_ms = 0
 
     def number(self, key: NameKey, now_ms: int) -> int:
         """Count the event and return the number of its name, which a new name gets now, in a transaction. Raises sqlite3.Error."""
@@ -56,6 +59,10 @@ class NameCatalogue:
 
     def committed(self, now_ms: int) -> None:
         """Keep what changed: the transaction is on disk."""
+        if self._flushing:
+            self._counted.clear()
+            self._last_ms.clear()
+            self._flushing = False
         if not self._open:
             return
         self._numbers.update(self._new)
@@ -69,13 +76,17 @@ class NameCatalogue:
         """Discard what changed: the transaction is undone, and its names have no number."""
         self._new.clear()
         self._open.clear()
+        self._flushing = False
 
-    def flush(self) -> None:
-        """Write the counts, inside a transaction. Raises sqlite3.Error."""
+    def flush(self, now_ms: int | None = None) -> None:
+        """Write the counts, inside a transaction; with ``now_ms`` once a minute. Raises sqlite3.Error."""
+        if now_ms is not None:
+            if abs(now_ms - self._flushed_ms) < FLUSH_EVERY_MS:
+                return
+            self._flushed_ms = now_ms
         rows = [(count, self._last_ms[number], number) for number, count in self._counted.items() if number]
         self._connection.executemany("UPDATE names SET events = events + ?, last_ms = ? WHERE id = ?", rows)
-        self._counted.clear()
-        self._last_ms.clear()
+        self._flushing = True
 
     def unflushed(self) -> dict[int, tuple[int, int]]:
         """Return events counted and not written, and when the last came (epoch milliseconds), by the number of the name."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from sidecar.errors import ConfigError
-from sidecar.outbox.database import copy_database, damaged
+from sidecar.outbox.database import copy_database, damaged, file_id
 from sidecar.outbox.pages import wal_path
 from sidecar.outbox.store import Store
 
@@ -95,8 +95,7 @@ class FileWatch:
 
     def _open_files(self) -> None:
         """Record the files at the path as the open ones: the store has just opened them."""
-        self._file, self._wal = _file_id(self._path_text), _file_id(self._log_text)
-        self._index = _file_id(self._index_text)
+        self._file, self._wal, self._index = self._store.file_ids
         self._size_bytes = 0
 
     def check(self) -> str | None:
@@ -107,8 +106,8 @@ class FileWatch:
         """
         path = self._store.path
         # The index before the file: where the folder is exchanged in between, the file shows it, and nothing is closed.
-        index = _file_id(self._index_text)
-        file = _file_id(self._path_text)
+        index = file_id(self._index_text)
+        file = file_id(self._path_text)
         if self.in_place():
             self._ensure_found(path)
             self._ensure_not_cut()
@@ -133,7 +132,7 @@ class FileWatch:
     def _ensure_found(self, path: Path) -> None:
         """Raise OutboxReplaced if the configured path, by a link in it, leads elsewhere now: a restart would not find this."""
         configured = self._store.configured
-        if configured != path and _file_id(configured) != self._file:
+        if configured != path and file_id(configured) != self._file:
             raise OutboxReplaced(
                 f"outbox.path = {configured} no longer leads to the outbox {path} that is in use: a link in it was changed. "
                 f"Let it lead there again, or move its events to the new place with `px-sidecar outbox import {path}`."
@@ -161,7 +160,7 @@ class FileWatch:
 
     def ensure_not_replaced(self) -> None:
         """Raise OutboxReplaced if another file stands at the path; for a store that is not open and cannot be copied."""
-        if _file_id(self._path_text) not in (None, self._file):
+        if file_id(self._path_text) not in (None, self._file):
             raise OutboxReplaced(
                 f"The outbox {self._store.path} was replaced by another file while it was not open; find the file that was "
                 "moved away, put it back in its place, then start px-sidecar."
@@ -173,11 +172,9 @@ class FileWatch:
         Of a store that could not be opened again only the file counts: closing it has removed the log.
         """
         if not self._store.is_open:
-            return _file_id(self._path_text) == self._file
-        wal = self._look_at_log()
-        if self._wal is None:
-            self._wal = wal
-        return bool((_file_id(self._path_text), wal) == (self._file, self._wal))
+            return file_id(self._path_text) == self._file
+        found = (file_id(self._path_text), self._look_at_log())
+        return None not in found and found == (self._file, self._wal)
 
     def _look_at_log(self) -> FileId:
         try:
@@ -213,7 +210,7 @@ class FileWatch:
         """
         path = self._store.path
         self._store.claim(copy)
-        if _file_id(path) != over:  # its log, which would be removed below, may hold events
+        if file_id(path) != over:  # its log, which would be removed below, may hold events
             raise FileExistsError(errno.EEXIST, "another file was put there meanwhile", str(path))
         # A log or an index that is left belongs to the file that is gone: SQLite would apply it to the new one.
         for leftover in (wal_path(path), _index_path(path)):
@@ -225,7 +222,7 @@ class FileWatch:
             copy.replace(path)
         _sync(path.parent)
         # Everything is in place now: if opening fails, it is tried again as after any error of the disk.
-        self._file = _file_id(path)
+        self._file = file_id(path)
         self._wal = None
         self._store.reopen()
         self._open_files()
@@ -237,15 +234,6 @@ class FileWatch:
 
 def _index_path(path: Path) -> Path:
     return path.with_name(path.name + "-shm")
-
-
-def _file_id(path: str | Path) -> FileId:
-    """Return what distinguishes the file at ``path`` from any other; None if there is none. Raises OSError."""
-    try:
-        status = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _sync(path: Path) -> None:

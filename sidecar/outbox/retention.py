@@ -62,6 +62,7 @@ class Retention:
             store.connection.execute("DELETE FROM caps WHERE day < ?", (scale.now_ms // DAY_MS - 1,))
         # Ids expire only in the table, so a quiet host moves them there too: at most an eighth of ``keep_ids`` late,
         # and they are recognized at most that much longer.
+        store.names.flush(now_ms)
         if store.ids.due((now_ms - self._ids_ms // 8) // 1000):
             store.flush_ids(rows, due=True)
         # Each may need the row of its event, on a random page: fewer where the disk is slow, as of rows.

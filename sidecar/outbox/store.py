@@ -25,7 +25,7 @@ from sidecar.events import decode_stored
 from sidecar.mapping import Account, Priority
 from sidecar.mapping.values import as_text
 from sidecar.outbox.accounts import AccountMemory
-from sidecar.outbox.database import damaged, insert_rows, open_database
+from sidecar.outbox.database import damaged, file_id, insert_rows, open_database
 from sidecar.outbox.dedup import NEWEST, DedupIndex, digest_of
 from sidecar.outbox.names import NameCatalogue
 from sidecar.outbox.records import (
@@ -120,6 +120,9 @@ class Store:
         self._copied_since_vacuum = 0  # the log may hold a vacuum of the process before
         self.connection = open_database(self.path, durability=self._durability, factory=self._factory)
         try:
+            self.connection.execute("SELECT 1 FROM meta").fetchone()  # a first read makes the log
+            # At once: what stands at the path later may be another file.
+            self.file_ids = [file_id(f"{self.path}{suffix}") for suffix in ("", "-wal", "-shm")]
             self._load()
         except BaseException:
             self.connection.close()  # the file is damaged: recovery must be the only one that has it open

@@ -2,7 +2,10 @@
 
 import socket
 
-from running_daemon import DaemonDir, always
+from outbox_files import accept, event
+from running_daemon import DaemonDir, always, wait_until
+
+from sidecar.outbox import Store
 
 
 def test_forget_removes_history_and_pending_events(daemon_dir: DaemonDir, verb):
@@ -126,3 +129,18 @@ def test_users_of_a_file_by_windows_are_found(daemon_dir: DaemonDir, verb, tmp_p
         other = verb("forget", "--from", str(file), *daemon_dir.flags)
     assert ran.out.startswith("Forgotten: 2 pending")
     assert (other.code, "is not UTF-8" in other.err) == (1, True)
+
+
+def test_parked_events_that_were_read_too_early_are_forgotten(daemon_dir: DaemonDir):
+    """They stayed checked out though nothing held them: "in flight" at every call, and sent in the end."""
+    with daemon_dir.running() as daemon:
+        daemon.client.post("/v1/pause")
+    store = Store(daemon_dir.outbox)
+    others = [event(number, user=f"v{number}") for number in range(2, 1_500)]
+    accept(store, [event(1, user="u"), *others, event(1_500, user="u")])
+    with store.transaction():
+        store.park([1, 1_500])  # by the process before
+    store.close()
+    with daemon_dir.running() as daemon:
+        wait_until(lambda: daemon.client.post("/v1/forget", {"users": ["u"]})["left"] == 0, "nothing in flight")
+        assert daemon.client.get("/v1/events", {"user": "u", "state": "pending"})["events"] == []

@@ -8,9 +8,12 @@ from hashlib import sha256
 from io import FileIO
 
 import pytest
+from outbox_files import accept, event, pending_ids, sqlite_error
 from running_daemon import DaemonDir, always
 
 from sidecar.client import Client
+from sidecar.control import export
+from sidecar.outbox import Store
 
 
 @pytest.fixture
@@ -366,3 +369,46 @@ def test_an_export_that_moves_nothing_leaves_no_note(tmp_path, verb):
     assert "No event was left to move" in ran.out
     assert "2 events that the rules in force exclude were dropped here" in ran.err
     assert [problem for problem in status["problems"] if problem["severity"] == "loss"] == []
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), sqlite_error(sqlite3.SQLITE_IOERR)], ids=["Ctrl-C", "I/O error"]
+)
+def test_an_export_that_ends_at_its_commit_loses_nothing(daemon_dir: DaemonDir, verb, tmp_path, monkeypatch, error):
+    """The commit was on disk, and the lines of its page were cut off: 500 events were in neither place."""
+    with daemon_dir.running() as daemon:
+        daemon.client.post("/v1/pause")
+        for _ in range(5):
+            daemon.track("u", "Feature Used")
+    mark = export.mark_exported
+
+    def interrupted(*arguments):
+        mark(*arguments)
+        raise error
+
+    monkeypatch.setattr(export, "mark_exported", interrupted)
+    file = tmp_path / "moved.ndjson"
+    assert verb("outbox", "export", str(file), *daemon_dir.flags).code == 1
+    store = Store(daemon_dir.outbox)
+    pending = store.pending()
+    store.close()
+    assert pending + len(file.read_text().splitlines()) == 5
+
+
+def test_events_of_a_source_are_recognized_when_they_come_back(tmp_path, verb):
+    """The file did not say the source, which is part of what makes an event a repeat: all were stored again."""
+    host = DaemonDir(tmp_path, '[[source]]\nwrite_key = "k1"\n')
+    with host.running() as daemon:
+        daemon.client.post("/v1/pause")
+    store = Store(host.outbox)
+    (source,) = store.source_products()
+    accept(store, [event(number, source=source) for number in (1, 2, 3)])
+    store.close()
+    file = str(tmp_path / "moved.ndjson")
+    verb("outbox", "export", file, *host.flags)
+    ran = verb("outbox", "import", file, "--json", *host.flags)
+    assert (ran.code, ran.json) == (1, {"accepted": 0, "repeated": 3, "moved": 3})
+    assert verb("outbox", "import", "--back", "--yes", file, *host.flags).code == 0
+    store = Store(host.outbox)
+    assert pending_ids(store) == [1, 2, 3]
+    store.close()

@@ -264,7 +264,7 @@ def test_parked_rows_of_an_earlier_process_are_wanted():
     wanted = harness.dispatcher.wants()
     assert isinstance(wanted, LoadParked)
     assert wanted.key == (False, "u")
-    assert harness.dispatcher.loaded_parked(wanted.key, Page([track(5, "u")], [], False))
+    assert harness.dispatcher.loaded_parked(wanted.key, Page([track(5, "u")], [], False)) == []
 
 
 def test_rewind_holds_although_a_page_is_loaded_after_it():

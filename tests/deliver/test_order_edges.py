@@ -251,3 +251,24 @@ def test_row_beyond_the_queue_is_not_overtaken():
     assert finish_all(queues) == [1, 2, 3, 4]
     queues.load(row(6))
     assert queues.to_park() == [6]
+
+
+def test_a_released_user_that_was_withdrawn_is_read_back():
+    """Its parked rows were asked for by nobody: later events of the user stayed until a restart."""
+    queues = queues_of(row(1))
+    identify = take_head(queues)
+    queues.release_user(identify)  # its people call has failed for a minute
+    queues.retry_at(identify, 10.0)
+    queues.withdraw(lambda row: row.user == "u")
+    queues.to_park()
+    queues.load(row(2))
+    queues.to_park()
+    assert queues.wants_parked() is not None
+
+
+def test_what_follows_a_withdrawn_event_does_not_overtake_it():
+    """A withdrawn event whose discarding failed stays pending."""
+    queues = queues_of(row(1, body=b"match"), row(2))
+    queues.withdraw(lambda row: row.body == b"match")
+    assert take(queues) is None
+    assert sorted(queues.to_park()) == [1, 2]

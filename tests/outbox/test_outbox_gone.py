@@ -6,12 +6,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from outbox_files import accept, delivered, event, pending_ids, raiser, settle
+from outbox_files import accept, copied, delivered, event, pending_ids, raiser, settle, sqlite_error
 
 from sidecar.clock import SystemClock, VirtualClock
 from sidecar.errors import Failed
 from sidecar.observe import DaemonTelemetry, RecordingTelemetry
-from sidecar.outbox import Capacity, InlineRunner, Outbox, Store, StoreFailed, ThreadRunner, recovery, rescue
+from sidecar.outbox import Capacity, InlineRunner, Outbox, Store, StoreFailed, ThreadRunner, recovery, rescue, take_lock
+from sidecar.outbox.accept_queue import WriteRequest
 from sidecar.outbox.committer import Batch, Committer, OutboxGone
 from sidecar.outbox.pages import wal_path
 from sidecar.outbox.rescue import FileWatch, OutboxReplaced, files_set_aside, mark_imported, rescued_files
@@ -225,7 +226,7 @@ def test_a_folder_exchanged_during_the_look_is_no_missing_index(store, tmp_path,
     other.mkdir()
     (other / "o.db").write_bytes(b"a backup")
     watch = FileWatch(store)
-    real = rescue._file_id
+    real = rescue.file_id
 
     def exchange(path):
         if str(path).endswith("-shm") and other.exists():
@@ -233,7 +234,7 @@ def test_a_folder_exchanged_during_the_look_is_no_missing_index(store, tmp_path,
             other.rename(folder)
         return real(path)
 
-    monkeypatch.setattr(rescue, "_file_id", exchange)
+    monkeypatch.setattr(rescue, "file_id", exchange)
     with pytest.raises(OutboxReplaced, match="its events are in"):
         watch.check()
     (copy,) = rescued_files(store.path)
@@ -298,3 +299,55 @@ def test_a_file_that_sqlite_makes_smaller_is_not_damage(store):
         assert watch.check() is None
     assert store.path.stat().st_size < before
     assert not store.may_shrink
+
+
+@pytest.mark.parametrize("names", [["o.db-wal"], ["o.db", "o.db-wal", "o.db-shm"]])
+async def test_files_removed_before_the_watch_begins_are_missed(tmp_path, nursery, names):
+    """What stood at the path when the watch began was taken for what is open: nothing there, and nothing missing."""
+    store = Store(tmp_path / "o.db")
+    accept(store, [event("before")])
+    for name in names:
+        (tmp_path / name).unlink()
+    outbox = Outbox(store, SystemClock(), Capacity(store.path, 2**30), InlineRunner())
+    nursery.start_soon(outbox.run)
+    for number in range(5):
+        await outbox.accept([event(number)])
+    outbox.stop()
+    again = Store(copied(store.path, tmp_path / "crashed"))
+    assert len(pending_ids(again)) == 6
+    again.close()
+    store.close()
+
+
+def test_a_failing_read_does_not_skip_the_look_at_the_path(store):
+    """A batch with an error was answered without a look: an accept in it was lost with the file."""
+    committer = Committer(store, Capacity(store.path, 2**30))
+    store.path.unlink()
+    batch = Batch(0)
+    batch.accepts = [WriteRequest([event(9)])]
+    batch.reads = [WriteRequest(raiser(sqlite_error(sqlite3.SQLITE_BUSY)))]
+    assert isinstance(committer.run_batch(batch), OutboxGone)
+    assert batch.accepts[0].error is not None
+
+
+def test_a_file_that_is_moved_back_during_the_rescue_is_opened(tmp_path, monkeypatch):
+    """The lock on the copy was taken for the only one: the process kept itself out of its own outbox, and ended."""
+    path, away = tmp_path / "o.db", tmp_path / "away.db"
+    lock = take_lock(path)
+    store = Store(path, claim=lock.claim)
+    accept(store, [event(1)])
+    watch, copy = FileWatch(store), rescue.copy_database
+    path.rename(away)
+
+    def moved_back_meanwhile(*arguments):
+        copy(*arguments)
+        away.rename(path)
+
+    monkeypatch.setattr(rescue, "copy_database", moved_back_meanwhile)
+    with pytest.raises(FileExistsError):
+        watch.check()
+    assert watch.in_place()
+    store.reopen()  # as the next batch does
+    assert len(pending_ids(store)) == 1
+    store.close()
+    lock.release()

@@ -6,6 +6,7 @@ from outbox_files import HOUR_MS, NOW_MS, accept, dead, delivered, dropped, even
 from sidecar.mapping import Priority
 from sidecar.outbox import Remembered, Retention
 from sidecar.outbox.clock_trust import AgeScale, ClockSpan
+from sidecar.outbox.lookup import catalogue
 
 DAY_MS = 24 * HOUR_MS
 
@@ -135,3 +136,11 @@ def test_pending_events_are_never_pruned(store):
         step(store, NOW_MS + day * DAY_MS, hurry=True)
     assert sorted(pending_ids(store)) == list(range(2, 11))
     assert store.parked_page(priority=Priority.HIGH, user="u1", after_id=0, limit=5).rows[0].id == 1
+
+
+def test_counts_of_names_outlive_a_crash(store):
+    """They were written at a clean close alone."""
+    accept(store, [event(number) for number in range(10)])
+    step(store, NOW_MS)
+    store.reopen()
+    assert [row.events for row in catalogue(store)] == [10]

@@ -125,13 +125,13 @@ BUGS = (
     Bug(
         "order lost on retry",
         "sidecar/deliver/order.py",
-        "        queue = self._queues[event.key]\n        while len(queue) > 1:\n",
+        "        self._park_behind(self._queues[event.key], 1)\n",
         "        queue, key = self._queues[event.key], event.key\n"
         "        queue.popleft()\n"
         "        self._advance(key, queue)\n"
         "        event.key = (event.priority, -event.id)\n"
-        "        self._queues[event.key] = queue = deque([event])\n"
-        "        while len(queue) > 1:\n",
+        "        self._queues[event.key] = deque([event])\n"
+        "        self._park_behind(self._queues[event.key], 1)\n",
     ),
     Bug(
         "mapped when its turn comes",
@@ -176,8 +176,8 @@ BUGS = (
     Bug(
         "an answer although the file is gone",
         "sidecar/outbox/committer.py",
-        "        if lost := self._ensure_in_place():\n            batch.failures_committed = problem is None\n",
-        "        if lost := None:\n            batch.failures_committed = problem is None\n",
+        "        if lost := self._ensure_in_place():\n            _fail(",
+        "        if lost := None:\n            _fail(",
     ),
     Bug(
         "a replaced file is overwritten",
