@@ -100,7 +100,7 @@ class AttributeMapper:
         ``taken`` is filled with the folded names in PX and the names of the app that hold them.
         """
         values = values if type(values) is dict else {}
-        sent, values = values, self.flatten(values)
+        sent, values = values, self.flatten(values, changes)
         plans = self._plans
         out: dict[str, Value] = {}
         taken = {} if taken is None else taken
@@ -193,7 +193,7 @@ class AttributeMapper:
             },
         }
 
-    def flatten(self, values: dict[str, Any]) -> dict[str, Any]:
+    def flatten(self, values: dict[str, Any], changes: list[Change] | None = None) -> dict[str, Any]:
         """Replace objects by dotted names if ``nested`` asks for it; a name that the app itself dotted wins.
 
         An object that is dropped or hashed as a whole stays an object, so that its plan applies to all of it.
@@ -204,8 +204,12 @@ class AttributeMapper:
             name for name, value in values.items() if type(value) is dict and not self._privacy.covers(name)
         )
         flat = {name: value for name, value in values.items() if name not in objects} if objects else values
+        lost: list[str] = []
         for name in objects:
-            _flatten_into(flat, name, self._privacy.prune(values[name], name))
+            _flatten_into(flat, name, self._privacy.prune(values[name], name), lost)
+        if changes is not None:
+            what = "left out: a name with dots has the same name in PX"
+            changes += [Change(f"{self._field}.{path}", what) for path in lost]
         return flat
 
     def _cached_plan(self, name: str) -> AttributePlan:
@@ -257,13 +261,15 @@ class AttributeMapper:
         return {name: out[name] for name in names}
 
 
-def _flatten_into(flat: dict[str, Any], path: str, value: Any) -> None:
-    """Add the leaves of ``value`` under ``path``; an empty object is a leaf, a name that exists stays."""
+def _flatten_into(flat: dict[str, Any], path: str, value: Any, lost: list[str]) -> None:
+    """Add the leaves of ``value`` under ``path``; an empty object is a leaf. ``lost`` gets the names that exist: they stay."""
     if type(value) is dict and value:
         for key in sorted(value):
-            _flatten_into(flat, f"{path}.{key}", value[key])
-    else:
-        flat.setdefault(path, value)
+            _flatten_into(flat, f"{path}.{key}", value[key], lost)
+    elif flat.get(path) is None:  # a null is no value
+        flat[path] = value
+    elif value is not None:
+        lost.append(path)
 
 
 def _clean_constant(value: Value) -> Value:

@@ -36,6 +36,8 @@ _UTC_REGION: Final = re.compile(r"(?i) ?\[?!?(?:etc/)?(?:utc|uct|gmt|zulu|z)\]?"
 _ZONED: Final = re.compile(r"(?i)[t ]\d.*(?:[+-]\d\d(?::?\d\d)*|z|(?<=[ \d])(?!(?:am|pm)$)[a-z]{2,5})$")
 # A day of XML Schema: `datetime` reads the offset as a time of day behind a separator.
 _DAY_AND_OFFSET: Final = re.compile(r"(\d{4}-\d\d-\d\d|\d{8})(Z|[+-](?:0\d|1[0-4]):?[0-5]\d)", re.ASCII)
+# `datetime` counts 75 minutes of an offset as an hour and a quarter.
+_NO_OFFSET: Final = re.compile(r"[+-]\d\d:?[6-9]\d(?::?\d\d)?$|[+-]\d\d:?\d\d:?[6-9]\d$", re.ASCII)
 _DOTNET: Final = re.compile(r"/Date\((-?\d{1,15})([+-]\d{4})?\)/")
 # Go's Time.String(), Ruby's and Swift's: a space before the offset, then perhaps its name and a monotonic reading.
 _SPACED_OFFSET: Final = re.compile(
@@ -51,7 +53,7 @@ _MIDNIGHT: Final = re.compile(r"(\d{4}-\d\d-\d\d[T ])24(:00(?::00(?:[.,]0+)?)?(?
 _YEAR_FIRST: Final = re.compile(r"\+?0{0,2}(\d{4})([/-])(\d{1,2})\2(\d{1,2})(?:([T ])(\d{1,2})(?=:)|(?=[TZ ]|$))")
 _LEAP_SECOND: Final = re.compile(r"(\d\d:?\d\d:?)60(?![:\d])")
 _ZERO_AND_Z: Final = re.compile(r"[+-]00:?00Z$")  # Python: datetime.now(UTC).isoformat() + "Z"
-_UTC_OFFSET: Final = re.compile(r" ?(?:UTC|GMT)([+-])(\d{1,2})(?::?(\d\d))?$")
+_UTC_OFFSET: Final = re.compile(r" ?(?:UTC|GMT) ?([+-])(\d{1,2})(?::?(\d\d))?$")
 # What Intl.DateTimeFormat and typesetters put in place of blanks and hyphens.
 _LOOKALIKES: Final = str.maketrans({"\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u2212": "-"})
 _TIME: Final = r"(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::(?P<second>\d\d)(?P<fraction>\.\d+)?)?(?: ?(?P<half>[AP])M)?"
@@ -135,7 +137,8 @@ def _iso_ms(text: str) -> int | None:
         if len(match[1]) == 8 and match[2] != "Z":
             return None  # 20240606-0500: an offset, or five o'clock
         text = f"{match[1]}T00:00{match[2]}"
-    return _moment_ms(datetime.fromisoformat(text))
+    moment = datetime.fromisoformat(text)
+    return None if _NO_OFFSET.search(text) else _moment_ms(moment)
 
 
 def _digits_ms(bare: str) -> int | None:
@@ -200,6 +203,8 @@ def _words_ms(text: str) -> int | None:
     zone = _ZONES.get(match["zone"] or "UTC")
     # `GMT+0200`: the offset counts from the name, which is then one of UTC.
     if zone is None and not match["offset"]:
+        return None
+    if _NO_OFFSET.search(match["offset"] or ""):
         return None
     offset = _offset(match["offset"]) if match["offset"] else timedelta(hours=zone or 0)
     year = int(match["year"])

@@ -190,7 +190,10 @@ class PeopleMapper:
         named = split.fields.pop("accountId", None)
         if named is not None and named != account and named not in self._reject:
             changes.append(Change("user.accountId", "the trait left out: another path gives the account"))
-        if self._accounts and company and account is not None:
+        own_id = as_text(company.get("id")) if self._accounts and company else None
+        if own_id is not None and account is not None and own_id != account and own_id not in self._reject:
+            changes.append(Change("account", "the trait that is an object left out: its id is of another account"))
+        elif self._accounts and company and account is not None:
             self._hashed.keep_made()  # the rules have run over the company as a part of the user's traits
             draft.upsert_account(account, self._split_account(company, account, received_ms, changes))
         if self._users:

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
+from sidecar.events import BadJson, decode
 from sidecar.mapping.urls import is_url, parameter_names, rewrite_form, rewrite_parameters
 from sidecar.mapping.values import as_text, clean_text, json_text
 
@@ -55,7 +56,8 @@ _SHORTEST_HIDDEN: Final = 3
 
 
 def _matches(names: frozenset[str], name: str, path: str) -> bool:
-    return any(form in names for form in (*forms(name), *(forms(path) if path != name else ())))
+    parts = (name, *name.split(".")) if "." in name else (name,)  # `user.email`, as the app itself dots it
+    return any(form in names for part in (*parts, *((path,) if path != name else ())) for form in forms(part))
 
 
 class HashedValues:
@@ -76,6 +78,7 @@ class HashedValues:
 
 
 _JSON_STARTS: Final = ("{", "[")
+_BEFORE_JSON: Final = "\ufeff \t\r\n"
 
 
 class PrivacyRules(msgspec.Struct, frozen=True):
@@ -131,17 +134,19 @@ class PrivacyRules(msgspec.Struct, frozen=True):
         seen.made.add(digest)
         return digest
 
-    def clean(self, text: str) -> str:
+    def clean(self, text: str, *, url: bool = False) -> str:
         """Return a text with the rules applied to the parameters of the URL that it is, or that is in it, and to JSON."""
         names = self.drop or self.hash
-        if names and text.lstrip()[:1] in _JSON_STARTS and (pruned := self._clean_json(text)) is not None:
+        if names and text.lstrip(_BEFORE_JSON)[:1] in _JSON_STARTS and (pruned := self._clean_json(text)) is not None:
             return pruned
+        if names and "=" in text:
+            text = rewrite_form(text, self._parameter)
         if "?" not in text and "#" not in text:
-            return rewrite_form(text, self._parameter) if names and "=" in text else text
+            return text
         if names:
-            text = rewrite_parameters(text, self._parameter)
-        if self.parameters is not None and is_url(text):
-            text = rewrite_parameters(text, self._kept_parameter, bare=True)
+            text = rewrite_parameters(text, self._parameter, whole=url)
+        if self.parameters is not None and (url or is_url(text)):
+            text = rewrite_parameters(text, self._kept_parameter, bare=True, whole=url)
         return text
 
     def _clean_json(self, text: str) -> str | None:
@@ -150,10 +155,12 @@ class PrivacyRules(msgspec.Struct, frozen=True):
         Apps write objects as texts, since many destinations take no nested ones. One without a covered name stays as it is.
         """
         try:
-            value = msgspec.json.decode(text)
+            value = decode(text.encode("utf-8", "replace"))  # also what only the tolerant decoder reads
             pruned = self._prune(value, "")
-        except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+        except BadJson:
             return None
+        except RecursionError:
+            return "null"  # nested too deep to be searched: nothing of it leaves the host
         return text if pruned == value else json_text(pruned)
 
     def _parameter(self, name: str, value: str) -> str | None:
@@ -193,6 +200,9 @@ class PrivacyRules(msgspec.Struct, frozen=True):
                 other = name.replace("-", "").replace(" ", "")
                 dropped = dropped or other in self.drop or prefix + other in self.drop
                 hashed = hashed or other in self.hash or prefix + other in self.hash
+            if "." in key:
+                dropped = dropped or _matches(self.drop, key, key)
+                hashed = hashed or _matches(self.hash, key, key)
             if not dropped:
                 kept[key] = self.digest(inner) if hashed else self._prune(inner, f"{path}.")
         return kept
@@ -327,7 +337,7 @@ def _restore_call_keys(pruned: dict[str, Any], context: dict[str, Any], rules: P
         if type(value) not in (str, int, float):
             continue
         if type(value) is str and outer == ["page"]:  # an id is sent as it is, also one that looks like a URL
-            value = rules.clean(value)
+            value = rules.clean(value, url=True)
         if outer:
             inner = restored.get(outer[0])
             restored[outer[0]] = {**(inner if type(inner) is dict else {}), key: value}

@@ -293,6 +293,8 @@ def _with_defaults(mapping: MappingConfig, rules: AttributeRules) -> AttributeRu
 
 def _cleaned(value: object, rules: PrivacyRules, is_url: bool) -> object:
     """Return a value of the call itself: its id or text as it is, parameters of a URL and nested data by the rules."""
+    if is_url and type(value) is str:
+        return rules.clean(value, url=True)
     return rules.prune(value) if is_url or type(value) in (dict, list) else value
 
 

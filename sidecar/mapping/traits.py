@@ -192,14 +192,18 @@ class TraitSplitter:
         fields: dict[str, Any] = {}
         custom: dict[str, Value] = {}
         # The rules for traits run first, so that a denied or renamed trait is not recognized by its old name.
-        mapped = self._attributes(plain, changes)
+        taken: dict[str, str] = {}
+        mapped = self._attributes(plain, changes, taken)
         names = self._names
         known = [names.get(name) or self._known(name) for name in mapped]
         if len(known) > 1:
             known.sort()
         for *_, name, folded, px in known:
-            value = mapped[name]
+            value: Any = mapped[name]
             if px:
+                own = taken.get(name.casefold(), name)
+                if type(plain.get(own)) in (dict, list) and not self._attributes.plan_for(own).hashed:
+                    value = {}  # its JSON text is not what a field holds: reported as a value that does not fit
                 self._set_field(fields, px, name, value, received_ms, changes)
             elif folded in self._read_only:
                 changes.append(Change(f"{self._prefix}.{name}", "left out: PX maintains this field itself"))

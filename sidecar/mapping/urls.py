@@ -20,7 +20,7 @@ _SCHEME: Final = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 _RUN: Final = re.compile(r"([?#])([^?#]*)")
 _RUN_IN_PROSE: Final = re.compile(r"([?#])([^?#\s]*)")
 # The body of a form, a query without its question mark, or a cookie header.
-_FORM: Final = re.compile(r"[^\s=&;{}\"'<>]+=[^\s&;]*(?:(?:&amp;|&|; ?)[^\s=&;]+=[^\s&;]*)*")
+_FORM: Final = re.compile(r"(?:[^\s=&;{}\"'<>?#]++(?:=[^\s&;]*+)?+|[&;] ?+)*+\s*+")
 _SEPARATORS: Final = re.compile(r"(&amp;|[&;])")
 _STEPS: Final = re.compile(r"[\[\].]+")
 _MAX_DEPTH: Final = 4  # URLs in parameters of URLs
@@ -39,12 +39,12 @@ def parameter_names(name: str) -> list[str]:
     return [name, *(step for step in _STEPS.split(name) if step and step != name)]
 
 
-def rewrite_parameters(text: str, decide: Decide, *, bare: bool = False, depth: int = 0) -> str:
+def rewrite_parameters(text: str, decide: Decide, *, bare: bool = False, whole: bool = False, depth: int = 0) -> str:
     """Return the text with each parameter as ``decide`` wants it; what it does not change stays byte for byte.
 
     With ``bare``, what follows a ``?`` without being ``name=value`` is a parameter, too, with an empty value.
     """
-    run = _RUN if _SCHEME.match(text) else _RUN_IN_PROSE
+    run = _RUN if whole or _SCHEME.match(text) else _RUN_IN_PROSE
     return run.sub(lambda match: _rewrite_run(match[1], match[2], decide, bare and match[1] == "?", depth), text)
 
 

@@ -33,6 +33,7 @@ import html
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -235,7 +236,8 @@ def retry_after_s(header: str | None, wall_ms: int) -> float | None:
         seconds = float(text)
     else:
         try:
-            seconds = parsedate_to_datetime(text).timestamp() - wall_ms / 1000
+            date = parsedate_to_datetime(text)  # without a zone in asctime's form, which is UTC (RFC 9110 5.6.7)
+            seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - wall_ms / 1000
         except (ValueError, TypeError, OverflowError):
             return None
     return min(max(seconds, 0.0), RETRY_AFTER_MAX_S)

@@ -23,6 +23,7 @@ __all__ = ["StartingServer"]
 WAIT_S: Final = 5.0
 RETRY_AFTER_S: Final = 5
 _STARTING: Final = "the daemon is starting: the outbox is being opened"
+_NO_BYTES_OF_EITHER: Final = b"\xef\xbb\xbf \t\r\n"  # a byte order mark and blanks
 # Requests are read only to be refused.
 _MEMORY_BYTES: Final = 8 * 2**20
 
@@ -57,15 +58,20 @@ class StartingServer:
         self.ended.set()
 
     async def _handle_tcp(self, stream: Any) -> None:
-        if (server := await self._server_in_time(stream)) is not None:
-            await server.handle_tcp(stream)
+        if await self._server_in_time(stream) is None:
+            await self._first_bytes(stream)
+        if self._server is not None:
+            await self._server.handle_tcp(stream)
         else:
             await self._refuse(stream)
 
     async def _handle_unix(self, stream: Any) -> None:
-        if (server := await self._server_in_time(stream)) is not None:
-            await server.handle_unix(stream)
-        elif await _peek(stream, 1) in (b"{", b"["):
+        first = b""
+        if await self._server_in_time(stream) is None:
+            first = await self._first_bytes(stream)
+        if self._server is not None:
+            await self._server.handle_unix(stream)
+        elif first.lstrip(_NO_BYTES_OF_EITHER)[:1] in (b"{", b"["):
             with trio.move_on_after(ERROR_LINE_S):
                 await stream.send_all(error_response(BUSY.code, BUSY.message, 503, RETRY_AFTER_S).body + b"\n")
         else:
@@ -86,6 +92,27 @@ class StartingServer:
                 await self.opened.wait()
             nursery.cancel_scope.cancel()
         return self._server
+
+    async def _first_bytes(self, stream: Any) -> bytes:
+        """Return the first bytes; empty if the outbox opens before them, or the daemon stops."""
+        first = b""
+        async with trio.open_nursery() as nursery:
+
+            async def look() -> None:
+                nonlocal first
+                first = await _peek(stream, 64)
+                nursery.cancel_scope.cancel()
+
+            unsubscribe = self.shutdown.subscribe(nursery.cancel_scope.cancel)
+            try:
+                if self.shutdown.is_set():
+                    nursery.cancel_scope.cancel()
+                nursery.start_soon(look)
+                await self.opened.wait()
+                nursery.cancel_scope.cancel()
+            finally:
+                unsubscribe()
+        return first
 
     async def _refuse(self, stream: Any) -> None:
         await serve_connection(

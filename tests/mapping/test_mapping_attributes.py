@@ -172,3 +172,11 @@ def test_flattened_names_are_denied_by_part_and_by_path(denied):
     assert hashed["form.step"] == 2
     assert len(hashed["form.email"]) == 64
     assert set(hashed) == {"form.step", "form.email"}
+
+
+def test_what_a_dotted_name_replaces_is_reported():
+    """A null beside it made the value disappear."""
+    toml = '[mapping]\nnested = "flatten"\n'
+    assert attributes({"a.b": None, "a": {"b": 2}}, toml) == {"a.b": 2}
+    mapped = map_one(track(properties={"a.b": 1, "a": {"b": 2}}), toml)
+    assert list(changes_by_field(mapped)) == ["attributes.a.b"]

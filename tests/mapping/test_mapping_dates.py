@@ -233,3 +233,17 @@ def test_the_name_of_a_zone_is_its_offset(names: str, hours: int):
     """RFC 5322 section 4.3 for North America, https://www.iana.org/time-zones for the others."""
     for name in names.split():
         assert to_epoch_ms(f"2024-06-06 12:00:00 {name}") == T_MS - 4 * HOUR_MS - hours * HOUR_MS
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2024-06-06 18:00:00 GMT +0200", 1_717_689_600_000),
+        ("2024-06-06 18:00:00 UTC +02", 1_717_689_600_000),
+        ("2024-06-06T18:00:00+05:75", None),
+        ("2024-06-06T18:00:00+0260", None),
+        ("Thu, 06 Jun 2024 16:00:00 +0299", None),
+    ],
+)
+def test_an_offset_is_read_as_it_is_or_not_at_all(text: str, expected: int | None):
+    assert to_epoch_ms(text) == expected

@@ -595,3 +595,20 @@ def test_gender_is_taken_by_its_word(sent: object, gender: str | None):
     mapped = map_one(identify({"gender": sent}), USERS)
     assert upserts(mapped)[0].fields.get("gender") == gender
     assert ("user.gender" in changes_by_field(mapped)) == (gender is None)
+
+
+def test_a_company_is_not_written_into_another_account():
+    """It renamed the workspace and wrote the other company's id into it, without a report."""
+    event = identify({"company": {"id": "crm-9", "name": "Acme"}}, context={"groupId": "workspace-1"})
+    mapped = map_one(event, '[people]\nusers = "upsert"\naccounts = "upsert"\n')
+    assert [intent.account_id for intent in upserts(mapped) if hasattr(intent, "account_id")] != ["workspace-1"]
+    assert "account" in changes_by_field(mapped)
+
+
+def test_a_list_is_no_text_of_a_person():
+    """PX got the JSON text of the list as an address."""
+    mapped = map_one(identify({"email": ["a@x.test", "b@x.test"], "firstName": {"en": "Ada"}}), BOTH)
+    (user,) = upserts(mapped)
+    assert "email" not in user.fields
+    assert "firstName" not in user.fields
+    assert {"user.email", "user.firstName"} <= set(changes_by_field(mapped))

@@ -33,6 +33,7 @@ users = "upsert"
 accounts = "upsert"
 """
 SECRET = "S3CRET"
+RULES = '[mapping.attributes]\ndrop = ["email"]\nhash = ["phone"]\nhash_salt = "s"\n'
 HASH = sha256(b"pepper123").hexdigest()
 
 
@@ -446,3 +447,54 @@ def test_a_pages_name_is_shown_as_the_rules_show_it():
     assert [rules.shown_name(kind, "Ann's orders") for kind in ("page", "screen")] == ["", ""]
     assert [mapper().shown_name(kind, "Orders") for kind in ("page", "screen")] == ["Orders", "Orders"]
     assert rules.shown_name("page", "") == ""
+
+
+@pytest.mark.parametrize("nested", ["string", "flatten"])
+@pytest.mark.parametrize("name", ["user.email", "user.phone", "phone.work"])
+def test_rule_covers_a_part_of_a_name_with_dots(name: str, nested: str):
+    """A name that the app itself had dotted escaped the rules."""
+    toml = f'[mapping]\nnested = "{nested}"\n{RULES}'
+    event = track(properties={name: SECRET, "n": {name: SECRET}}, context={"traits": {name: SECRET}})
+    assert SECRET not in str(body(event, toml)) + str(mapper(toml).redact(event))
+
+
+@pytest.mark.parametrize(
+    "more", ['"n":1e400', '"n":NaN', '"n":"\\ud83d"', '"n":' + "[" * 2_000 + "]" * 2_000], ids=range(4)
+)
+def test_rules_apply_to_json_that_only_the_tolerant_decoder_reads(more: str):
+    """Such a text left the host as a whole."""
+    for text in (f'{{"email":"{SECRET}",{more}}}', f'\ufeff{{"email":"{SECRET}"}}'):
+        event = track(properties={"note": text, "in": {"note": text}})
+        assert SECRET not in str(body(event, RULES)) + str(mapper(RULES).redact(event))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"sid=1; email={SECRET}; HttpOnly",
+        f"email={SECRET};",
+        f"email={SECRET}&",
+        f"flag&email={SECRET}",
+        f"a=1&&email={SECRET}",
+        f"email={SECRET}\n",
+        f"email={SECRET}; color=#fff",
+        f"email={SECRET}; back=/a?b=1",
+    ],
+)
+def test_rule_covers_cookies_and_forms_as_they_are_written(text: str):
+    """One flag, or a separator at the end, turned the search off."""
+    event = track(properties={"cookie": text})
+    assert SECRET not in str(body(event, RULES)) + str(mapper(RULES).redact(event))
+
+
+@pytest.mark.parametrize("url", ["/search?name=Ada Lovelace&b=1", "shop.example/search?name=Ada Lovelace&b=1"])
+def test_url_and_referrer_are_urls_whatever_they_look_like(url: str):
+    """Without a scheme, or with a blank, half of the value stayed."""
+    event = track(context={"page": {"url": url, "referrer": url}})
+    for toml, rest in (
+        ('[mapping]\nurl_query = "drop"\n', ""),
+        ('[mapping.attributes]\ndrop = ["name"]\n', "?b=1"),
+    ):
+        sent, expected = body(event, toml), url.partition("?")[0] + rest
+        assert (sent["url"], sent["referrer"]) == (expected, expected)
+        assert mapper(toml).redact(event)["context"]["page"]["url"] == expected

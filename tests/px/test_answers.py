@@ -1,6 +1,7 @@
 """The classification of every answer (sidecar/px/README.md#answers), its excerpt, field and message."""
 
 import json
+import time
 from email.utils import formatdate
 
 import pytest
@@ -297,3 +298,13 @@ def test_events_of_another_shape_are_not_understood():
 def test_a_px_that_is_away_is_said_without_events():
     """`forget --px` and `reconcile`, which ask about no event, said that events are kept and retried."""
     assert "Events" not in classify(NotSent("refused"), wall_ms=NOW_MS).message
+
+
+def test_retry_after_in_asctimes_form_is_utc(monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert retry_after_s("Thu Jun  6 16:02:00 2024", 1_717_689_600_000) == 120
+    finally:
+        monkeypatch.undo()
+        time.tzset()

@@ -93,3 +93,34 @@ async def test_clients_that_go_while_they_wait_do_no_harm(tmp_path):
         await trio.sleep(0.05)
         server.open(harness.server)
         harness.shutdown.set()
+
+
+async def test_silent_clients_of_a_long_start_are_served_once_it_is_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("sidecar.receive.starting.WAIT_S", 0.1)
+    async with receiving(tmp_path / "o.db") as harness, starting(tmp_path) as (server, tcp, unix):
+        lines, over_http = await unix(), await tcp()
+        await trio.sleep(0.3)
+        server.open(harness.server)
+        await lines.send_all(BODY + b"\n")
+        assert json.loads(await lines.receive_some(4096)) == {"success": True, "accepted": 1}
+        await over_http.send_all(POST)
+        assert answers(bytes(await over_http.receive_some(4096)))[0].status == 200
+        harness.shutdown.set()
+
+
+async def test_a_silent_client_of_a_long_start_does_not_hold_up_the_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr("sidecar.receive.starting.WAIT_S", 0.1)
+    async with starting(tmp_path) as (server, _tcp, unix):
+        await unix()
+        await trio.sleep(0.3)
+        server.shutdown.set()
+        with trio.fail_after(5):
+            await server.ended.wait()
+
+
+async def test_lines_that_begin_with_a_blank_are_answered_in_json(tmp_path, monkeypatch):
+    monkeypatch.setattr("sidecar.receive.starting.WAIT_S", 0.1)
+    async with starting(tmp_path) as (_server, _tcp, unix):
+        lines = await unix()
+        await lines.send_all(b"\n" + BODY + b"\n")
+        assert json.loads(await lines.receive_some(4096))["code"] == "busy"
