@@ -257,3 +257,10 @@ def test_lanes_that_are_ready_together_leave_one_interval_apart():
         grants.append(now_s)
     again = sorted(bucket.regrant(granted_s, now_s + 1.0) for granted_s in grants)
     assert again[-1] - again[0] >= 19 * 0.01 - TOLERANCE_S - 1e-9
+
+
+def test_a_place_that_begins_the_grid_is_free_again_when_given_back():
+    bucket = Bucket(10, 100.0)
+    bucket.take(105.0)  # after a pause: the grid begins anew
+    bucket.give_back(105.0)
+    assert bucket.ready_at_s(105.0) == 105.0

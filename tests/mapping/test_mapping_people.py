@@ -612,3 +612,8 @@ def test_a_list_is_no_text_of_a_person():
     assert "email" not in user.fields
     assert "firstName" not in user.fields
     assert {"user.email", "user.firstName"} <= set(changes_by_field(mapped))
+
+
+def test_a_trait_of_the_context_is_reported_where_it_differs():
+    event = identify({"firstName": "Ada", "title": "Dr"}, context={"traits": {"firstName": "Ada", "title": "Prof"}})
+    assert list(changes_by_field(map_one(event, BOTH))) == ["user.title"]

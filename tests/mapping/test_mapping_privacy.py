@@ -2,6 +2,7 @@
 
 from hashlib import sha256
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from mapping_help import (
@@ -498,3 +499,27 @@ def test_url_and_referrer_are_urls_whatever_they_look_like(url: str):
         sent, expected = body(event, toml), url.partition("?")[0] + rest
         assert (sent["url"], sent["referrer"]) == (expected, expected)
         assert mapper(toml).redact(event)["context"]["page"]["url"] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("/search?q=1", "/search"),
+        ("?q=1", ""),
+        ("https://x.test/a b?q=1", "https://x.test/a b"),
+        ("see /search?q=1 for more", "see /search?q=1 for more"),
+    ],
+)
+def test_url_query_applies_to_texts_that_are_urls(text: str, sent: str):
+    assert attributes({"link": text, "n": 1}, '[mapping]\nurl_query = "drop"\n').get("link", "") == sent
+
+
+def test_urls_in_parameters_of_forms_are_searched_to_the_fourth():
+    def nested(levels: int) -> str:
+        text = f"email={SECRET}"
+        for _ in range(levels):
+            text = f"u={quote(f'/x?{text}', safe='')}"
+        return text
+
+    found = [SECRET not in attributes({"form": nested(levels)}, RULES)["form"] for levels in range(7)]
+    assert found == [True] * 5 + [False] * 2
