@@ -170,6 +170,8 @@ def _config(folder: Path, address: str, stand_in_port: int) -> ConfigFile:
         raise Failed(f"The path of {folder} is too long for a socket; name a shorter one with --state.")
     remote = not is_loopback_host(_host_port(address)[0])
     path = folder / "config.toml"
+    if path.exists() and f'api_key = "{DEFAULT_KEY}"' not in path.read_text(encoding="utf-8", errors="replace"):
+        raise Failed(f"{path} is not of `px-sidecar dev` and is not overwritten; name another folder with --state.")
     path.write_text(
         f"""[px]
 property_key = "{PRODUCT}"

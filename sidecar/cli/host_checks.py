@@ -205,14 +205,25 @@ def _size(path: Path) -> int:
 
 def _nearest_existing(folder: Path) -> Path:
     """Return the folder, or its nearest parent that exists."""
-    while not folder.is_dir() and folder != folder.parent:
+    while not os.path.isdir(folder) and folder != folder.parent:
         folder = folder.parent
     return folder
 
 
+def _is_hidden(folder: Path) -> bool:
+    """Return whether the folder may exist, where this user cannot look."""
+    try:
+        folder.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def _check_folder(what: str, folder: Path, existing: Path, *, running: bool) -> CheckResult:
     """Check that this user can write a folder; while a daemon runs, it does, and says in its status if it cannot."""
-    if existing != folder:
+    if existing != folder and not _is_hidden(folder):
         if os.access(existing, os.W_OK):
             return CheckResult("ok", what, f"{folder} does not exist yet; the daemon creates it.")
         return CheckResult(

@@ -67,8 +67,8 @@ def init(
     """
     instance = global_option("instance")
     path, own = _path(config_flag, instance)
-    if local_tls and path.exists() and not _is_unset(path):
-        _add_tls(path)
+    if local_tls and _is_configured(path):
+        _add_tls(path, as_json=as_json)
         return
     _ensure_not_configured(path)
     key_file = key_path(path)
@@ -89,12 +89,12 @@ def init(
     if key is not None:
         _write_atomically(key_file, key.reveal() + "\n", 0o600)
     _write_atomically(path, text, 0o644)
+    _write_unit(own)
     if as_json:
         print_json({"config": str(path), "key_file": str(key_file), "key_written": key is not None})
         return
     _show_next_steps(path, key_file, key is not None, for_units=for_units, instance=instance)
-    if own is not None:
-        _write_unit(user_paths(own), own)
+    _show_unit(own)
     if tls is not None:
         click.echo("\n".join(trust_lines(tls)))
 
@@ -115,16 +115,22 @@ def key_path(config: Path) -> Path:
 
 def _ensure_not_configured(path: Path) -> None:
     """Raise Failed if a configuration exists. The file of the Debian package sets nothing and may be replaced."""
+    if _is_configured(path):
+        raise Failed(
+            f"{path} exists and is not overwritten; edit it, move it away, or name another file with --config."
+        )
+
+
+def _is_configured(path: Path) -> bool:
+    """Return whether the file exists and sets something. Raises Failed if it cannot be read."""
     try:
-        if _is_unset(path):
-            return
+        return not _is_unset(path)
     except FileNotFoundError:
-        return
+        return False
     except OSError as error:
         raise Failed(
             f"{path} cannot be read ({error.strerror}); use sudo, or name another file with --config."
         ) from None
-    raise Failed(f"{path} exists and is not overwritten; edit it, move it away, or name another file with --config.")
 
 
 def _is_unset(path: Path) -> bool:
@@ -135,9 +141,12 @@ def _is_unset(path: Path) -> bool:
         return False
 
 
-def _add_tls(path: Path) -> None:
+def _add_tls(path: Path, *, as_json: bool) -> None:
     """Make the certificate for a configuration that exists, and print what to add to it."""
     files = make_certificate(path.parent)
+    if as_json:
+        print_json({"config": str(path), "tls_cert": str(files.certificate), "tls_key": str(files.key)})
+        return
     click.echo(f"Written: {files.certificate} and {files.key}")
     click.echo(f"Add to [listen] in {path}, then restart px-sidecar:")
     click.echo(_tls_text(files, section=False).strip())
@@ -166,9 +175,16 @@ def _toml(path: Path) -> str:
     return f'"{text}"'
 
 
-def _write_unit(paths: UserPaths, config: Path) -> None:
-    if not paths.unit.exists():
-        _write_atomically(paths.unit, unit_text(config), 0o644)
+def _write_unit(own: Path | None) -> None:
+    """Write the unit of the user's own service manager, for a configuration below the home directory."""
+    if own is not None and not user_paths(own).unit.exists():
+        _write_atomically(user_paths(own).unit, unit_text(own), 0o644)
+
+
+def _show_unit(own: Path | None) -> None:
+    if own is None:
+        return
+    paths = user_paths(own)
     click.echo(f"Or as a service: systemctl --user enable --now px-sidecar  ({paths.unit})")
     click.echo(f"Apps: http://127.0.0.1:8321 or {paths.sockets / 'events.sock'}")
 

@@ -332,6 +332,10 @@ def reloaded(running: Config, read: Config) -> tuple[Config, list[str]]:
             waiting += [f"{name}.{key}" for key, value in kept.items() if getattr(new, key) != value]
             new = msgspec.structs.replace(new, **kept)
         tables[name] = new
+    if read.fleet.url and not running.fleet.url and read.deliver.hosts != running.deliver.hosts:
+        # ``hosts`` became 1 because the fleet divides the limits. It waits for a restart: until then this host sends its part.
+        tables["deliver"] = msgspec.structs.replace(tables["deliver"], hosts=running.deliver.hosts)
+        waiting.append("deliver.hosts")
     return Config(**tables), waiting
 
 

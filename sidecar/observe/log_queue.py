@@ -6,6 +6,7 @@ mode. A log call would then block the loop, and with it every client, every deli
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Final, TextIO
 
@@ -68,11 +69,12 @@ class QueuedStream:
 
     def close(self) -> None:
         """Give the thread ``CLOSE_TIMEOUT_S`` to write what is queued; what the stream does not take by then is lost."""
+        deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
         try:
-            self._queue.put_nowait(None)
+            self._queue.put(None, timeout=CLOSE_TIMEOUT_S)
         except queue.Full:
             return
-        self._thread.join(CLOSE_TIMEOUT_S)
+        self._thread.join(max(0.0, deadline_s - time.monotonic()))
 
     def _run(self) -> None:
         missing = 0

@@ -14,6 +14,7 @@ A record is a line of text, the body, and a line end::
 last record that a kill left incomplete is truncated when the file is opened again.
 """
 
+import errno
 import os
 import tempfile
 from array import array
@@ -69,7 +70,11 @@ class Journal:
         self._file = tempfile.TemporaryFile() if state is None else _open(state)  # noqa: SIM115 - stays open
         self._end = 0
         self._clear_columns()
-        self._end = self._recover()
+        try:
+            self._end = self._recover()
+        except BaseException:
+            self._file.close()
+            raise
         os.ftruncate(self._file.fileno(), self._end)
 
     def _clear_columns(self) -> None:
@@ -195,6 +200,9 @@ class Journal:
                 at = end + len(line)
                 self._add(float(arrival_s), method, path, body[:-1], int(status), int(flags), int(date_ms), at)
             except ValueError:
+                # A kill leaves the beginning of a record. Anything else is a file of another program, which stays as it is.
+                if not end and (line.endswith(b"\n") or not line[:1].isdigit()):
+                    raise OSError(errno.EINVAL, "it is not a log of the sandbox") from None
                 break
             end = at + len(body)
         return end

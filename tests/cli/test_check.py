@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import socket
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from running_daemon import DaemonDir, always, wait_until
 import sidecar.cli.console as console_verb
 from sidecar.cli import host_checks, main
 from sidecar.cli.check import classify_key_check
+from sidecar.cli.host_checks import check_outbox_folder
 from sidecar.errors import Failed
 from sidecar.outbox import Capacity, StoreFailed
 from sidecar.px import NotSent, PxAnswer, classify
@@ -525,3 +527,19 @@ def test_a_check_that_takes_too_long_is_one_sentence(daemon_dir: DaemonDir, monk
     monkeypatch.setattr(console_verb, "CHECK_S", 0.05)
     with click.Context(main), pytest.raises(Failed, match="gave no result"):
         console_verb.checks_of(str(daemon_dir.file))()
+
+
+@pytest.mark.parametrize(("running", "level"), [(False, "error"), (True, "ok")])
+def test_a_folder_that_this_user_cannot_look_into_is_a_finding(monkeypatch, tmp_path, running, level):
+    """`check` of an instance ended with a traceback, because /var/lib/px-sidecar is 0700."""
+    locked, stat = tmp_path / "acme", os.stat
+
+    def refused(path, *arguments, **options):
+        if Path(os.fsdecode(path)).is_relative_to(locked):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refused)
+    folder = next(iter(check_outbox_folder(locked / "outbox.db", 1, running=running)))
+    assert folder.level == level
+    assert "does not exist" not in folder.message

@@ -301,3 +301,25 @@ def test_a_question_without_an_answer_is_json_with_json(verb, tmp_path):
     ran = verb("init", "--config", str(tmp_path / "config.toml"), "--json", stdin="")
     assert ran.code == 1
     assert ran.lines[-1] == {"error": "Aborted at a question; give --yes, or the answers as options.", "exit_code": 1}
+
+
+def test_json_of_init_without_root_writes_the_unit_too(not_root, verb):
+    """The verb returned before it, though its help promises the unit."""
+    ran = verb("init", "--yes", "--property-key", "AP-X-2", "--json")
+    assert ran.json["key_written"] is False
+    assert (not_root / "conf" / "systemd" / "user" / "px-sidecar.service").exists()
+
+
+def test_local_tls_for_a_configuration_that_exists_as_json(verb, tmp_path, monkeypatch):
+    """It printed text; for a file that this user cannot read it was a traceback."""
+    path = tmp_path / "config.toml"
+    path.write_text('[px]\nregion = "eu"\n')
+    ran = verb("init", "--local-tls", "--config", str(path), "--json")
+    assert ran.json["tls_key"] == str(tmp_path / "localhost.key")
+
+    def forbidden(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    ran = verb("init", "--local-tls", "--config", str(path), "--json")
+    assert "cannot be read (Permission denied)" in ran.lines[-1]["error"]

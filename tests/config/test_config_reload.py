@@ -37,3 +37,11 @@ def test_keys_that_need_a_restart_are_named_and_unchanged():
 def test_a_changed_secret_is_named_and_not_shown():
     _, waiting = reloaded(load_text(BEFORE), load_text('[px]\nproperty_key = "AP-YYYYYYYYYY-2"\napi_key = "secret"\n'))
     assert waiting == ["px.property_key"], "a reload takes a new key"
+
+
+def test_a_fleet_that_waits_for_a_restart_keeps_the_division_by_hosts():
+    """Until the restart each of three hosts would have sent at the rate of all."""
+    hosts = "[deliver]\nhosts = 3\n"
+    in_force, waiting = reloaded(load_text(hosts), load_text(hosts + '[fleet]\nurl = "redis://h:1"\nname = "f"\n'))
+    assert (in_force.fleet.url, in_force.deliver.hosts, in_force.deliver.host_per_second) == ("", 3, 190 / 3)
+    assert waiting == ["fleet.url", "fleet.name", "deliver.hosts"]

@@ -87,3 +87,19 @@ def test_lines_that_a_full_disk_refused_are_counted():
     note, after = disk.getvalue().splitlines()
     assert check_log_line(note)["message"] == "The log could not be written for a while; 20 lines are missing here."
     assert after == "after"
+
+
+def test_closing_gives_a_full_queue_its_time_too():
+    """With a full queue the end did not wait at all, and the last lines were lost: those that say why the daemon ends."""
+
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            time.sleep(0.02)
+            return super().write(text)
+
+    slow = Slow()
+    stream = QueuedStream(slow, lines_max=5)
+    while not stream._queue.full():
+        stream.write("line\n")
+    stream.close()
+    assert slow.getvalue().count("line\n") >= 5

@@ -15,6 +15,8 @@ from threading import Barrier
 
 import pytest
 
+from sidecar.cli.dev import _config
+from sidecar.errors import Failed
 from sidecar.sandbox.server import free_ports
 
 # What macOS and others lack, taken away before anything of px-sidecar is loaded; trio is adapted to each system when it is built.
@@ -215,3 +217,14 @@ def test_every_way_to_end_it_prints_the_account(tmp_path, number):
         dev.process.send_signal(number)
         out, _ = dev.process.communicate(timeout=20)
     assert out.splitlines()[-1].startswith("accepted=0")
+
+
+def test_dev_overwrites_no_configuration_but_its_own(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text('[px]\nregion = "eu"\n')
+    with pytest.raises(Failed, match="not overwritten"):
+        _config(tmp_path, "127.0.0.1:8321", 8399)
+    assert path.read_text() == '[px]\nregion = "eu"\n'
+    path.unlink()
+    for _ in range(2):
+        _config(tmp_path, "127.0.0.1:8321", 8399)  # its own it replaces

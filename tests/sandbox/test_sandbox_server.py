@@ -13,7 +13,7 @@ from sandbox_client import EVENTS, client_of, event
 
 from sidecar.clock import SystemClock
 from sidecar.http import Shutdown
-from sidecar.sandbox import Faults, Outage, serve_sandbox
+from sidecar.sandbox import Faults, Outage, Sandbox, serve_sandbox
 from sidecar.sandbox.report import largest_window
 
 
@@ -293,3 +293,20 @@ async def test_all_stored_events_are_listed_one_per_line(make_box, count):
             await call("POST", EVENTS, event(seq=number))
         _, _, body = await call("GET", "/sandbox/events", b"")
     assert [json.loads(line) for line in body.splitlines()] == [event(seq=number) for number in range(count)]
+
+
+@pytest.mark.parametrize("content", [b"my notes\nof a year\n", b"SQLite format 3\0", b"5 apples\n"])
+def test_a_state_file_of_another_program_is_not_truncated(tmp_path, content):
+    state = tmp_path / "notes"
+    state.write_bytes(content)
+    with pytest.raises(OSError, match="not a log of the sandbox"):
+        Sandbox(state=state)
+    assert state.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"5.0", b"5.000000 201 1 POST /v1/events/custom 1 500\n{half"])
+def test_a_first_record_that_a_kill_left_is_truncated(tmp_path, content):
+    state = tmp_path / "log"
+    state.write_bytes(content)
+    Sandbox(state=state).close()
+    assert state.read_bytes() == b""
