@@ -337,7 +337,10 @@ class StateReader:
         return newest
 
     def _drain_s(self, flow: _Flow, pending: int) -> float | None:
-        left = _left(flow.quota)
+        quota, reserve = flow.quota, _reserve(self._deliver)
+        # Only high-priority events may use the reserve.
+        high = self._outbox.counters.get(PENDING[Priority.HIGH], 0)
+        left = min(_left(quota), max(0, _left(quota) - reserve) + high)
         paused = flow.paused or (flow.state is not None and flow.state.state is destination.DestinationState.PAUSED)
         if paused or not flow.pace:
             return None
@@ -346,8 +349,10 @@ class StateReader:
         if self._deliver.day == "utc":
             next_day_in_s = DAY_S - self._clock.wall_ms() / 1000 % DAY_S
         else:
-            next_day_in_s = DAY_S if left else flow.quota.free_in_s
-        return drain_s(pending, pace_per_s=flow.pace, left=left, limit=flow.quota.limit, next_day_in_s=next_day_in_s)
+            next_day_in_s = quota.free_in_s or DAY_S
+        held_s = quota.free_in_s if quota.by_px and left else 0.0
+        limit = quota.limit - reserve
+        return held_s + drain_s(pending, pace_per_s=flow.pace, left=left, limit=limit, next_day_in_s=next_day_in_s)
 
 
 def _pace_in_fleet(fleet: FleetFacts | None, per_second: float) -> float:

@@ -257,8 +257,13 @@ class Destination:
             self._opens_by_time = verdict.kind is Kind.DELIVERED
         return outcome
 
-    def sequence_continued(self, now_s: float, *, probe: bool) -> None:
-        """Take an answer that leads to the event's next request: PX itself answered, and it accepts the key."""
+    def sequence_continued(self, now_s: float, *, probe: bool, accepted: bool = False) -> None:
+        """Take an answer that leads to the event's next request: PX itself answered, and it accepts the key.
+
+        ``accepted``: it did what an errand asked for, which ends an episode of 429s as a delivery does.
+        """
+        if accepted:
+            self._too_fast_since_s = None
         self._failures = 0
         self._failure_users.clear()
         if probe:
@@ -268,7 +273,8 @@ class Destination:
     def probe_abandoned(self, now_s: float) -> None:
         """Give up a probe without an answer: there was no event to send, or sending was cancelled."""
         self._probing = False
-        self._until_s = now_s + self._config().retry_initial
+        # An answer that came meanwhile may have asked for a longer wait.
+        self._until_s = max(self._until_s, now_s + self._config().retry_initial)
 
     def _on_delivered(self, event: int, now_s: float, *, probe: bool) -> Outcome:
         confirmed = tuple(self._on_probation)
@@ -344,6 +350,8 @@ class Destination:
             self._too_fast_since_s = now_s if self._too_fast_since_s is None else self._too_fast_since_s
         until_s = now_s + (verdict.retry_after_s or 0.0)
         if self._base is DestinationState.WAITING and not probe:  # under way when the episode began
+            if verdict.retry_after_s and until_s > self._until_s:
+                self._wait(verdict.kind, verdict.message, now_s, until_s)  # a delivery must not end it
             self._until_s = max(self._until_s, until_s)
             return Outcome(Disposition.REQUEUE)
         self._wait(verdict.kind, verdict.message, now_s, max(until_s, now_s + self._next_back_off_s(now_s)))

@@ -114,7 +114,7 @@ class Errands:
             if outcome.day_spent:
                 self._dispatcher.limiter.treat_day_as_spent()
         elif is_probe and verdict.kind in PX_IS_THERE:
-            destination.sequence_continued(now_s, probe=True)
+            destination.sequence_continued(now_s, probe=True, accepted=verdict.kind is Kind.DELIVERED)
         elif is_probe:
             destination.probe_abandoned(now_s)
         self._delivery.wake()

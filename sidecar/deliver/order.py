@@ -188,18 +188,19 @@ class UserQueues:
 
     def load_parked(self, key: QueueKey, rows: list[tuple[Row, Any]], *, more: bool) -> None:
         """Take the next parked rows of one key, in order of id; without ``more`` there are no others."""
+        # Rows that are still to be marked as parked are not in this page: the key stays parked for them, from before them.
+        unread = [event.id - 1 for event in self._to_park if event.key == key]
         for row, memory in rows:
             if row.id > self._read_position[key[0]]:
                 # Parked by an earlier process: older events of this key may still come from the backlog.
                 self._needs_refill.pop(key, None)
                 self._wait_for_read_position(key, row.id)
                 return
-            self._parked[key] = row.id
+            self._parked[key] = min([row.id, *unread])
             if row.id not in self.events:
                 self._enqueue(LoadedEvent(row, key, memory))
         self._needs_refill.pop(key, None)
-        # Rows that are still to be marked as parked are not in this page: the key stays parked for them.
-        if not more and not any(event.key == key for event in self._to_park):
+        if not more and not unread:
             self._parked.pop(key, None)
         elif key not in self._queues:
             self._needs_refill[key] = None

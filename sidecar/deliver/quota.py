@@ -159,8 +159,12 @@ class Quota:
         return now_s if self._unused and self._lease_holds() else math.inf
 
     def take(self, *, priority: Priority) -> None:
-        """Count a request that is sent now; ``ready_at_s`` must allow it (AssertionError otherwise)."""
-        assert self.ready_at_s(0.0, priority=priority) == 0.0, "the quota does not allow a request now"
+        """Count a request that is sent now; ``ready_at_s`` must have allowed it (AssertionError otherwise)."""
+        # By the counts of that question: the lease's minute or day may have ended since, while the event was mapped.
+        limit = self.per_day if priority is Priority.HIGH else self._normal_limit
+        assert self._unused, "no lease holds a request"
+        assert self._wait_s(limit) == 0, "the quota does not allow a request now"
+        self._lease_needed = True
         self._unused -= 1
 
     def pace_per_s(self) -> float:

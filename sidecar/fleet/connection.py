@@ -198,7 +198,10 @@ class EngineConnection:
             raise trio.ClosedResourceError("not connected")
         await self._stream.send_all(b"".join(map(_packed, commands)))
         while len(replies) < len(commands):
-            reply = self._reader.gets()
+            try:
+                reply = self._reader.gets()
+            except hiredis.HiredisError as error:  # such as HTTP, from a load balancer without an engine behind it
+                raise trio.BrokenResourceError(f"it does not answer as Redis does: {error}") from None
             if reply is not False:
                 replies.append(reply)
                 continue

@@ -229,3 +229,23 @@ def test_without_the_engine_pace_is_that_of_the_promise(tmp_path):
         assert shown(FleetThatIs("quiet")) == (False, 2.5, 2.0)
         assert shown(FleetThatIs("alone", alone=0.0)) == (False, 0.0, None)
         assert shown(FleetThatIs("joining", alone=0.0)) == (False, 0.0, None)
+
+
+def test_time_to_drain_leaves_out_the_reserve(tmp_path):
+    """It was pending / pace: seconds, while `free_in_s` was a day."""
+    with DaemonDir(tmp_path, "[deliver]\nper_day = 10\nreserve_for_high = 0.5\n").running() as daemon:
+        for number in range(7):
+            daemon.track(f"u{number}", "Feature Used")
+        wait_until(lambda: daemon.status()["delivered"] == 5, "five deliveries")
+        status = daemon.status()
+    assert status["quota"]["free_in_s"] > DAY_S - 130
+    assert status["drain_s"] == pytest.approx(status["quota"]["free_in_s"], abs=1)
+
+
+def test_time_to_drain_waits_if_px_has_ended_the_day(tmp_path):
+    with DaemonDir(tmp_path).running() as daemon:
+        daemon.do(daemon.app.delivery.dispatcher.limiter.treat_day_as_spent)
+        daemon.track("u1", "Feature Used")
+        status = daemon.status()
+    assert status["quota"]["free_in_s"] > 3500
+    assert status["drain_s"] == pytest.approx(status["quota"]["free_in_s"], abs=1)

@@ -562,3 +562,23 @@ def test_an_outage_says_that_nothing_is_lost():
     harness = DestinationHarness()
     harness.reply(AWAY)
     assert harness.status().message == f"{classify(AWAY, wall_ms=0).message} Events are kept and retried."
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_wait_that_px_asks_for_during_an_outage_is_kept(status):
+    """The next delivery of a request under way ended it at once."""
+    harness = DestinationHarness()
+    harness.reply(AWAY)
+    harness.reply(PxAnswer(status, b"", "600"))  # under way when the outage began
+    harness.reply(PxAnswer(201))
+    assert harness.permission() == Wait(harness.now_s + 600)
+
+
+def test_an_abandoned_probe_keeps_the_wait_that_px_asked_for():
+    harness = DestinationHarness()
+    harness.reply(AWAY)
+    harness.later(1)
+    harness.destination.probe_started(harness.now_s)
+    harness.reply(PxAnswer(429, b"", "600"))  # under way when the outage began
+    harness.destination.probe_abandoned(harness.now_s)
+    assert harness.permission() == Wait(harness.now_s + 600)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import trio
-from delivery_harness import ScriptedPx, create_all, delivering, most_in_a_second, new_event
+from delivery_harness import CREATED, ScriptedPx, create_all, delivering, most_in_a_second, new_event
 
 from sidecar.daemon import Application
 from sidecar.http import Request
@@ -124,3 +124,16 @@ async def test_a_deletion_that_waits_counts_as_demand(tmp_path, autojump_clock, 
         await trio.sleep(5)
         assert errands.demand(trio.current_time()) == (0, 0, 0)
     assert px.deleted == ["ann"]
+
+
+async def test_a_429_long_after_an_errands_does_not_spend_the_day(tmp_path, autojump_clock):
+    """The episode that the errand had begun never ended: one 429 hours later held everything for an hour."""
+    answers = iter([PxAnswer(429)])
+    px = PxWithUsers(PxAnswer(429, b"{}"))
+    px.decide = lambda _event, _px: next(answers, CREATED)
+    async with delivering(tmp_path, px) as daemon:
+        assert (await forget_in_px(daemon, ["ann"]))["deleted"] == 1
+        await trio.sleep(3600)
+        await daemon.outbox.accept([new_event(1, "u1")])
+        await trio.sleep(60)
+        assert daemon.outbox.counters["delivered"] == 1

@@ -84,3 +84,26 @@ def test_users_ready_are_counted_by_class():
     queues.load(row(3, "c", priority=Priority.HIGH))
     assert PRIORITIES == (Priority.HIGH, Priority.NORMAL, Priority.LOW)
     assert queues.ready_by_class() == (1, 2, 0)
+
+
+def test_event_withdrawn_during_a_read_is_read_afterwards():
+    """It stayed parked until a restart: the place to read back from moved to the last row of the page."""
+    queues = UserQueues(by_user=True, window=100)
+    for number in range(1, 8):
+        queues.load(row(number))
+    event = queues.head(0.0)
+    queues.take(event)
+    queues.release_user(event)  # a people call that failed for a minute
+    queues.retry_at(event, 100.0)
+    assert queues.to_park() == [5, 6, 7]
+    for _ in range(2, 5):
+        queues.take(head := queues.head(0.0))
+        queues.done(head)
+    key, _ = queues.wants_parked()
+    assert queues.withdraw(lambda row: row.id == 1) == [event]  # while the page is read
+    queues.load_parked(key, [(row(number), None) for number in (5, 6, 7)], more=False)
+    assert queues.to_park() == [1]
+    for _ in range(5, 8):
+        queues.take(head := queues.head(0.0))
+        queues.done(head)
+    assert queues.wants_parked() == (key, 0)

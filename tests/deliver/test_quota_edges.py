@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from deliver_parts import QuotaClock, QuotaFile, make_quota, send
+from deliver_parts import NOON_MS, QuotaClock, QuotaFile, make_quota, send
 
 from sidecar.deliver.quota import DailyCaps, Lease, Quota, QuotaRow
 from sidecar.mapping import Cap, Priority
@@ -470,3 +470,21 @@ def test_a_place_that_is_given_back_can_be_taken_again():
     caps.give_back(first)
     assert caps.take(cap, 0) == first
     assert caps.take(cap, 0) is None
+
+
+@pytest.mark.parametrize("day", ["rolling", "utc"])
+def test_permission_holds_if_the_day_ends_before_the_send(day):
+    """An event is mapped between the question and the send: an AssertionError ended the daemon, at midnight for example."""
+    clock, file = QuotaClock(), QuotaFile()
+    clock.at_s += NOON_MS / 1000 + DAY_S / 2 - clock.wall_ms() / 1000 - 0.001  # just before midnight
+    quota = make_quota(1000, clock=clock, day=day)
+    quota.ready_at_s(0.0, priority=Priority.NORMAL)
+    lease = quota.wants_lease()
+    file.commit(lease)
+    quota.granted(lease)
+    if day == "rolling":
+        clock.at_s = 60 * (lease.through_minute + 1) - 0.001
+    assert quota.ready_at_s(0.0, priority=Priority.NORMAL) == 0.0
+    clock.at_s += 0.002
+    quota.take(priority=Priority.NORMAL)
+    assert quota.ready_at_s(0.0, priority=Priority.NORMAL) > 0.0, "the lease is over for the next one"

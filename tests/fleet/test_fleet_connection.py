@@ -146,3 +146,16 @@ async def test_an_engine_with_too_few_replicas_is_not_called(autojump_clock):
     with pytest.RaisesGroup(pytest.RaisesExc(EngineAway, match="Only 0 of 1 replicas")):
         async with connected(Engine(INFO=bulk(info)), 1):
             pass
+
+
+async def test_a_peer_that_is_no_engine_is_reported_and_ends_nothing():
+    """A load balancer answers HTTP while no engine is behind it: hiredis's error ended the daemon."""
+
+    async def open_stream() -> trio.abc.Stream:
+        ours, theirs = memory_stream_pair()
+        await theirs.send_all(b"HTTP/1.0 503 Service Unavailable\r\n\r\n")
+        return ours
+
+    connection = EngineConnection(FleetConfig(url="redis://host", name="t"), Secret(), open_stream=open_stream)
+    with pytest.raises(EngineAway, match="does not answer as Redis does"):
+        await connection.connect()
