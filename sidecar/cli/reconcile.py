@@ -19,7 +19,7 @@ from sidecar.cli.px_queries import ask_px
 from sidecar.cli.screen import console, local_time_ms, progress_bar, table
 from sidecar.control.client import ControlApi, DaemonClient
 from sidecar.errors import Failed
-from sidecar.px import decode_events, read_events
+from sidecar.px import add_up_names, decode_events, read_events
 from sidecar.units import counted, show_count
 
 __all__ = ["Reconciliation", "reconcile"]
@@ -161,13 +161,9 @@ def _count_delivered(backend: ControlApi, since_ms: int, until_ms: int) -> Recon
 
 
 def _merge_names(hosts: Iterable[Reconciliation]) -> list[NameCount]:
-    """Add up the names of all hosts, most events first. Case is ignored, as in PX's filters."""
-    by_name: dict[str, NameCount] = {}
-    for host in hosts:
-        for name in host.names:
-            merged = by_name.setdefault(name.name.casefold(), NameCount(name.name, 0))
-            merged.delivered += name.delivered
-    return sorted(by_name.values(), key=lambda name: (-name.delivered, name.name))
+    """Add up the names of all hosts, most events first."""
+    added = add_up_names((name.name, name.delivered) for host in hosts for name in host.names)
+    return [NameCount(name, count) for name, count in sorted(added.items(), key=lambda item: (-item[1], item[0]))]
 
 
 def _ask_px(backend: ControlApi, config_flag: str | None, result: Reconciliation) -> None:

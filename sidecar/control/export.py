@@ -128,13 +128,13 @@ def exported_events(store: Store, rows: Sequence[Row], settings: Settings) -> li
     lines = []
     for row, (product, user) in zip(rows, keys, strict=True):
         memory = NO_ACCOUNT if user is None else store.accounts.of((product, user))
-        line = _exported(row, product, memory, settings.mapper)
+        line = _exported(row, product, sources.get(row.source, ""), memory, settings.mapper)
         if line is not None:
-            lines.append((row, msgspec.structs.replace(line, source=sources.get(row.source, ""))))
+            lines.append((row, line))
     return lines
 
 
-def _exported(row: Row, product: str, memory: Account, mapper: Mapper) -> ExportedEvent | None:
+def _exported(row: Row, product: str, source: str, memory: Account, mapper: Mapper) -> ExportedEvent | None:
     try:
         event = decode_stored(row.body)
     except msgspec.DecodeError:
@@ -149,6 +149,7 @@ def _exported(row: Row, product: str, memory: Account, mapper: Mapper) -> Export
         received_ms=row.received_ms,
         event=shown,
         hashed=hashed or None,
+        source=source,
         priority=cast("Class", row.priority.name.lower()),
         account=None if row.account is None else account,
         account_from=account_from,

@@ -73,10 +73,9 @@ def exported_lines(config: Config, store: Store, now_ms: int, *, dead: bool) -> 
     if dead:
         for reason in _dead_reasons(store):
             _make_pending(store, reason, now_ms, settings.mapper.priority_of)
-    sources = store.source_fingerprints()
     for rows in pending_pages(store):
-        for row, line in exported_events(store, rows, settings):
-            yield msgspec.json.encode(msgspec.structs.replace(line, source=sources.get(row.source, "")))
+        for _, line in exported_events(store, rows, settings):
+            yield msgspec.json.encode(line)
 
 
 def _dead_reasons(store: Store) -> list[str]:

@@ -25,6 +25,7 @@ from sidecar.px import (
     PxAnswer,
     PxRequest,
     Reply,
+    add_up_names,
     classify,
     decode_events,
     delete_user,
@@ -123,7 +124,7 @@ class PxRoutes:
             raise RequestError(400, "PX reads back at most 190 days; give hours between 0 and 4,560.")
         since_ms = until_ms - round(query.hours * 3_600_000)
         names, complete_since_ms = await self._delivered(since_ms, until_ms)
-        names = _merged(names)
+        names = add_up_names(names.most_common())  # under the commonest spelling
         most = names.most_common(NAMES_MAX)
         totals, problem = await self._ask_totals([name for name, _ in most], since_ms, until_ms)
         totals += [None] * (len(most) - len(totals))
@@ -234,15 +235,6 @@ class PxRoutes:
         event = new_event(settings, source, judged, via=Via.HTTP)
         accepted = await self._outbox.accept([event])
         return json_response({"messageId": judged.message_id, "accepted": accepted.stored})
-
-
-def _merged(names: Counter[str]) -> Counter[str]:
-    """Add up names that differ in case: PX's filters ignore it. The commonest spelling stays."""
-    spelled: dict[str, str] = {}
-    merged: Counter[str] = Counter()
-    for name, count in names.most_common():
-        merged[spelled.setdefault(name.casefold(), name)] += count
-    return merged
 
 
 def deletions(users: Sequence[str], replies: Sequence[Reply], wall_ms: int) -> dict[str, Any]:

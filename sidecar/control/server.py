@@ -175,9 +175,8 @@ class ControlRoutes:
             params = dict(parse_qsl(request.query, keep_blank_values=True))
             endpoint = self._endpoint(request)
             if request.method == "POST":
-                decode_body(
-                    request, dict[str, Any]
-                )  # here: some calls take no parameters, and act before they are recorded
+                # Here, without making values of it: some calls take no parameters, and act before they are recorded.
+                decode_body(request, dict[str, msgspec.Raw])
             response = await endpoint(request, params)
             if self._audit is not None and request.method == "POST" and response.status == 200:
                 await self._audit.record(request)

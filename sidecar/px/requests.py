@@ -17,6 +17,7 @@ and ``. _ ~ @ + : -``, ids of dots alone, ids over 200 characters, and ids that 
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 from urllib.parse import quote, urlencode
@@ -31,6 +32,7 @@ __all__ = [
     "EVENTS",
     "CallSequence",
     "PxRequest",
+    "add_up_names",
     "delete_user",
     "holds_event",
     "preview",
@@ -156,6 +158,15 @@ def read_events(
     query |= {"dateRangeStart": from_ms, "dateRangeEnd": until_ms, "pageSize": page_size}
     query |= {"scrollId": scroll_id} if scroll_id else {}
     return PxRequest("GET", f"{EVENTS}?{urlencode(query, quote_via=quote)}")
+
+
+def add_up_names(counts: Iterable[tuple[str, int]]) -> Counter[str]:
+    """Add up the counts of names that differ in case alone, under the first spelling: PX's filters ignore it."""
+    spelled: dict[str, str] = {}
+    added: Counter[str] = Counter()
+    for name, count in counts:
+        added[spelled.setdefault(name.casefold(), name)] += count
+    return added
 
 
 def read_event(name: str, user: str, date_ms: int) -> PxRequest:
