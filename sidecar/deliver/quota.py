@@ -150,7 +150,7 @@ class Quota:
         """
         self._refresh()
         self._lease_needed = True
-        wait_s = self._wait_s(self.per_day if priority is Priority.HIGH else self._normal_limit)
+        wait_s = self._wait_s(self._limit_of(priority))
         if wait_s > 0:
             # Once they are dated, the buckets of earlier boots may expire at once. And a wait below the precision of
             # ``now_s`` is still a wait, not permission.
@@ -161,11 +161,13 @@ class Quota:
     def take(self, *, priority: Priority) -> None:
         """Count a request that is sent now; ``ready_at_s`` must have allowed it (AssertionError otherwise)."""
         # By the counts of that question: the lease's minute or day may have ended since, while the event was mapped.
-        limit = self.per_day if priority is Priority.HIGH else self._normal_limit
         assert self._unused, "no lease holds a request"
-        assert self._wait_s(limit) == 0, "the quota does not allow a request now"
+        assert self._wait_s(self._limit_of(priority)) == 0, "the quota does not allow a request now"
         self._lease_needed = True
         self._unused -= 1
+
+    def _limit_of(self, priority: Priority) -> int:
+        return self.per_day if priority is Priority.HIGH else self._normal_limit
 
     def pace_per_s(self) -> float:
         """Return the requests per second that spread the day evenly; infinity for ``burst``."""

@@ -137,7 +137,7 @@ class PrivacyRules(msgspec.Struct, frozen=True):
     def clean(self, text: str, *, url: bool = False) -> str:
         """Return a text with the rules applied to the parameters of the URL that it is, or that is in it, and to JSON."""
         names = self.drop or self.hash
-        if names and text.lstrip(_BEFORE_JSON)[:1] in _JSON_STARTS and (pruned := self._clean_json(text)) is not None:
+        if names and (pruned := self._clean_json(text)) is not None:
             return pruned
         if names and "=" in text:
             text = rewrite_form(text, self._parameter)
@@ -154,6 +154,8 @@ class PrivacyRules(msgspec.Struct, frozen=True):
 
         Apps write objects as texts, since many destinations take no nested ones. One without a covered name stays as it is.
         """
+        if text.lstrip(_BEFORE_JSON)[:1] not in _JSON_STARTS:
+            return None
         try:
             value = decode(text.encode("utf-8", "replace"))  # also what only the tolerant decoder reads
             pruned = self._prune(value, "")
@@ -169,7 +171,7 @@ class PrivacyRules(msgspec.Struct, frozen=True):
             return None
         if folded & self.hash:
             return self.digest(value)
-        if value.lstrip()[:1] in _JSON_STARTS and (pruned := self._clean_json(value)) is not None:
+        if (pruned := self._clean_json(value)) is not None:
             return pruned
         return value
 

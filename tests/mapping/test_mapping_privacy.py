@@ -465,7 +465,8 @@ def test_rule_covers_a_part_of_a_name_with_dots(name: str, nested: str):
 def test_rules_apply_to_json_that_only_the_tolerant_decoder_reads(more: str):
     """Such a text left the host as a whole."""
     for text in (f'{{"email":"{SECRET}",{more}}}', f'\ufeff{{"email":"{SECRET}"}}'):
-        event = track(properties={"note": text, "in": {"note": text}})
+        parameter = f"https://x.test/?n={quote(text)}"
+        event = track(properties={"note": text, "in": {"note": text}, "link": parameter})
         assert SECRET not in str(body(event, RULES)) + str(mapper(RULES).redact(event))
 
 

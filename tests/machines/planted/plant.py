@@ -164,8 +164,8 @@ BUGS = (
     Bug(
         "the reserve for high events is used by all",
         "sidecar/deliver/quota.py",
-        "        wait_s = self._wait_s(self.per_day if priority is Priority.HIGH else self._normal_limit)\n",
-        "        wait_s = self._wait_s(self.per_day)\n",
+        "        return self.per_day if priority is Priority.HIGH else self._normal_limit\n",
+        "        return self.per_day\n",
     ),
     Bug(
         "a clock that is believed at once",
