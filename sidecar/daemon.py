@@ -38,6 +38,7 @@ from sidecar.collector import CollectionPace
 from sidecar.config import Config, ConfigFile, DeliverConfig, Secret, fleet_password
 from sidecar.control.audit import AuditRoutes, PagedCalls
 from sidecar.control.backlog import BacklogRoutes
+from sidecar.control.checks import CheckRoutes
 from sidecar.control.config_calls import ConfigRoutes
 from sidecar.control.dead_groups import DeadGroupRoutes
 from sidecar.control.delivery_control import (
@@ -219,7 +220,7 @@ def build(config: Config, seams: Seams) -> Application:
     delivery_control = DeliveryControl(delivery, outbox, clock, renew_key)
     reloader = Reloader(settings, outbox, delivery, notices, seams.notifier, clock, seams.key, seams.masks)
     audit = AuditRoutes(outbox, PagedCalls())
-    more = (
+    parts = (
         audit,
         WatchRoutes(telemetry, seams.log_lines or LogLines()),
         DeadGroupRoutes(outbox, settings),
@@ -227,16 +228,14 @@ def build(config: Config, seams: Seams) -> Application:
         FleetRoutes(fleet),
         MappingRoutes(outbox, settings, seams.config_file),
         IdleRulesRoutes(outbox, settings),
+        CheckRoutes(seams.config_file, state, outbox, settings),
         ConfigRoutes(settings, seams.config_file, seams.read_config and partial(reloader.reload, seams.read_config)),
         PxRoutes(seams.network, admin, outbox, settings, clock, errands),
         TraceRoutes(outbox, settings, clock, state, telemetry.refusals.describe),
     )
+    more = [part.routes for part in parts]
     control = ControlRoutes(
-        *(state, admin, settings, clock),
-        delivery=delivery_control,
-        feed=telemetry.feed,
-        audit=audit,
-        more=[routes.routes for routes in more],
+        *(state, admin, settings, clock), delivery=delivery_control, feed=telemetry.feed, audit=audit, more=more
     )
     return Application(
         settings=settings,

@@ -5,12 +5,9 @@ Every result is one sentence that says what was found and, unless it is ``ok``, 
 """
 
 import os
-import ssl
-import stat
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Final
 
 import click
 import msgspec
@@ -19,20 +16,18 @@ from rich.text import Text
 
 from sidecar.cli.backend import DURATION, connect_daemon, control_option
 from sidecar.cli.common import global_option, hint, json_option, load_config, print_json
-from sidecar.cli.config_checks import check_broken_file, check_file, check_mapping, check_write_keys, with_lines
-from sidecar.cli.host_checks import CheckResult, check_host
-from sidecar.cli.px_queries import KeyUnreadable, ask_px, effective_key
+from sidecar.cli.px_queries import ask_px, effective_key
 from sidecar.cli.screen import console, grid, printable, table
 from sidecar.clock import SystemClock
-from sidecar.config import Config, config_path, fleet_password, property_key, property_key_warning
-from sidecar.config.credentials import remote_warning
-from sidecar.config.file import region_warning
+from sidecar.config import Config, ConfigFile
 from sidecar.config.schema import REGIONS
+from sidecar.control.checks import check_fleet, check_idle_rules, check_state
 from sidecar.control.client import DaemonClient
+from sidecar.control.config_checks import check_broken_file, check_config
+from sidecar.control.host_checks import CheckResult, check_host
 from sidecar.control.offline import OfflineBackend, open_file
 from sidecar.errors import ConfigError, Failed, NotRunning, SidecarError
 from sidecar.px import CHECK_KEY, Kind, Verdict, classify
-from sidecar.px.transport import HttpxNetwork
 from sidecar.units import counted
 
 __all__ = ["check"]
@@ -135,109 +130,36 @@ def _show(findings: list[CheckResult]) -> None:
 
 
 def _check_all(control_flag: str | None, config_flag: str | None, *, live: bool) -> Iterator[CheckResult]:
+    file = ConfigFile(config_flag, os.environ, global_option("instance"))
     try:
         config = load_config(config_flag)
     except ConfigError:
-        yield from check_broken_file(config_flag, _check_settings)
+        yield from _found_by_daemon(control_flag, file, config_flag) or check_broken_file(file, effective_key)
         return
-    yield check_file(config_path(config_flag, os.environ, global_option("instance"))[0])
-    if warning := region_warning(config, config_flag, os.environ, global_option("instance")):
-        yield CheckResult("warning", "region", warning)
-    yield from with_lines(_check_settings(config), config_flag)
-    daemon = connect_daemon(control_flag, config_flag)
-    running = yield from _check_daemon(daemon, config)
-    yield from check_host(config, running=running)
-    if config.fleet.url:
-        yield from check_fleet(config, os.environ)
+    found = _found_by_daemon(control_flag, file, config_flag)
+    yield from _check_here(config, file, connect_daemon(control_flag, config_flag)) if found is None else found
     if live:
         yield from _check_px(config)
 
 
-def check_fleet(config: Config, environ: Mapping[str, str]) -> Iterator[CheckResult]:
-    """Try the fleet's engine, without joining the fleet."""
-    from sidecar.fleet.trial import try_engine
-
+def _found_by_daemon(control_flag: str | None, file: ConfigFile, config_flag: str | None) -> list[CheckResult] | None:
+    """Return what the daemon of this file finds with its own rights; None if none runs, or one of another file."""
     try:
-        password = fleet_password(config.fleet, environ)
-    except ConfigError as error:
-        yield CheckResult("error", "fleet", str(error))
-        return
-    for trial in trio.run(try_engine, config.fleet, password):
-        yield CheckResult(trial.level, "fleet", trial.message)
+        answer = connect_daemon(control_flag, config_flag).get("/v1/checks")
+    except SidecarError:  # none, an older one, or one that cannot: this process looks itself
+        return None
+    if answer["path"] != str(file.path.absolute()):
+        return None
+    return [CheckResult(**finding) for finding in answer["findings"]]
 
 
-def _check_settings(config: Config) -> Iterator[CheckResult]:
-    """Check what the file says, without the host."""
-    yield from check_keys(config, os.environ)
-    yield from check_mapping(config)
-    yield from check_write_keys(config)
-    yield from _check_listeners_and_proxy(config)
-
-
-def check_keys(config: Config, environ: Mapping[str, str]) -> Iterator[CheckResult]:
-    """Check both keys: the shape of each, that they are not swapped, and the mode of the API key's file."""
-    try:
-        key = effective_key(config, environ)
-    except KeyUnreadable as error:  # the daemon may well have it
-        yield CheckResult("warning", "API key", f"{error.path} is open to root only and was not looked at; use sudo.")
-    except ConfigError as error:
-        yield CheckResult("error", "API key", str(error))
-    else:
-        yield from _check_key_file_mode(config)
-        yield CheckResult("ok", "API key", "Present and well-formed; --live tests it against PX.")
-        if config.px.property_key.strip() == key.reveal():
-            yield CheckResult(
-                "error",
-                "property key",
-                "px.property_key holds the API key; set it to the product's key, AP-XXXXXXXXXX-2.",
-            )
-            return
-    try:
-        odd = property_key_warning(property_key(config.px))
-    except ConfigError as error:
-        yield CheckResult("error", "property key", str(error))
-        return
-    yield (
-        CheckResult("warning", "property key", odd)
-        if odd
-        else CheckResult("ok", "property key", f"{config.px.property_key.strip()} is well-formed; {NOT_VERIFIED}")
-    )
-
-
-def _check_key_file_mode(config: Config) -> Iterator[CheckResult]:
-    if not config.px.api_key_file:
-        return
-    path = Path(config.px.api_key_file)
-    if path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
-        yield CheckResult("warning", "API key", f"Other users of this host can read {path}; run `chmod 0600 {path}`.")
-
-
-def _check_listeners_and_proxy(config: Config) -> Iterator[CheckResult]:
-    """Check what cannot be validated key by key: certificates, open listeners, the proxy to PX."""
-    if config.listen.https:
-        yield _check_certificate(config)
-    if error_sentence := remote_warning(config):
-        yield CheckResult("error", "listeners", error_sentence)
-    if config.px.proxy or config.px.ca_file:
-        try:
-            HttpxNetwork(config.px, effective_key(config), config.deliver.timeout)
-            yield CheckResult("ok", "way to PX", "Proxy and certificates are usable.")
-        except KeyUnreadable:
-            pass  # said where the key is checked
-        except ConfigError as error:
-            yield CheckResult("error", "way to PX", str(error))
-
-
-def _check_certificate(config: Config) -> CheckResult:
-    listen = config.listen
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(listen.tls_cert, listen.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        return CheckResult(
-            "error", "https", f"{listen.tls_cert} with listen.tls_key cannot be loaded ({why}); set both to PEM files."
-        )
-    return CheckResult("ok", "https", f"{listen.tls_cert} is usable.")
+def _check_here(config: Config, file: ConfigFile, daemon: DaemonClient) -> Iterator[CheckResult]:
+    """Check file, daemon and host with the rights of this user."""
+    yield from check_config(file, config, effective_key)
+    running = yield from _check_daemon(daemon, config)
+    yield from check_host(config, running=running)
+    if config.fleet.url:
+        yield from trio.run(check_fleet, config, os.environ)
 
 
 def _check_daemon(daemon: DaemonClient, config: Config) -> Generator[CheckResult, None, bool]:
@@ -257,12 +179,8 @@ def _check_daemon(daemon: DaemonClient, config: Config) -> Generator[CheckResult
             "daemon",
             f"The daemon at {daemon.path} uses another outbox ({path}); give each daemon its own listen.control.",
         )
-    elif status["reasons"]:
-        refused = {problem["message"] for problem in status.get("problems", ()) if problem["severity"] == "accepting"}
-        for reason in status["reasons"]:
-            yield CheckResult("error" if reason in refused else "warning", "daemon", reason)
     else:
-        yield CheckResult("ok", "daemon", f"Running, with {counted(status['pending'], 'event')} pending.")
+        yield from check_state(status)
     yield from _idle_rules(daemon)
     return True
 
@@ -290,16 +208,10 @@ def _idle_rules(backend: DaemonClient | OfflineBackend) -> Iterator[CheckResult]
         rules = backend.get("/v1/mapping/idle")["rules"]
     except SidecarError as error:  # the outbox cannot be read, or the daemon is an older one
         rules = [f"The rules were not compared with events: {error}"]
-    return (CheckResult("warning", "mapping", sentence) for sentence in rules)
+    return check_idle_rules(rules)
 
 
 # PX ------------------------------------------------------------------------------------------------------------------
-
-
-# PX answers an event with 201 whatever product it names: sidecar/px/README.md#answers.
-NOT_VERIFIED: Final = (
-    "not verified, as PX accepts any: `px-sidecar send NAME --user U --verify` shows if events arrive."
-)
 
 
 def _check_px(config: Config) -> Iterator[CheckResult]:

@@ -3,30 +3,26 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 import webbrowser
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import click
-import msgspec
 import trio
 
 from sidecar.cli.backend import connect_daemon, control_option
-from sidecar.cli.common import expected_error, global_option, own_command
+from sidecar.cli.common import expected_error, global_option
 from sidecar.config import ConfigFile
 from sidecar.config.schema import is_loopback_host
 from sidecar.console import Console, Options
 from sidecar.console.guard import EVERY_ADDRESS
 from sidecar.control.client import DaemonClient
-from sidecar.errors import Failed, NotRunning
+from sidecar.errors import NotRunning
 
-__all__ = ["checks_of", "console", "new_code_upon_enter", "open_browser", "serve_console"]
+__all__ = ["console", "new_code_upon_enter", "open_browser", "serve_console"]
 
-CHECK_S: Final = 30.0
 _EVERY_ADDRESS: Final = (
     " From another host, open the printed link with an address of this host in place of the local one."
 )
@@ -73,7 +69,6 @@ def console(
         port=port,
         read_only=read_only or reads_only,
         hide_bodies=hide_bodies,
-        checks=checks_of(config_flag),
     )
     if not is_loopback_host(host):
         click.echo(
@@ -155,21 +150,3 @@ def _answering(daemon: DaemonClient) -> tuple[str, bool]:
             refused = refused or error  # that of the socket which can do everything says best what is wrong
     assert refused is not None
     raise refused
-
-
-def checks_of(config_flag: str | None) -> Callable[[], list[dict[str, Any]]]:
-    """Return what asks ``px-sidecar check``, for the page: in a process of its own, as the verb needs its own context."""
-    options = [] if config_flag is None else ["--config", config_flag]
-    instance = global_option("instance")
-    before = ["--instance", instance] if instance else []
-
-    def checks() -> list[dict[str, Any]]:
-        command = [*own_command(), *before, "check", "--json", *options]
-        try:
-            ran = subprocess.run(command, capture_output=True, timeout=CHECK_S, check=False)  # noqa: S603 - this program
-            found: list[dict[str, Any]] = msgspec.json.decode(ran.stdout)["findings"]
-        except (subprocess.TimeoutExpired, msgspec.DecodeError, KeyError, TypeError):
-            raise Failed("`px-sidecar check` gave no result; run it in a terminal.") from None
-        return found
-
-    return checks

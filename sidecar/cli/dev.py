@@ -21,7 +21,7 @@ import click
 import trio
 
 from sidecar.cli.common import expected_error
-from sidecar.cli.console import checks_of, new_code_upon_enter, open_browser
+from sidecar.cli.console import new_code_upon_enter, open_browser
 from sidecar.cli.dev_feed import DevFeed
 from sidecar.cli.screen import printable
 from sidecar.clock import FreezeClock, SystemClock
@@ -275,8 +275,7 @@ class _Session:
                     nursery.start_soon(self._report_waiting, app)
                     self.echo(_greeting(self._config, str(self._file.path), self._failing))
                     if self._with_console:
-                        checks = checks_of(str(self._file.path))
-                        page = Console(Options(listen.control, self._file, idle_s=math.inf, checks=checks))
+                        page = Console(Options(listen.control, self._file, idle_s=math.inf))
                         await nursery.start(page.run)
                         address = page.url()
                         self.echo(f"Console: {address}\nEnter prints a new address for another tab.")

@@ -5,7 +5,6 @@ import html
 import io
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -13,19 +12,19 @@ import click
 import msgspec
 
 from sidecar.cli.backend import control_option, open_backend
-from sidecar.cli.common import hint, json_option, load_config, print_document, print_json
-from sidecar.cli.px_queries import ask_px
-from sidecar.cli.screen import console, local_time_ms, printable, table
-from sidecar.config import Config
+from sidecar.cli.common import hint, json_option, print_document, print_json
+from sidecar.cli.px_queries import declared_in_px, totals_in_px
+from sidecar.cli.screen import console, local_time_ms, printable, progress_bar, table
+from sidecar.control.client import ControlApi
 from sidecar.control.names import NameEntry, differences, findings, merged
 from sidecar.errors import Failed
-from sidecar.px import PxAnswer, decode_events, read_attributes, read_events
 from sidecar.units import show_count
 
 __all__ = ["names"]
 
 # PX shows an event some minutes after it accepted it.
 TOO_NEW_MS: Final = 15 * 60_000
+DAY_MS: Final = 86_400_000
 MAX_RANGE_MS: Final = 190 * 86_400_000
 
 
@@ -100,10 +99,9 @@ def names(
     if others:
         catalogue.names = merged([catalogue.names, *(_read(path).names for path in others)])
     if verify:
-        config = load_config(config_flag)
-        if unjudged := _ask_px(config, catalogue.names):
+        if unjudged := _ask_px(backend, config_flag, catalogue.names):
             click.echo(printable(unjudged), err=True)
-        undeclared = _ask_declared(config, catalogue.traits)
+        undeclared = _ask_declared(backend, config_flag, catalogue.traits)
     catalogue.names.sort(key=lambda entry: (-entry.events, entry.name))
     catalogue.findings = findings(catalogue.names) + undeclared
     if save is not None:
@@ -130,26 +128,23 @@ def _write(path: Path, catalogue: Catalogue) -> None:
         raise Failed(f"{path} cannot be written ({error.strerror}); name another file with --save.") from None
 
 
-def _ask_px(config: Config, entries: list[NameEntry]) -> str:
+def _ask_px(backend: ControlApi, config_flag: str | None, entries: list[NameEntry]) -> str:
     """Fill in what PX has of each name; return a sentence on those that nothing can be said of.
 
     A name with ";" cannot be asked for: PX's filter reads it as "and". That PX shows none says something only of a name
     that was delivered, and not just now.
     """
     until_ms = int(time.time() * 1000)
-    asked = [entry for entry in entries if entry.px and ";" not in entry.px]
-    requests = [
-        read_events(
-            event_name=str(entry.px),
-            from_ms=max(entry.first_ms - 86_400_000, until_ms - MAX_RANGE_MS),
-            until_ms=until_ms,
-            page_size=1,
-        )
-        for entry in asked
-    ]
-    for entry, reply in zip(asked, ask_px(config, requests), strict=True):
-        hits = int(decode_events(reply)["totalHits"])
-        entry.in_px = hits if hits or 0 < entry.delivered_ms <= until_ms - TOO_NEW_MS else None
+    asked = left = [entry for entry in entries if entry.px and ";" not in entry.px]
+    since_ms = max(min((entry.first_ms for entry in asked), default=0) - DAY_MS, until_ms - MAX_RANGE_MS)
+    progress, task = progress_bar("asking PX", total=len(asked))
+    with progress:
+        while left:
+            totals = totals_in_px(backend, config_flag, [str(entry.px) for entry in left], since_ms, until_ms)
+            for entry, hits in zip(left, totals, strict=False):
+                entry.in_px = hits if hits or 0 < entry.delivered_ms <= until_ms - TOO_NEW_MS else None
+            left = left[len(totals) :]
+            progress.advance(task, len(totals))
     reasons = {
         "none of their events was delivered, or only within 15 minutes": [e for e in asked if e.in_px is None],
         "PX cannot be asked for a name with a semicolon": [e for e in entries if e.px and ";" in e.px],
@@ -162,41 +157,23 @@ def _ask_px(config: Config, entries: list[NameEntry]) -> str:
     return f"Whether PX shows these is not known: {'; '.join(parts)}." if parts else ""
 
 
-def _ask_declared(config: Config, traits: dict[str, dict[str, int]]) -> list[str]:
+def _ask_declared(backend: ControlApi, config_flag: str | None, traits: dict[str, dict[str, int]]) -> list[str]:
     """Return a sentence for each custom attribute of users and accounts that PX does not declare."""
     found: list[str] = []
     kinds: tuple[Literal["user", "account"], ...] = ("user", "account")
     for kind in kinds:
         if not traits.get(kind):
             continue
-        reply = ask_px(config, [read_attributes(kind)])[0]
-        if not isinstance(reply, PxAnswer) or reply.status != 200:
-            found.append(f"The declared attributes of {kind}s could not be read from PX; does the key have Read?")
+        try:
+            declared = {name.casefold() for name in declared_in_px(backend, config_flag, kind)}
+        except Failed as error:
+            found.append(str(error))
             continue
-        declared = {name.casefold() for name in _declared_names(reply.body)}
         missing = sorted(name for name in traits[kind] if name.casefold() not in declared)
         found += [
             f"PX declares no {kind} attribute {name}; declare it under Administration > Attributes." for name in missing
         ]
     return found
-
-
-def _declared_names(body: bytes) -> Iterator[str]:
-    """Yield the names in PX's answer, whose shape no document shows: every ``name`` of an object that is in use."""
-    try:
-        open_values: list[Any] = [msgspec.json.decode(body)]
-    except msgspec.DecodeError:
-        return
-    while open_values:
-        value = open_values.pop()
-        if isinstance(value, list):
-            open_values += value
-        elif isinstance(value, dict):
-            open_values += [part for part in value.values() if isinstance(part, list | dict)]
-            if value.get("state") not in ("DELETED", "DISABLED"):
-                yield from (
-                    value[key] for key in ("name", "attributeName", "apiName") if isinstance(value.get(key), str)
-                )
 
 
 def _print(catalogue: Catalogue, changed: list[str] | None, *, as_csv: bool, as_html: bool, as_json: bool) -> None:

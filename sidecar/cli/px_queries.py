@@ -8,32 +8,33 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import trio
 
 from sidecar.cli.common import global_option, load_config
 from sidecar.config import Config, Secret, api_key
+from sidecar.config.credentials import KeyUnreadable
 from sidecar.control.client import ControlApi, DaemonClient
-from sidecar.errors import ConfigError
-from sidecar.px import PxRequest, Reply, decode_events, holds_event, read_event
+from sidecar.errors import ConfigError, Failed
+from sidecar.px import (
+    PxRequest,
+    Reply,
+    declared_attributes,
+    decode_events,
+    holds_event,
+    read_attributes,
+    read_event,
+    read_events,
+)
 from sidecar.px.transport import HttpxNetwork
 
-__all__ = ["KeyUnreadable", "ask_px", "changed_credential", "effective_key", "is_in_px"]
+__all__ = ["ask_px", "changed_credential", "declared_in_px", "effective_key", "is_in_px", "totals_in_px"]
 
 TIMEOUT_S: Final = 30.0
+NAMES_AT_ONCE: Final = 20
 KEY_FOLDER: Final = Path("/etc/px-sidecar")  # LoadCredential= in systemd/*.service
-
-
-class KeyUnreadable(ConfigError):
-    """The API key is in a file that only root can read; the daemon gets it from systemd."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        super().__init__(
-            f"Asking PX needs the API key, and {path} is open to root only; use sudo, or leave out what asks PX."
-        )
 
 
 def effective_key(config: Config, environ: Mapping[str, str] = os.environ) -> Secret:
@@ -87,6 +88,33 @@ def ask_px(config: Config, requests: Sequence[PxRequest]) -> list[Reply]:
             await lane.aclose()
 
     return trio.run(ask)
+
+
+def totals_in_px(
+    backend: ControlApi, config_flag: str | None, names: Sequence[str], since_ms: int, until_ms: int
+) -> list[int]:
+    """Return how many events PX has of the first ``NAMES_AT_ONCE`` names, at least of one; the daemon asks if one runs.
+
+    Raises Failed, or ConfigError without a key. PX's filter language reads ";" as "and" and has no way to quote it: a name
+    with one cannot be asked for.
+    """
+    names = names[:NAMES_AT_ONCE]
+    if not isinstance(backend, DaemonClient):
+        requests = [read_events(event_name=name, from_ms=since_ms, until_ms=until_ms, page_size=1) for name in names]
+        return [decode_events(reply)["totalHits"] for reply in ask_px(load_config(config_flag), requests)]
+    answer = backend.post("/v1/reconcile/px", {"names": names, "since_ms": since_ms, "until_ms": until_ms})
+    if not answer["totals"]:
+        raise Failed(answer["problem"])
+    totals: list[int] = answer["totals"]
+    return totals
+
+
+def declared_in_px(backend: ControlApi, config_flag: str | None, kind: Literal["user", "account"]) -> list[str]:
+    """Return the custom attributes that PX declares; the daemon asks if one runs. Raises Failed or ConfigError."""
+    if isinstance(backend, DaemonClient):
+        names: list[str] = backend.get("/v1/attributes", {"kind": kind})["names"]
+        return names
+    return declared_attributes(ask_px(load_config(config_flag), [read_attributes(kind)])[0], kind)
 
 
 def is_in_px(backend: ControlApi, config_flag: str | None, body: Mapping[str, Any]) -> bool:

@@ -14,12 +14,12 @@ import click
 import msgspec
 
 from sidecar.cli.backend import TIMESTAMP, control_option, open_backend
-from sidecar.cli.common import json_option, load_config, print_json
-from sidecar.cli.px_queries import ask_px
+from sidecar.cli.common import json_option, print_json
+from sidecar.cli.px_queries import totals_in_px
 from sidecar.cli.screen import console, local_time_ms, progress_bar, table
-from sidecar.control.client import ControlApi, DaemonClient
+from sidecar.control.client import ControlApi
 from sidecar.errors import Failed
-from sidecar.px import add_up_names, decode_events, read_events
+from sidecar.px import add_up_names
 from sidecar.units import counted, show_count
 
 __all__ = ["Reconciliation", "reconcile"]
@@ -29,7 +29,6 @@ TOO_NEW_MS: Final = 15 * 60_000
 MINUTE_MS: Final = 60_000
 # PX refuses a longer range with 400: sidecar/px/README.md#reading-back.
 MAX_RANGE_MS: Final = 190 * 86_400_000
-NAMES_AT_ONCE: Final = 20
 
 
 class NameCount(msgspec.Struct):
@@ -167,13 +166,14 @@ def _merge_names(hosts: Iterable[Reconciliation]) -> list[NameCount]:
 
 
 def _ask_px(backend: ControlApi, config_flag: str | None, result: Reconciliation) -> None:
-    """Fill in what PX has, ``NAMES_AT_ONCE`` names at a time. Raises Failed or ConfigError."""
+    """Fill in what PX has, some names at a time. Raises Failed or ConfigError."""
     progress, task = progress_bar("asking PX", total=len(result.names))
     # PX's filter language reads ";" as "and" and has no way to quote it: such a name cannot be asked for.
     left = [name for name in result.names if ";" not in name.name]
     with progress:
         while left:
-            totals = _totals(backend, config_flag, [name.name for name in left[:NAMES_AT_ONCE]], result)
+            names = [name.name for name in left]
+            totals = totals_in_px(backend, config_flag, names, result.since_ms, result.until_ms)
             for name, total in zip(left, totals, strict=False):
                 name.px = total
             left = left[len(totals) :]
@@ -181,23 +181,6 @@ def _ask_px(backend: ControlApi, config_flag: str | None, result: Reconciliation
     if any(name.px is not None for name in result.names):  # else nothing was compared, and 0 would be a claim
         result.px = sum(name.px or 0 for name in result.names)
     result.missing = sum(name.missing for name in result.names)
-
-
-def _totals(backend: ControlApi, config_flag: str | None, names: list[str], window: Reconciliation) -> list[int]:
-    """Return how many events PX has of the first names, at least of one; the daemon asks if one runs."""
-    if not isinstance(backend, DaemonClient):
-        requests = [
-            read_events(event_name=name, from_ms=window.since_ms, until_ms=window.until_ms, page_size=1)
-            for name in names
-        ]
-        return [decode_events(reply)["totalHits"] for reply in ask_px(load_config(config_flag), requests)]
-    answer = backend.post(
-        "/v1/reconcile/px", {"names": names, "since_ms": window.since_ms, "until_ms": window.until_ms}
-    )
-    if not answer["totals"]:
-        raise Failed(answer["problem"])
-    totals: list[int] = answer["totals"]
-    return totals
 
 
 def _show(result: Reconciliation, *, asked: bool) -> None:

@@ -7,7 +7,7 @@ import click
 
 from sidecar.cli.common import config_option, global_option, load_config
 from sidecar.config.credentials import api_key, property_key, property_key_warning, remote_warning
-from sidecar.config.file import region_warning
+from sidecar.config.file import ConfigFile
 from sidecar.startup import claim
 
 __all__ = ["run"]
@@ -36,7 +36,7 @@ def run(config_flag: str | None) -> None:
     key = api_key(config.px, os.environ)
     product = property_key(config.px)
     with claim(config) as claimed:
-        region = region_warning(config, config_flag, os.environ, global_option("instance"))
+        region = ConfigFile(config_flag, instance=global_option("instance")).region_warning(config)
         for warning in (property_key_warning(product), region, remote_warning(config)):
             if warning:
                 click.echo(f"px-sidecar: {warning}", err=True)

@@ -16,6 +16,7 @@ from sidecar.errors import ConfigError
 
 __all__ = [
     "CREDENTIAL",
+    "KeyUnreadable",
     "api_key",
     "fleet_password",
     "property_key",
@@ -34,6 +35,16 @@ _SOURCES = (
     f"px.api_key_file, the systemd credential {CREDENTIAL!r} (the unit loads /etc/px-sidecar/api_key, that of an instance "
     "/etc/px-sidecar/NAME.api_key), px.api_key or PX_SIDECAR_PX_API_KEY"
 )
+
+
+class KeyUnreadable(ConfigError):
+    """The API key is in a file that only root can read; the daemon gets it from systemd."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(
+            f"Asking PX needs the API key, and {path} is open to root only; use sudo, or leave out what asks PX."
+        )
 
 
 def api_key(px: PxConfig, environ: Mapping[str, str]) -> Secret:

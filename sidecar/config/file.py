@@ -35,7 +35,6 @@ __all__ = [
     "is_reloadable",
     "load",
     "load_text",
-    "region_warning",
     "reloaded",
     "user_folder",
     "user_path",
@@ -98,20 +97,39 @@ class ConfigFile:
     def __init__(self, flag: str | None = None, environ: Mapping[str, str] = os.environ, instance: str = "") -> None:
         self.path = config_path(flag, environ, instance)[0]
         self._flag = flag
-        self._environ = environ
+        self.environ = environ
         self.instance = instance
 
     def load(self) -> Config:
         """Return the effective configuration. Raises ConfigError."""
-        return load(self._flag, self._environ, self.instance)
+        return load(self._flag, self.environ, self.instance)
+
+    def examine(self) -> tuple[Config | None, list[ConfigProblem]]:
+        """Return what is left without everything that is wrong, and all of that. Raises ConfigError if there is no text."""
+        return examine(self._flag, self.environ, self.instance)
 
     def parse(self, text: str) -> Config:
         """Return what the configuration would be if the file held ``text``. Raises ConfigError."""
-        return _parsed(text, str(self.path), self._environ, self.instance)
+        return _parsed(text, str(self.path), self.environ, self.instance)
+
+    def region_warning(self, config: Config) -> str | None:
+        """Return a warning if neither file nor environment names the region, so that its default decides where events go."""
+        if config.px.base_url:
+            return None
+        path, named = config_path(self._flag, self.environ, self.instance)
+        tree, _, _ = parse_toml(_read(path, named=named), str(path))
+        tree = tree or {}
+        _add_variables(tree, self.environ)
+        if "region" in tree.get("px", {}):
+            return None
+        return (
+            f"px.region is not set, and {config.px.region} is used; PX knows a key in its own region alone. Write "
+            f'region = "{config.px.region}" below [px], or "eu" or "us2".'
+        )
 
     def variables(self) -> dict[str, str]:
         """Return the variable of each key that one sets, and that the file therefore cannot set: names, never values."""
-        return {".".join(map(str, key)): name for key, name in _add_variables({}, self._environ)[0].items()}
+        return {".".join(map(str, key)): name for key, name in _add_variables({}, self.environ)[0].items()}
 
 
 def load(flag: str | None = None, environ: Mapping[str, str] = os.environ, instance: str = "") -> Config:
@@ -156,24 +174,6 @@ def control_sockets(
     # Too much is wrong to parse the rest: search for the lines of the settings themselves.
     found = dict(_SOCKET_LINE.findall(text))
     return (found["control"], found.get("control_read", "")) if "control" in found else None
-
-
-def region_warning(
-    config: Config, flag: str | None = None, environ: Mapping[str, str] = os.environ, instance: str = ""
-) -> str | None:
-    """Return a warning if neither file nor environment names the region, so that its default decides where events go."""
-    if config.px.base_url:
-        return None
-    path, named = config_path(flag, environ, instance)
-    tree, _, _ = parse_toml(_read(path, named=named), str(path))
-    tree = tree or {}
-    _add_variables(tree, environ)
-    if "region" in tree.get("px", {}):
-        return None
-    return (
-        f"px.region is not set, and {config.px.region} is used; PX knows a key in its own region alone. Write "
-        f'region = "{config.px.region}" below [px], or "eu" or "us2".'
-    )
 
 
 def _read(path: Path, *, named: bool) -> str:

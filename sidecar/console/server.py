@@ -41,7 +41,7 @@ TYPES: Final = {
 
 
 class Options(NamedTuple):
-    """The caller's options. ``checks`` judges configuration and host, for the screen Health."""
+    """The caller's options."""
 
     control: str
     config_file: ConfigFile
@@ -50,7 +50,6 @@ class Options(NamedTuple):
     read_only: bool = False
     hide_bodies: bool = False
     idle_s: float = IDLE_S
-    checks: Callable[[], list[dict[str, Any]]] = list
 
 
 class Text(msgspec.Struct, forbid_unknown_fields=True):
@@ -88,7 +87,6 @@ class Console:
             "/api/file/edit": ("POST", self._edit),
             "/api/file/diff": ("POST", self._diff),
             "/api/file/save": ("POST", self._save),
-            "/api/checks": ("GET", self._checks),
         }
 
     def url(self) -> str:
@@ -214,9 +212,6 @@ class Console:
         text = msgspec.json.decode(request.body, type=Text)
         loaded = await self._read_file(request)
         return review(loaded.toml, text.toml, loaded.variables)
-
-    async def _checks(self, _request: Request) -> dict[str, Any]:
-        return {"checks": await trio.to_thread.run_sync(self._options.checks)}
 
     async def _save(self, request: Request) -> dict[str, Any]:
         """Save the file, have the daemon reload it, and put the old one back if the daemon refuses."""

@@ -184,6 +184,12 @@ CALLS: Final[Mapping[str, Call]] = {
         _JUDGED | dict.fromkeys(("rows", "names", "unmatched"), "array*"),
     ),
     "/v1/mapping/idle": Call("GET", "Rules that matched none of the newest events", None, {"rules": "array"}),
+    "/v1/checks": Call(
+        "GET",
+        "What is wrong with file, keys, daemon and host, as the daemon sees it",
+        None,
+        {"path": "string", "findings": "array"},
+    ),
     "/v1/config": Call("GET", "The configuration in force, secrets masked", None, _CONFIG),
     "/v1/config/file": Call(
         "GET",
@@ -230,6 +236,12 @@ CALLS: Final[Mapping[str, Call]] = {
     ),
     "/v1/verify": Call(
         "GET", "Whether PX shows one event", px_calls.VerifyQuery, {"found": "boolean", "events": "integer"}
+    ),
+    "/v1/attributes": Call(
+        "GET",
+        "The custom attributes that PX declares for users or accounts",
+        px_calls.AttributesQuery,
+        {"names": "array"},
     ),
     "/v1/send": Call("POST", "Accept one event", px_calls.SendCommand, {"messageId": "string", "accepted": "integer"}),
     "/v1/trace": Call(

@@ -6,7 +6,7 @@ Questions do not count against the day's quota: they are a few per call of a per
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import trio
@@ -27,14 +27,17 @@ from sidecar.px import (
     Reply,
     add_up_names,
     classify,
+    declared_attributes,
     decode_events,
     delete_user,
     holds_event,
+    read_attributes,
     read_event,
     read_events,
 )
 
 __all__ = [
+    "AttributesQuery",
     "ForgetInPxCommand",
     "PxRoutes",
     "ReconcileQuery",
@@ -84,6 +87,12 @@ class VerifyQuery(msgspec.Struct, forbid_unknown_fields=True):
     date_ms: Int64
 
 
+class AttributesQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """The parameters of ``GET /v1/attributes``: whose attributes."""
+
+    kind: Literal["user", "account"]
+
+
 class ForgetInPxCommand(msgspec.Struct, forbid_unknown_fields=True):
     """The body of ``POST /v1/forget/px``."""
 
@@ -91,7 +100,7 @@ class ForgetInPxCommand(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PxRoutes:
-    """``/v1/reconcile`` and ``/v1/reconcile/px``, ``/v1/verify``, ``/v1/forget/px`` and ``/v1/send``."""
+    """``/v1/reconcile`` and ``/v1/reconcile/px``, ``/v1/verify``, ``/v1/attributes``, ``/v1/forget/px`` and ``/v1/send``."""
 
     def __init__(
         self,
@@ -113,6 +122,7 @@ class PxRoutes:
             "/v1/reconcile": ("GET", self._reconcile),
             "/v1/reconcile/px": ("POST", self._totals),
             "/v1/verify": ("GET", self._verify),
+            "/v1/attributes": ("GET", self._attributes),
             "/v1/forget/px": ("POST", self._forget),
             "/v1/send": ("POST", self._send),
         }
@@ -198,6 +208,10 @@ class PxRoutes:
             }
         )
 
+    async def _attributes(self, _request: Request, params: Params) -> Response:
+        kind = decode_query(params, AttributesQuery).kind
+        return json_response({"names": declared_attributes(await self._reply(read_attributes(kind)), kind)})
+
     async def _forget(self, request: Request, _params: Params) -> Response:
         """Delete users in PX at the pace of delivery; ``left`` are those whose turn did not come within some seconds."""
         users = decode_body(request, ForgetInPxCommand).users
@@ -209,15 +223,18 @@ class PxRoutes:
         return json_response(answer | {"why": self._errands.why_not() if left else ""})
 
     async def _ask(self, request: PxRequest) -> dict[str, Any]:
-        """Return PX's answer to ``read_events``. Raises Failed. One question at a time for all callers."""
+        """Return PX's answer to ``read_events``. Raises Failed."""
+        return decode_events(await self._reply(request))
+
+    async def _reply(self, request: PxRequest) -> Reply:
+        """Return PX's reply. One question at a time for all callers."""
         async with self._asking:
             lane = self._network.lane()
             try:
-                reply = await lane.send(request)
+                return await lane.send(request)
             finally:
                 with trio.CancelScope(shield=True):
                     await lane.aclose()
-        return decode_events(reply)
 
     async def _send(self, request: Request, _params: Params) -> Response:
         command = decode_body(request, SendCommand)

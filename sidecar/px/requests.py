@@ -24,8 +24,9 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from sidecar.errors import Failed
 from sidecar.mapping.model import CustomEvent, Intent, UpsertUser
-from sidecar.px.answers import Kind, PxCall, Reply, Verdict, classify
+from sidecar.px.answers import Kind, PxAnswer, PxCall, Reply, Verdict, classify
 
 __all__ = [
     "CHECK_KEY",
@@ -33,6 +34,7 @@ __all__ = [
     "CallSequence",
     "PxRequest",
     "add_up_names",
+    "declared_attributes",
     "delete_user",
     "holds_event",
     "preview",
@@ -178,6 +180,29 @@ def read_event(name: str, user: str, date_ms: int) -> PxRequest:
         until_ms=date_ms + DATE_WINDOW_MS,
         page_size=1_000,
     )
+
+
+def declared_attributes(reply: Reply, kind: Literal["user", "account"]) -> list[str]:
+    """Return the names in PX's answer to ``read_attributes``: every ``name`` of an object that is in use. Raises Failed.
+
+    No document shows the shape of that answer (sidecar/px/README.md), so names are taken wherever they are.
+    """
+    if not isinstance(reply, PxAnswer) or reply.status != 200:
+        raise Failed(f"The declared attributes of {kind}s could not be read from PX; does the key have Read?")
+    found: list[str] = []
+    try:
+        open_values = [msgspec.json.decode(reply.body)]
+    except msgspec.DecodeError:
+        raise Failed(f"PX's answer about the declared attributes of {kind}s is not JSON; check px.base_url.") from None
+    while open_values:
+        value = open_values.pop()
+        if isinstance(value, list):
+            open_values += value
+        elif isinstance(value, dict):
+            open_values += [part for part in value.values() if isinstance(part, list | dict)]
+            if value.get("state") not in ("DELETED", "DISABLED"):
+                found += [value[key] for key in ("name", "attributeName", "apiName") if isinstance(value.get(key), str)]
+    return found
 
 
 def holds_event(answer: Mapping[str, Any], name: str, user: str, date_ms: int) -> bool:

@@ -4,18 +4,19 @@ import fcntl
 import json
 import os
 import socket
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import click
 import pytest
 from running_daemon import DaemonDir, always, wait_until
 
-import sidecar.cli.console as console_verb
-from sidecar.cli import host_checks, main
 from sidecar.cli.check import classify_key_check
-from sidecar.cli.host_checks import check_outbox_folder
+from sidecar.config import ConfigFile
+from sidecar.control import checks, host_checks
+from sidecar.control.host_checks import check_outbox_folder
 from sidecar.errors import Failed
 from sidecar.outbox import Capacity, StoreFailed
 from sidecar.px import NotSent, PxAnswer, classify
@@ -523,10 +524,48 @@ def test_an_outbox_that_cannot_be_read_leaves_the_other_results(daemon_dir: Daem
     assert any("not compared with events" in finding["message"] for finding in findings)
 
 
-def test_a_check_that_takes_too_long_is_one_sentence(daemon_dir: DaemonDir, monkeypatch):
-    monkeypatch.setattr(console_verb, "CHECK_S", 0.05)
-    with click.Context(main), pytest.raises(Failed, match="gave no result"):
-        console_verb.checks_of(str(daemon_dir.file))()
+@pytest.fixture
+def of_file(daemon_dir: DaemonDir, verb):
+    """Run the verb beside a daemon that knows its file; return the findings and the calls that were made."""
+
+    def look(prepare: Callable[[Path], object] = lambda _file: None) -> list[dict[str, str]]:
+        with daemon_dir.running(config_file=ConfigFile(str(daemon_dir.file))):
+            prepare(daemon_dir.file)
+            return json.loads(verb("check", "--json", *daemon_dir.flags).out)["findings"]
+
+    return look
+
+
+def test_beside_the_daemon_of_the_file_the_daemon_looks(of_file, monkeypatch):
+    """A member of the operators' group may not enter the folder of the outbox, which is 0700."""
+    monkeypatch.setattr("sidecar.cli.check._check_here", lambda *_: pytest.fail("this process has looked itself"))
+    findings = of_file()
+    assert {"configuration", "API key", "mapping", "daemon", "clock", "disk", "SQLite"} <= {f["what"] for f in findings}
+
+
+def test_the_daemon_judges_the_file_as_it_is_now(of_file):
+    findings = of_file(lambda file: file.write_text(file.read_text() + "\n[mapping]\ndrop_traits = 3\n"))
+    wrong = [finding["message"] for finding in findings if finding["level"] == "error"]
+    assert any("drop_traits" in message and "line" in message for message in wrong)
+    assert any(finding["what"] == "disk" for finding in findings)  # of the configuration in force
+
+
+def test_the_daemon_of_another_file_is_not_asked_about_this_one(daemon_dir: DaemonDir, verb, tmp_path):
+    other = tmp_path / "other.toml"
+    other.write_text(daemon_dir.file.read_text() + "\n[deliver]\nper_second = 1000\n")
+    with daemon_dir.running(config_file=ConfigFile(str(daemon_dir.file))):
+        findings = verb("check", "--json", "--config", str(other)).out
+    assert "exceed what PX documents" in findings
+
+
+def test_a_folder_that_does_not_answer_ends_the_call_with_a_sentence(daemon_dir: DaemonDir, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(checks, "LOOK_S", 0.05)
+    monkeypatch.setattr(checks, "_look", lambda *_: gate.wait(10))
+    with daemon_dir.running() as daemon:
+        with pytest.raises(Failed, match="did not end within"):
+            daemon.client.get("/v1/checks")
+        gate.set()
 
 
 @pytest.mark.parametrize(("running", "level"), [(False, "error"), (True, "ok")])

@@ -15,11 +15,7 @@ from sidecar.commands import with_instance
 from sidecar.config import ConfigFile, LogConfig
 from sidecar.observe import LogLines, configure
 
-CHECKS = {
-    "check.py",
-    "config_checks.py",
-    "host_checks.py",
-}  # whose texts are results of `check`, which names it in each
+CHECKS = {"check.py"}  # whose texts are results of `check`, which names it in each
 SOURCES = sorted(path for path in Path(cli.__file__).parent.glob("*.py") if path.name not in CHECKS)
 
 

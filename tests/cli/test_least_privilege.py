@@ -110,9 +110,9 @@ def test_a_key_that_only_root_can_read_is_named(member, monkeypatch, tmp_path):
     monkeypatch.setattr(px_queries, "KEY_FOLDER", tmp_path)
     monkeypatch.setattr(px_queries.os, "access", lambda *_: False)
     monkeypatch.delenv("PX_SIDECAR_PX_API_KEY")
-    ran = member("names", "--verify")
-    assert ran.code == 78
-    assert f"Asking PX needs the API key, and {key} is open to root only" in ran.err
+    findings = json.loads(member("check", "--live", "--json").out)["findings"]
+    (asked,) = [finding["message"] for finding in findings if finding["what"] == "PX"]
+    assert f"Asking PX needs the API key, and {key} is open to root only" in asked
 
 
 def test_check_does_not_fail_for_a_key_that_only_root_can_read(member, monkeypatch, tmp_path):
@@ -124,7 +124,7 @@ def test_check_does_not_fail_for_a_key_that_only_root_can_read(member, monkeypat
     findings = json.loads(member("check", "--json").out)["findings"]
     (key,) = [finding for finding in findings if finding["what"] == "API key"]
     assert key["level"] == "warning"
-    monkeypatch.setattr("sidecar.cli.host_checks.os.access", lambda *_: False)
+    monkeypatch.setattr("sidecar.control.host_checks.os.access", lambda *_: False)
     failed = [
         finding for finding in json.loads(member("check", "--json").out)["findings"] if finding["level"] == "error"
     ]

@@ -70,8 +70,8 @@ def test_names_that_px_does_not_show_are_listed_to_register(px, tmp_path, verb, 
     with sandboxed.running() as daemon:  # answered 201 by a fake network: the sandbox has none of it
         daemon.track("u-1", "Unknown")
         daemon.settle()
-        ran = verb("names", "--verify", *sandboxed.flags)
-        as_json = verb("names", "--verify", "--json", *sandboxed.flags)
+    ran = verb("names", "--verify", *sandboxed.flags)
+    as_json = verb("names", "--verify", "--json", *sandboxed.flags)
     assert ran.out.split("To register under Administration > Events:")[1].split() == ["Unknown"]
     assert {entry["px"]: entry["in_px"] for entry in as_json.json["names"]} == {"Known": 1, "Unknown": 0}
 
@@ -103,6 +103,19 @@ def test_a_pending_name_is_not_one_to_register(px, tmp_path, verb, monkeypatch):
         ran = verb("names", "--verify", *sandboxed.flags)
     assert "To register" not in ran.out
     assert "answered 201" not in ran.out
+
+
+def test_beside_a_daemon_the_daemon_asks_px(px, tmp_path, verb, monkeypatch):
+    """A member of the operators' group cannot read the API key."""
+    monkeypatch.setattr("sidecar.cli.px_queries.ask_px", lambda *_: pytest.fail("this process has asked PX"))
+    sandboxed = px.daemon_dir(tmp_path, '[people]\nusers = "upsert"\n')
+    with sandboxed.running(network=px.network(sandboxed)) as daemon, Client(sandboxed.unix) as client:
+        client.identify("u-1", {"plan": "gold"})
+        for number in range(25):  # more than one call asks about
+            daemon.track("u-1", f"Known {number}")
+        daemon.settle()
+        ran = verb("names", "--verify", "--json", *sandboxed.flags)
+    assert {entry["in_px"] for entry in ran.json["names"] if entry["type"] == "track"} == {1}
 
 
 def test_a_file_that_is_not_a_catalogue_is_one_sentence(sent: DaemonDir, verb, tmp_path):

@@ -242,7 +242,7 @@ def test_hidden_bodies_stay_hidden(served):
         assert "needle" not in json.dumps(shown)
         assert "ann@example.com" not in json.dumps(shown)
         event = shown[2]["events"][0]["id"]
-        for path in (f"/v1/events/{event}", "/v1/dead", "/v1/config", "/v1/tail", "/v1/log", "/file", "/checks"):
+        for path in (f"/v1/events/{event}", "/v1/dead", "/v1/config", "/v1/tail", "/v1/log", "/v1/checks", "/file"):
             assert console.get(path)[0] == 403
         assert len(console.get("/v1/events?user=nobody")[1]["events"]) > 0  # a search would reveal what is hidden
         assert console.post("/v1/dead/count", {"user": "ann@example.com"})[0] == 403  # so would a count
@@ -345,9 +345,9 @@ def test_the_daemon_of_another_file_is_noticed(own, tmp_path):
 
 def test_checks_are_those_of_the_verb(own):
     _, console = own
-    status, answer = console.get("/checks")
+    status, answer = console.get("/v1/checks")
     assert status == 200
-    assert {"ok", "warning", "error"} >= {check["level"] for check in answer["checks"]}
+    assert {"ok", "warning", "error"} >= {check["level"] for check in answer["findings"]}
 
 
 def test_the_end_of_standard_input_does_not_end_it(own):

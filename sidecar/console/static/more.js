@@ -67,7 +67,7 @@ function Fleet() {
 }
 export function Health() {
  const { value: status, error } = usePoll('/v1/status', 2)
- const { value: checks } = usePoll('/checks', 0)
+ const { value: checks } = usePoll('/v1/checks', 0)
  const { value: log } = usePoll('/v1/log', 5)
  const { value: audit } = usePoll('/v1/audit', 5)
  const [failed, attempt] = useTry()
@@ -83,7 +83,7 @@ export function Health() {
  ${status && html`<section><h2>Delivery: ${state(status)}</h2><${Problems} status=${status} /><p class="soft">Version ${status.version}, running for ${span(status.uptime_s)}; outbox ${size(status.outbox.bytes)} of ${size(status.outbox.max_bytes)}.</p>
  <div class="row">${!about.read_only && html`<button onClick=${() => turn(paused ? 'resume' : 'pause')}>${paused ? 'Resume delivery' : 'Pause delivery'}</button><button onClick=${() => turn('reload')}>Reload configuration</button>`}<button onClick=${bundle}>Support bundle</button><span class="soft">without secrets and bodies</span></div></section>`}
  ${status && status.fleet && html`<${Fleet} />`}
- <div class="two"><section><h2>Checks</h2>${checks ? checks.checks.map(check => html`<p><b class=${{ ok: 'good', warning: 'warn', error: 'bad' }[check.level]}>${check.level}</b> ${check.what}: ${check.message}</p>`) : html`<p class="soft">Checking …</p>`}</section>
+ <div class="two"><section><h2>Checks</h2>${checks ? checks.findings.map(check => html`<p><b class=${{ ok: 'good', warning: 'warn', error: 'bad' }[check.level]}>${check.level}</b> ${check.what}: ${check.message}</p>`) : html`<p class="soft">Checking …</p>`}</section>
  <section><h2>Who changed what</h2>${audit && audit.changes.map(row => html`<p>${date(row.at_ms)} <b>${row.action}</b> ${cut(row.detail, 200)} <span class="soft">${row.who}</span></p>`)}${audit && !audit.changes.length && html`<p class="soft">Nothing was changed yet.</p>`}</section></div>
  <section><h2>Log</h2><${Pre} label="Log lines" lines=${log && log.lines.length ? log.lines.slice(-200).map(line => time(line.time_ms) + ' ' + line.level + ' ' + line.message) : ['No lines yet.']} /></section>`
 }

@@ -1,4 +1,4 @@
-"""The checks of ``px-sidecar check`` that concern this host: clock, outbox folder, SQLite, sockets, limits.
+"""The checks of this host: clock, outbox folder, SQLite, sockets, limits.
 
 Rules
 -----
