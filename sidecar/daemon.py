@@ -43,6 +43,7 @@ from sidecar.control.config_calls import ConfigRoutes
 from sidecar.control.dead_groups import DeadGroupRoutes
 from sidecar.control.delivery_control import (
     DeliveryControl,
+    FleetRoutes,
     load_destination,
     load_settings,
     restored_destination,
@@ -50,7 +51,6 @@ from sidecar.control.delivery_control import (
     watch_pause,
 )
 from sidecar.control.export import lift_export
-from sidecar.control.fleet_calls import FleetRoutes
 from sidecar.control.idle_rules import IdleRulesRoutes, watch_rules
 from sidecar.control.limits import watch_limits, watch_names
 from sidecar.control.mapping_preview import MappingRoutes
@@ -58,9 +58,8 @@ from sidecar.control.outbox_admin import OutboxAdmin
 from sidecar.control.pages import UNHEALTHY_AFTER_S, health_problems, pages_of
 from sidecar.control.px_calls import PxRoutes
 from sidecar.control.reload import Reloaded, Reloader
-from sidecar.control.server import ControlRoutes, serve_control
+from sidecar.control.server import ControlRoutes, refuse_while_starting, serve_control
 from sidecar.control.signals import end_if_disk_hangs, handle_signals
-from sidecar.control.starting import refuse_while_starting
 from sidecar.control.state import Notices, StateReader, status_line
 from sidecar.control.trace import TraceRoutes
 from sidecar.control.watch import WatchRoutes, record_series
@@ -100,7 +99,7 @@ from sidecar.outbox import (
     real_path,
     run_housekeeping,
 )
-from sidecar.outbox.audit import add_audit
+from sidecar.outbox.operations import add_audit
 from sidecar.px import Network
 from sidecar.px.key_renewal import KeyRenewal
 from sidecar.px.transport import HttpxNetwork

@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from sidecar.commands import with_instance, with_user_unit
 from sidecar.config.file import config_path, load, user_path
 from sidecar.config.schema import Config
-from sidecar.errors import SidecarError
+from sidecar.errors import SidecarError, with_instance, with_user_unit
 
 __all__ = [
     "config_option",

@@ -28,7 +28,7 @@ from sidecar.control.answers import (
 )
 from sidecar.http import Request, Response
 from sidecar.outbox import Outbox
-from sidecar.outbox.audit import add_audit, audit_page
+from sidecar.outbox.operations import add_audit, audit_page
 
 __all__ = ["AUDITED", "AuditQuery", "AuditRoutes", "Note", "PagedCalls", "describe_peer", "describe_self", "peer"]
 

@@ -19,7 +19,7 @@ from sidecar.http import Request, Response
 from sidecar.mapping import LiveSettings, Mapper, Priority
 from sidecar.outbox import NewEvent, Outbox, Row, Via, new_event
 from sidecar.outbox.backlog import USAGE_TYPES, Kind, count_page, delivered_page, discard_page, mark_resent
-from sidecar.outbox.jobs import advance_job, jobs
+from sidecar.outbox.operations import advance_job, jobs
 from sidecar.outbox.queries import EventRow
 
 __all__ = ["BackfillCommand", "BacklogRoutes"]

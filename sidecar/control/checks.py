@@ -11,7 +11,6 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from sidecar.commands import with_instance
 from sidecar.config import Config, ConfigFile, Secret, api_key, fleet_password
 from sidecar.control.answers import Params, RouteTable, json_response
 from sidecar.control.config_checks import check_broken_file, check_config, check_settings
@@ -19,7 +18,7 @@ from sidecar.control.host_checks import CheckResult, check_host
 from sidecar.control.idle_rules import idle_rules
 from sidecar.control.pages import status_of
 from sidecar.control.state import StateReader
-from sidecar.errors import ConfigError, Failed, SidecarError
+from sidecar.errors import ConfigError, Failed, SidecarError, with_instance
 from sidecar.http import Request, Response
 from sidecar.mapping import LiveSettings
 from sidecar.outbox import Outbox

@@ -1,25 +1,31 @@
-"""Operator's control of a running daemon: pause and resume delivery; what of it survives a restart."""
+"""Running delivery: pause and resume, what of them survives a restart; this host in its fleet."""
 
 import json
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, NoReturn
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, NoReturn, Protocol
 
 import trio
 
 from sidecar.clock import Clock
 from sidecar.config import Config
+from sidecar.control.answers import Params, RouteTable, json_response
+from sidecar.control.status import FleetFacts
 from sidecar.deliver.delivery_loop import Delivery
-from sidecar.errors import SidecarError
+from sidecar.errors import Failed, SidecarError
+from sidecar.http import Request, Response
 from sidecar.mapping import Settings, compile_settings
 from sidecar.outbox import Outbox, Store
-from sidecar.outbox.audit import last_action
-from sidecar.outbox.suppress import suppression
+from sidecar.outbox.forget import suppression
+from sidecar.outbox.operations import last_action
 from sidecar.receive import number_sources
 from sidecar.units import counted
 
 __all__ = [
     "DeliveryControl",
+    "FleetRoutes",
+    "FleetSource",
+    "fleet_facts",
     "is_paused",
     "load_destination",
     "load_settings",
@@ -172,3 +178,41 @@ def load_settings(config: Config, store: Store) -> Settings:
     with store.transaction():
         numbers = number_sources(config.source, store.source)
     return compile_settings(config, numbers, store.source_products(), suppression(store))
+
+
+# The fleet ------------------------------------------------------------------------------------------------------------
+
+
+class FleetSource(Protocol):
+    """The running part of a fleet."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the fields of ``FleetFacts``."""
+        ...
+
+    async def members(self) -> Sequence[Mapping[str, Any]]:
+        """Return all members as the engine knows them. Raises SidecarError if it does not answer."""
+        ...
+
+
+def fleet_facts(fleet: FleetSource | None) -> FleetFacts | None:
+    """Return the state of this host in its fleet; None without one."""
+    return FleetFacts(**fleet.facts()) if fleet else None
+
+
+class FleetRoutes:
+    """``GET /v1/fleet``."""
+
+    def __init__(self, fleet: FleetSource | None) -> None:
+        self._fleet = fleet
+        self.routes: RouteTable = {"/v1/fleet": ("GET", self._status)}
+
+    async def _status(self, _request: Request, _params: Params) -> Response:
+        if self._fleet is None:
+            raise Failed("This daemon is not in a fleet; set fleet.url and fleet.name, and restart it.")
+        try:
+            members: Sequence[Mapping[str, Any]] | None = await self._fleet.members()
+            error = None
+        except SidecarError as failure:
+            members, error = None, str(failure)
+        return json_response({"fleet": fleet_facts(self._fleet), "members": members, "error": error})

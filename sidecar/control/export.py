@@ -18,7 +18,7 @@ from sidecar.control.selection import Class
 from sidecar.events import decode_stored
 from sidecar.mapping import NO_ACCOUNT, PRIORITIES, Account, Mapper, Settings
 from sidecar.outbox import EventState, Page, Row, Settlement, Store, hashed_values
-from sidecar.outbox.audit import add_audit
+from sidecar.outbox.operations import add_audit
 from sidecar.outbox.steps import READ_BYTES
 from sidecar.units import counted, iso_utc
 

@@ -33,8 +33,8 @@ from sidecar.errors import Failed, NotRunning
 from sidecar.http import Request, Response
 from sidecar.mapping import LiveSettings, compile_settings
 from sidecar.outbox import Capacity, InlineRunner, Outbox, Store, real_path, take_lock
+from sidecar.outbox.forget import suppression
 from sidecar.outbox.recovery import damage_in, damage_marker, disk_errors, ensure_was_outbox
-from sidecar.outbox.suppress import suppression
 from sidecar.receive.sources import number_sources
 
 __all__ = ["OfflineBackend", "open_file"]

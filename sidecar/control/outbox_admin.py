@@ -31,11 +31,10 @@ from sidecar.mapping import (
 from sidecar.observe import Redact
 from sidecar.outbox import NewEvent, Outbox, Remembered, Row, Store, Via, dead, hashed_values, new_event, queries
 from sidecar.outbox.dead import DeadLetterFilter
-from sidecar.outbox.forget import Forgotten, forget_users, user_matcher
+from sidecar.outbox.forget import Forgotten, forget_users, suppress, suppression, user_matcher
 from sidecar.outbox.lookup import events_of_message
 from sidecar.outbox.moved import BroughtBack, bring_back, count_importable, count_moved
 from sidecar.outbox.selection import ALL_EVENTS, EventFilter
-from sidecar.outbox.suppress import suppress, suppression
 from sidecar.px import preview
 
 __all__ = ["DeadLetterFilter", "ExportedEvent", "OutboxAdmin"]

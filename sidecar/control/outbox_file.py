@@ -19,11 +19,11 @@ from sidecar.errors import Failed
 from sidecar.mapping import Priority, compile_settings
 from sidecar.outbox import Store, real_path
 from sidecar.outbox.dead import DeadLetterFilter, retry
+from sidecar.outbox.forget import suppression
 from sidecar.outbox.pages import wal_path
 from sidecar.outbox.recovery import MAGIC, recovery_is_unfinished
 from sidecar.outbox.rescue import DAMAGED
 from sidecar.outbox.salvage import recognizes, salvage
-from sidecar.outbox.suppress import suppression
 
 __all__ = ["exported_lines", "is_outbox_file", "opened_copy"]
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import msgspec
 
-from sidecar.commands import with_instance
 from sidecar.control.problems import problems_of
 from sidecar.control.state import StateReader
 from sidecar.control.status import DaemonState, FleetFacts, StateFacts, Status, public_view
+from sidecar.errors import with_instance
 from sidecar.http import Response
 from sidecar.observe import CONTENT_TYPE, FleetSnapshot, Heartbeats, Metrics, Snapshot
 from sidecar.outbox import Outbox

@@ -17,7 +17,7 @@ from sidecar.errors import ConfigError, SidecarError
 from sidecar.mapping import LiveSettings, compile_settings
 from sidecar.observe import LogMasks, secrets_of, write_keys_of
 from sidecar.outbox import Outbox, Store
-from sidecar.outbox.suppress import suppression
+from sidecar.outbox.forget import suppression
 from sidecar.px.key_renewal import KeyRenewal
 from sidecar.receive import number_sources
 from sidecar.systemd import Notifier

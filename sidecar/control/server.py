@@ -14,6 +14,7 @@ Rules
 import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from copy import copy
 from functools import partial
 from typing import Any, Final
@@ -48,12 +49,21 @@ from sidecar.mapping import LiveSettings
 from sidecar.observe import Feed
 from sidecar.units import iso_utc
 
-__all__ = ["ControlRoutes", "serve_control"]
+__all__ = [
+    "ControlRoutes",
+    "refuse_while_starting",
+    "serve_control",
+]
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS: Final = 64  # operators and consoles; each tail holds one
 NDJSON: Final = "application/x-ndjson"
+# Calls wait in the queue of the kernel for the usual start, which takes a fraction of a second.
+STARTING_S: Final = 5.0
+_STARTING: Final = (
+    "The daemon is starting: the outbox is being opened, which takes minutes if it is recovered; try again."
+)
 
 # Paths with the id of an event.
 _WITH_ID: Final = ("/v1/events/{id}", "/v1/dead/{id}")
@@ -367,3 +377,32 @@ def _cursor(text: str | None) -> tuple[int, int] | None:
 
 def _log_error(error: BaseException, *_request: Request) -> None:
     log.error("A request to the control socket failed: %r. This is a bug; report it.", error)
+
+
+# A long start ---------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def refuse_while_starting(*listeners: socket.socket | None) -> AsyncIterator[None]:
+    """Answer calls with 503 if the block takes longer than ``STARTING_S``; the listeners stay open for the daemon."""
+    shutdown = Shutdown()
+    async with trio.open_nursery() as nursery:
+
+        async def answer_late() -> None:
+            await trio.sleep(STARTING_S)
+            async with trio.open_nursery() as serving:
+                for listener in filter(None, listeners):
+                    listening = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+                    connection = partial(serve_connection, handler=_answer, shutdown=shutdown, refuse=refuse)
+                    serving.start_soon(
+                        partial(serve, [listening], connection, max_connections=CONNECTIONS, shutdown=shutdown)
+                    )
+
+        nursery.start_soon(answer_late)
+        yield
+        shutdown.set()
+        nursery.cancel_scope.cancel()
+
+
+async def _answer(_request: Request) -> Response:
+    return refuse("", _STARTING, 503)

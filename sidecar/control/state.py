@@ -14,10 +14,8 @@ import trio
 
 from sidecar import __version__
 from sidecar.clock import Clock
-from sidecar.commands import with_instance
 from sidecar.config import DeliverConfig
-from sidecar.control.delivery_control import is_paused
-from sidecar.control.fleet_calls import FleetSource, fleet_facts
+from sidecar.control.delivery_control import FleetSource, fleet_facts, is_paused
 from sidecar.control.status import (
     DAY_S,
     DaemonState,
@@ -35,7 +33,7 @@ from sidecar.deliver import destination
 from sidecar.deliver.delivery_loop import Delivery
 from sidecar.deliver.order import LoadedEvent
 from sidecar.deliver.quota import Quota, QuotaRow, QuotaStatus
-from sidecar.errors import SidecarError
+from sidecar.errors import SidecarError, with_instance
 from sidecar.mapping import LiveSettings, Priority
 from sidecar.observe import DaemonTelemetry, Problem
 from sidecar.outbox import Outbox, Store

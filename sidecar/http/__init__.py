@@ -6,7 +6,7 @@ stream of any kind, ``serve`` accepts connections, and ``Shutdown`` ends both wi
 
 from typing import TYPE_CHECKING
 
-from sidecar.lazy import lazy_exports
+from sidecar import lazy_exports
 
 if TYPE_CHECKING:
     from sidecar.http.accept import Shutdown, serve

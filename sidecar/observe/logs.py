@@ -29,8 +29,8 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from sidecar.commands import with_instance
 from sidecar.config import Config, LogConfig, Secret
+from sidecar.errors import with_instance
 from sidecar.observe.log_queue import MISSING
 from sidecar.units import show_duration
 

@@ -6,9 +6,15 @@ keep counting all of them.
 Deleted text is overwritten in the file (``PRAGMA secure_delete``), except for remains that SQLite may have left between
 the rows of a page when it moved them; they are overwritten when the page is written again. After the last page the
 caller has to empty the WAL (``Store.checkpoint(truncate=True)``), the other file that holds the text.
+
+Of users that are forgotten for good (``suppress``) a salted hash is kept, so that their later events are dropped. A
+reader of the file finds no ids in it. The salt is in the file as well, so guesses can be tested; the data map in
+systemd/README.md says so.
 """
 
-from collections.abc import Callable, Collection, Container
+import secrets
+from collections.abc import Callable, Collection, Container, Iterable
+from hashlib import blake2b
 from typing import Final, NamedTuple
 
 import msgspec
@@ -21,12 +27,23 @@ from sidecar.outbox.records import PENDING, PRIORITY_OF, EventState
 from sidecar.outbox.steps import CHANGED_BYTES, READ_BYTES
 from sidecar.outbox.store import Store
 
-__all__ = ["Forgotten", "forget_users", "user_matcher"]
+__all__ = [
+    "SUPPRESSED_BYTES",
+    "Forgotten",
+    "digest_of_user",
+    "forget_users",
+    "load_suppressed",
+    "suppress",
+    "suppression",
+    "user_matcher",
+]
 
 # Most rows that one call examines, and bytes of their bodies: a few milliseconds of the store's thread.
 SCAN_ROWS: Final = 2_000
 LINKED_MAX: Final = 20
 _REASON: Final = "forgotten"
+SUPPRESSED_BYTES: Final = 24
+_SALT: Final = "suppress_salt"
 
 
 class Forgotten(NamedTuple):
@@ -148,3 +165,36 @@ def _empty_bodies(store: Store, ids: list[int]) -> None:
         " hashed = NULL, history = NULL WHERE id = ?",
         [(event_id,) for event_id in ids],
     )
+
+
+# Users that are forgotten for good ------------------------------------------------------------------------------------
+
+
+def digest_of_user(salt: str, user: str) -> bytes:
+    """Return what is kept of a suppressed user."""
+    return blake2b(
+        user.encode("utf-8", "surrogatepass"), key=bytes.fromhex(salt), digest_size=SUPPRESSED_BYTES
+    ).digest()
+
+
+def suppress(store: Store, users: Iterable[str], now_ms: int) -> None:
+    """Drop what these users send from now on, inside a transaction."""
+    salt = store.get_meta(_SALT)
+    if salt is None:
+        salt = secrets.token_hex(32)
+        store.set_meta(_SALT, salt)
+    store.connection.executemany(
+        "INSERT OR IGNORE INTO suppressed VALUES (?, ?)", [(digest_of_user(salt, user), now_ms) for user in users]
+    )
+
+
+def suppression(store: Store) -> Callable[[str], bool] | None:
+    """Return a predicate: is a user suppressed? None while no user is."""
+    salt, digests = load_suppressed(store)
+    return (lambda user: digest_of_user(salt, user) in digests) if digests else None
+
+
+def load_suppressed(store: Store) -> tuple[str, frozenset[bytes]]:
+    """Return the salt and the digests of all suppressed users; an empty salt while there are none."""
+    digests = frozenset(row[0] for row in store.connection.execute("SELECT digest FROM suppressed"))
+    return (store.get_meta(_SALT) or "" if digests else "", digests)

@@ -25,10 +25,10 @@ from typing import Any, Final
 import msgspec
 
 from sidecar.outbox.dedup import DIGEST_BYTES, OLDER_FORM, PREFIX_BYTES, digest_of_body
+from sidecar.outbox.forget import SUPPRESSED_BYTES
 from sidecar.outbox.pages import Pages, Record
 from sidecar.outbox.records import PENDING, PRIORITY_OF, EventState
 from sidecar.outbox.store import Store
-from sidecar.outbox.suppress import SUPPRESSED_BYTES
 
 __all__ = ["DAMAGE", "Salvaged", "recognizes", "salvage", "table_of"]
 

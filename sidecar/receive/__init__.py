@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sidecar.lazy import lazy_exports
+from sidecar import lazy_exports
 
 if TYPE_CHECKING:
     from sidecar.receive.listeners import (

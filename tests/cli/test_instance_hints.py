@@ -11,8 +11,8 @@ import pytest
 from running_daemon import DaemonDir, always, wait_until
 
 from sidecar import cli
-from sidecar.commands import with_instance
 from sidecar.config import ConfigFile, LogConfig
+from sidecar.errors import with_instance
 from sidecar.observe import LogLines, configure
 
 CHECKS = {"check.py"}  # whose texts are results of `check`, which names it in each

@@ -5,8 +5,8 @@ import json
 import pytest
 import trio
 
-from sidecar.control import starting
-from sidecar.control.starting import refuse_while_starting
+from sidecar.control import server
+from sidecar.control.server import refuse_while_starting
 from sidecar.receive.unix_sockets import bind_unix
 
 
@@ -17,7 +17,7 @@ def listener(tmp_path):
 
 
 async def test_a_call_during_a_long_start_is_answered_with_the_reason(listener, monkeypatch):
-    monkeypatch.setattr(starting, "WAIT_S", 0.0)
+    monkeypatch.setattr(server, "STARTING_S", 0.0)
     async with refuse_while_starting(listener, None), await trio.open_unix_socket(listener.getsockname()) as stream:
         await stream.send_all(b"GET /v1/status HTTP/1.1\r\nHost: px-sidecar\r\nConnection: close\r\n\r\n")
         answer = b"".join([part async for part in stream])

@@ -6,7 +6,7 @@ import pytest
 
 from sidecar.control.delivery_control import load_destination
 from sidecar.outbox import Store
-from sidecar.outbox.audit import add_audit
+from sidecar.outbox.operations import add_audit
 
 
 @pytest.fixture

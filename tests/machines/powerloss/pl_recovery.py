@@ -23,7 +23,7 @@ from pl_record import ROOT
 from pl_trace import Op, parse, strace_command
 
 from sidecar.outbox import open_outbox
-from sidecar.outbox.audit import add_audit
+from sidecar.outbox.operations import add_audit
 from sidecar.outbox.pages import PAGE_BYTES, Pages
 from sidecar.outbox.recovery import damage_in
 
