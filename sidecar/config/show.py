@@ -105,10 +105,12 @@ def _toml_value(value: Any) -> str:
 
 
 SECRET_KEYS: Final = ("api_key", "write_key", "hash_salt", "password")
+_END_OF_VALUE: Final = r"(?=[ \t]*(?:\Z|[#\r\n,}]))"
 _SECRET: Final = re.compile(
     rf"""((?<![\w-])["']?(?i:{"|".join(SECRET_KEYS).replace("_", "[_-]?")})["']?\s*=\s*)"""  # also misspelled
-    r"""(\"{3}[\s\S]*?\"{3}|'{3}[\s\S]*?'{3}|"(?:[^"\\\n]|\\.)+"|'[^'\n]+'"""
-    r"""|\[?\s*["']?[^\s"'\[\]#][^\n]*)"""  # a value that is not TOML, or of a wrong type: to the end of its line
+    rf"""(\"{{3}}[\s\S]*?\"{{3}}|'{{3}}[\s\S]*?'{{3}}|(?:"(?:[^"\\\n]|\\.)+"|'[^'\n]+'){_END_OF_VALUE}"""
+    # A value that is not TOML, or of a wrong type: to the end of its line.
+    rf"""|\[?\s*["']?[^\s"'\[\]#][^\n]*|(?!(?:""|''|\[\s*\]){_END_OF_VALUE})[^\s#][^\n]*)"""
 )
 _MASKED: Final = re.compile(r'"\*{4}(\d+)"')
 

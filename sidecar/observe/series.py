@@ -59,13 +59,14 @@ class _Ring:
         """Make the step of ``now_s`` the newest. Steps in between are empty, their gauges hold the last value."""
         step = now_s // self._step_s
         gap = min(step - self._end, self._length)
+        newest = {name: self._values[name][self._end % self._length] for name in GAUGES}
         if step - self._end > self._length:  # after a suspend or a clock that jumped: nothing of the ring is left
             self._first = self._end = step - self._length
         for _ in range(gap):
-            before, self._end = self._end % self._length, self._end + 1
+            self._end += 1
             at = self._end % self._length
             for name, values in self._values.items():
-                values[at] = values[before] if name in GAUGES else 0
+                values[at] = newest.get(name, 0)
 
     def add(self, added: Mapping[str, int], gauges: Mapping[str, int]) -> None:
         at = self._end % self._length

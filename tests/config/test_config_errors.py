@@ -415,3 +415,15 @@ def test_a_table_that_is_there_twice_keeps_its_keys(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text("[px]\n[deliver]\n[px]\nregion = 'eu'\n[log]\nlevel = 'x'\n")
     assert [problem.line for problem in examine(str(path), {})[1]] == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("port", "is_valid"), [(1, True), (9_999, True), (64_999, True), (65_535, True), (65_536, False)]
+)
+def test_every_port_that_exists_can_be_that_of_px(port, is_valid):
+    try:
+        load_text(f"[px]\nbase_url = 'https://px.example.com:{port}'\n")
+    except ConfigError:
+        assert not is_valid
+    else:
+        assert is_valid

@@ -35,6 +35,15 @@ def test_an_empty_secret_stays_empty():
     assert mask_secrets('api_key = ""\n') == ('api_key = ""\n', [])
 
 
+@pytest.mark.parametrize("line", ['api_key = "" # none', "api_key = []", 'px = { api_key = "", region = "eu" }'])
+def test_an_empty_value_hides_nothing_of_its_line(line):
+    assert mask_secrets(f"{line}\n") == (f"{line}\n", [])
+
+
+def test_what_follows_a_secret_in_its_table_is_shown():
+    assert without_secrets('px = { api_key = "SECRET", region = "eu" }') == 'px = { api_key = "****1", region = "eu" }'
+
+
 def test_an_unknown_placeholder_stays():
     assert restore_secrets('write_key = "****9"', ["'a'"]) == 'write_key = "****9"'
 
@@ -69,6 +78,7 @@ def test_the_password_of_a_proxy_is_masked_whatever_it_contains(password):
             'api_key = ["SECRET"]',
             "api_key = 'SECRET\\",
         ),
+        *('api_key = "old" "SECRET"', "api_key = '' 'SECRET'", 'api_key = "" SECRET', 'api_key = ["a", "SECRET"]'),
         *('api-key = "SECRET"', 'API_KEY = "SECRET"', 'apikey="SECRET"', "Password = SECRET # the old one"),
     ],
 )

@@ -34,6 +34,15 @@ def test_a_second_without_a_tick_is_empty_and_keeps_its_gauge():
     assert seconds["pending"] == [7, 7, 7, 2]
 
 
+def test_a_gauge_keeps_its_value_over_a_gap_longer_than_the_ring():
+    """It showed the value of some step of an earlier round."""
+    series = Series(START_MS)
+    series.record(START_MS, totals(0, pending=7))
+    series.record(START_MS + 1000, totals(0, pending=3))
+    series.record(START_MS + 1000 * 3 * SECONDS, totals(0, pending=2))
+    assert set(series.as_dict()["seconds"]["pending"]) == {3}
+
+
 def test_a_total_that_shrinks_counts_nothing():
     series = Series(START_MS)
     for second, count in enumerate([10, 4, 4]):
