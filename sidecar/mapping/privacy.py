@@ -22,7 +22,7 @@ import msgspec
 
 from sidecar.events import BadJson, decode
 from sidecar.mapping.urls import is_url, parameter_names, rewrite_form, rewrite_parameters
-from sidecar.mapping.values import as_text, clean_text, json_text
+from sidecar.mapping.values import as_text, clean_text, json_text, repeats_a_name
 
 __all__ = [
     "CALL_KEYS",
@@ -163,7 +163,8 @@ class PrivacyRules(msgspec.Struct, frozen=True):
             return None
         except RecursionError:
             return "null"  # nested too deep to be searched: nothing of it leaves the host
-        return text if pruned == value else json_text(pruned)
+        # The text also holds what the decoder left out: only what was searched may leave.
+        return text if pruned == value and not repeats_a_name(text.lstrip(_BEFORE_JSON)) else json_text(pruned)
 
     def _parameter(self, name: str, value: str) -> str | None:
         folded = {form for part in parameter_names(name) for form in forms(part)}

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-__all__ = ["as_text", "clean_text", "json_text", "within_64_bits"]
+__all__ = ["as_text", "clean_text", "json_text", "repeats_a_name", "within_64_bits"]
 
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
@@ -64,6 +64,21 @@ def json_text(value: Any) -> str:
         return _encode_sorted(value).decode()
     except (UnicodeEncodeError, ValueError, TypeError):
         return json.dumps(_clean(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def repeats_a_name(text: str) -> bool:
+    """Return whether an object in a JSON text may have a name twice: a decoder keeps the last value and hides the others."""
+    repeated = False
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        nonlocal repeated
+        repeated = repeated or len({name for name, _ in pairs}) < len(pairs)
+
+    try:
+        json.loads(text, object_pairs_hook=look, strict=False)
+    except (ValueError, RecursionError):
+        return True
+    return repeated
 
 
 def _clean(value: Any) -> Any:

@@ -65,6 +65,8 @@ def test_dropped_name_appears_nowhere_at_any_depth(name: str, nested: str):
         ('{"u": "https://x.test/?email=S3CRET&q=1"}', '{"u":"https://x.test/?q=1"}'),
         ('{"phone": "123"}', f'{{"phone":"{HASH}"}}'),
         ('{"a":  1.0, "b": []}', '{"a":  1.0, "b": []}'),
+        ('\ufeff{"a":  {"email": "S3CRET"}, "a": {"n":  1}}', '{"a":{"n":1}}'),
+        ('{"a":  [{"n": 1}], "n": 1}', '{"a":  [{"n": 1}], "n": 1}'),
         ("{email}?email=S3CRET&q=1", "{email}?q=1"),
         ("[" * 5_000, "[" * 5_000),
     ],
