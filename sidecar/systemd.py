@@ -32,7 +32,8 @@ SEND_TIMEOUT_S = 2.0
 class Notifier:
     """The sending end of systemd's notification socket. Each method returns whether the message was sent.
 
-    False means that systemd does not supervise this process, or that its queue is full at the moment; no method raises.
+    False means that systemd does not supervise this process, that its queue is full at the moment, or that no descriptor is
+    left; no method raises.
     A change of state waits up to 2 seconds for space in the queue. STATUS and WATCHDOG do not wait, since the next one
     follows soon.
     """
@@ -85,12 +86,13 @@ class Notifier:
         if self._address is None:
             return False
         # A new socket each time: it costs little at this rate, and nothing stays open across a fork.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.settimeout(SEND_TIMEOUT_S if wait else 0)
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.settimeout(SEND_TIMEOUT_S if wait else 0)
                 sender.sendto(message.encode("utf-8", "replace"), self._address)
-            except OSError:  # no reader, or a full queue: the result says so, and a daemon must not stop for it
-                return False
+        # No reader, a full queue, no descriptor left: the result says so, and a daemon must not stop for it.
+        except OSError:
+            return False
         return True
 
 

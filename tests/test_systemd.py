@@ -1,5 +1,6 @@
 """systemd's notification and socket protocols, against local sockets; tests/systemd boots the real systemd."""
 
+import errno
 import json
 import os
 import shutil
@@ -84,6 +85,16 @@ def test_the_status_limit_delays_no_other_message(manager):
 def test_without_systemd_nothing_is_sent_and_nothing_fails(address):
     notifier = Notifier({} if address is None else {"NOTIFY_SOCKET": address})
     assert [notifier.ready(), notifier.status("x"), notifier.watchdog(), notifier.reloading()] == [False] * 4
+
+
+def test_without_a_free_descriptor_nothing_is_sent_and_nothing_fails(manager, monkeypatch):
+    _, environ = manager
+
+    def no_descriptor(*_args):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("sidecar.systemd.socket.socket", no_descriptor)
+    assert Notifier(environ).watchdog() is False
 
 
 def test_a_full_queue_does_not_delay_the_watchdog(manager):
