@@ -57,7 +57,7 @@ MAX_CHARS: Final = 2_000
 class LogLines(logging.Handler):
     """Keeps the newest ``LINES`` records as ``{"id", "time_ms", "level", "logger", "message"}``.
 
-    ``mask`` removes secrets, as in what is written to stderr.
+    ``masks`` removes secrets and write keys, as in what is written to stderr.
     """
 
     def __init__(self) -> None:
@@ -65,12 +65,17 @@ class LogLines(logging.Handler):
         self.instance = ""
         self._lines: deque[dict[str, Any]] = deque(maxlen=LINES)
         self._last_id = 0
-        self.mask: Callable[[str], str] = str
+        self.masks = LogMasks()
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = self.masks.line(_with_masked_values(record, self.masks.value).getMessage())
+        except Exception:  # as in logging.StreamHandler: arguments that do not fit must not end what logs them
+            self.handleError(record)
+            return
         self._last_id += 1
         line = {"id": self._last_id, "time_ms": round(record.created * 1000), "level": record.levelname.lower()}
-        message = with_instance(self.mask(record.getMessage()), self.instance)[:MAX_CHARS]
+        message = with_instance(message, self.instance)[:MAX_CHARS]
         self._lines.append(line | {"logger": record.name, "message": message})
 
     def after(self, last_id: int) -> list[dict[str, Any]]:
@@ -147,7 +152,7 @@ def configure(
         previous.close()
     root.addHandler(handler)
     if lines is not None:
-        lines.mask, lines.instance = masks.line, instance
+        lines.masks, lines.instance = masks, instance
         root.addHandler(lines)
     root.setLevel(logging.WARNING)
     logging.getLogger(ROOT_LOGGER).setLevel(log.level.upper())

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from sidecar.config import LogConfig, Secret, load_text
-from sidecar.observe import configure, secrets_of, write_keys_of
+from sidecar.observe import LogLines, configure, secrets_of, write_keys_of
 from sidecar.observe.logs import REPEAT_EVERY_S, REPEAT_KEYS_MAX, RepeatFilter
 
 log = logging.getLogger("sidecar.deliver.delivery_loop")
@@ -275,3 +275,17 @@ def test_a_write_key_is_masked_only_in_values_and_as_a_word():
     assert line["message"] == "The time of **** and sometimes is runtime."
     assert line["key"] == "****"
     assert "time" in line
+
+
+def test_the_lines_in_memory_show_no_secret_and_no_write_key():
+    lines = LogLines()
+    masks = configure(LogConfig(), io.StringIO(), {}, [Secret("MARKED-key")], lines, write_keys=[Secret("wk_web")])
+    masks.add(write_keys=[Secret("wk_new")])
+    log.warning("Nothing has the write keys %s and %s: %s.", "wk_web", "wk_new", "MARKED-key")
+    assert [line["message"] for line in lines.after(0)] == ["Nothing has the write keys **** and ****: ****."]
+
+
+def test_arguments_that_do_not_fit_end_nothing(capsys):
+    configure(LogConfig(), io.StringIO(), {}, lines=LogLines())
+    logging.getLogger("library").warning("%d connections", "many")
+    assert "--- Logging error ---" in capsys.readouterr().err
