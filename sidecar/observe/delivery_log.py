@@ -76,7 +76,8 @@ class DeliveryLog:
 
     def tick(self) -> None:
         """Write what has become due. Call it with each decision; a daemon makes one a second at least."""
-        if self._open_since_s is None and self._stops < 2:
+        is_another = self._open_since_s is None and self._state[1] != self._logged[1]
+        if self._open_since_s is None and self._stops < 2 and not is_another:
             return
         now_s = self._now_s()
         if self._open_since_s is not None and now_s - self._open_since_s >= self._steady_s:
@@ -91,6 +92,8 @@ class DeliveryLog:
                 extra=ALWAYS,
             )
             self._stops, self._written_s = 0, now_s
+        elif is_another and now_s - self._written_s >= STEADY_S:
+            self._stopped(*self._state, now_s)  # it came too soon after the last line, and has lasted
 
     def _stopped(self, state: str, reason: str, now_s: float) -> None:
         # Soon after the last "continues": it was premature, wait longer for the next.

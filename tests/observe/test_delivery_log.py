@@ -101,6 +101,16 @@ def test_another_reason_of_a_lasting_outage_is_logged(harness):
     assert "because of later" in harness.lines[-1]
 
 
+def test_another_reason_soon_after_the_first_is_logged_once_it_lasts(harness):
+    harness.stop("away")
+    harness.pass_time(2)
+    harness.stop("wait")
+    assert len(harness.lines) == 1
+    harness.pass_time(600)
+    assert len(harness.lines) == 2
+    assert "Delivery is waiting: because of wait." in harness.lines[-1]
+
+
 def test_a_pause_is_logged_again_when_its_probe_says_something_else(harness):
     """A replaced key was read-only; the log's last line spoke of the first key for the whole pause."""
     harness.log.state("paused", "wrong_key", "PX answered 401.")
