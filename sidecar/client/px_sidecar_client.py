@@ -473,13 +473,13 @@ class AsyncClient(_Calls[Coroutine[Any, Any, str]]):
                 progress.pipe = await self._open()
             except (OSError, ValueError) as error:
                 raise _unreachable(self._path, error, maybe_accepted=progress.sending_began) from error
-            progress.sending_began = True
-            progress.answer = progress.pipe.send(line)
             try:
+                progress.answer = progress.pipe.send(line)
+                progress.sending_began = True
                 return await progress.answer
             except OSError as error:
                 if last_try:
-                    raise _unreachable(self._path, error, maybe_accepted=True) from error
+                    raise _unreachable(self._path, error, maybe_accepted=progress.sending_began) from error
         raise AssertionError("the second try returns or raises")
 
     async def _open(self) -> _Pipe:
@@ -574,7 +574,12 @@ class _Pipe:
         return not self._failed and self._loop is loop and self._pid == os.getpid()
 
     def send(self, line: bytes) -> asyncio.Future[bytes]:
-        """Queue a line and return the future of its answer. Lines and places are in the same order: nothing awaits here."""
+        """Queue a line and return the future of its answer. Lines and places are in the same order: nothing awaits here.
+
+        Raises ConnectionResetError if the connection has failed since it was opened.
+        """
+        if self._failed:
+            raise ConnectionResetError("the connection ended before the answer")
         answer = self._loop.create_future()
         self._answers.append(answer)
         self._writer.write(line)

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import multiprocessing
+import select
+import socket
 import time
 
 import px_sidecar_client
@@ -53,7 +55,7 @@ def run(scenario, tmp_path, **options):
     """Run ``scenario(client, sidecar)``."""
 
     async def main():
-        async with Script(tmp_path / "s") as sidecar, AsyncClient(sidecar.path, **options) as client:
+        async with Script(tmp_path / "s") as sidecar, AsyncClient(**{"path": sidecar.path, **options}) as client:
             await scenario(client, sidecar)
 
     asyncio.run(main())
@@ -109,6 +111,26 @@ def test_a_lost_answer_is_retried_with_the_same_message_id(tmp_path):
         assert [event["messageId"] for event in sidecar.events] == [message_id] * 2
 
     run(scenario, tmp_path)
+
+
+def test_a_connection_that_ends_before_it_is_used_is_replaced(tmp_path):
+    """As at a restart, whose listener resets the clients in its queue; a busy loop learns of it with the connection."""
+
+    async def scenario(client, sidecar):
+        with socket.socket(socket.AF_UNIX) as restarting:
+            restarting.bind(client._path)
+            restarting.listen()
+            call = asyncio.ensure_future(client.track("u", "E"))
+            await asyncio.sleep(0)
+            while not select.select([restarting], [], [], 0)[0]:
+                await asyncio.sleep(0)
+            restarting.accept()[0].close()
+            (tmp_path / "restarting").unlink()
+            (tmp_path / "s").rename(tmp_path / "restarting")
+            await call
+            assert len(sidecar.events) == 1
+
+    run(scenario, tmp_path, path=str(tmp_path / "restarting"), timeout_s=1.0)
 
 
 def test_a_second_failure_raises_unavailable(tmp_path):
