@@ -462,7 +462,7 @@ class AsyncClient(_Calls[Coroutine[Any, Any, str]]):
         try:
             return await asyncio.wait_for(self._request_with_retry(line, progress), self._timeout_s)
         except (TimeoutError, asyncio.TimeoutError):  # noqa: UP041 - two classes before Python 3.11
-            # If nothing came for the oldest call either, the connection is stuck, and the calls after it use a new one.
+            # Nothing came for the older calls either: the connection is stuck, and the calls after this one use a new one.
             if progress.pipe is not None:
                 progress.pipe.give_up_if_stuck(progress.answer)
             raise _no_answer(self._path, maybe_accepted=progress.sending_began) from None
@@ -471,6 +471,8 @@ class AsyncClient(_Calls[Coroutine[Any, Any, str]]):
         for last_try in (False, True):
             try:
                 progress.pipe = await self._open()
+            except TimeoutError:
+                raise  # an OSError, too: an attempt that an earlier call began has used up its time
             except (OSError, ValueError) as error:
                 raise _unreachable(self._path, error, maybe_accepted=progress.sending_began) from error
             try:
@@ -602,8 +604,11 @@ class _Pipe:
             self.close(error)
 
     def give_up_if_stuck(self, answer: asyncio.Future[bytes] | None) -> None:
-        """Close the connection if ``answer``, which came too late, is the next one that it owes."""
-        if self._answers and self._answers[0] is answer:
+        """Close the connection if it still owes ``answer``, whose time is over, and with it all older ones.
+
+        The oldest may be that of a cancelled call, which notices nothing.
+        """
+        if answer in self._answers:
             self.close(ConnectionAbortedError("the sidecar did not answer"))
 
     def close(self, error: OSError) -> None:

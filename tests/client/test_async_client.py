@@ -166,6 +166,38 @@ def test_a_stuck_connection_is_replaced_after_the_timeout(tmp_path):
     run(scenario, tmp_path, timeout_s=0.1)
 
 
+def test_a_stuck_connection_is_replaced_although_its_oldest_call_was_cancelled(tmp_path):
+    async def scenario(client, sidecar):
+        sidecar.answer = lambda event: None if event["event"] == "stuck" else STORED
+        oldest = asyncio.ensure_future(client.track("u", "stuck"))
+        await asyncio.sleep(0.02)
+        oldest.cancel()
+        with pytest.raises(Unavailable, match="did not answer in time"):
+            await client.track("u", "stuck")
+        await client.track("u", "next")
+        assert sidecar.connections == 2
+
+    run(scenario, tmp_path, timeout_s=0.1)
+
+
+def test_a_full_queue_is_reported_to_all_calls_as_no_answer_in_time(tmp_path):
+    """Calls share an attempt to connect, whose time is over before that of a call that came later."""
+
+    async def scenario(client, _sidecar):
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as filling:
+            listener.bind(client._path)
+            listener.listen(0)
+            filling.connect(client._path)
+            calls = [asyncio.ensure_future(client.track("u", "first"))]
+            await asyncio.sleep(0.05)
+            calls.append(asyncio.ensure_future(client.track("u", "second")))
+            for error in await asyncio.gather(*calls, return_exceptions=True):
+                assert "did not answer in time" in str(error)
+                assert error.maybe_accepted is False
+
+    run(scenario, tmp_path, path=str(tmp_path / "full"), timeout_s=0.1)
+
+
 def test_every_answer_of_another_program_raises_not_accepted(tmp_path):
     async def scenario(client, sidecar):
         for answer in (b"HTTP/1.1 400 Bad Request\n", b"[]\n", b"null\n"):
