@@ -406,7 +406,7 @@ class AsyncClient(_Calls[Coroutine[Any, Any, str]]):
     """The client for asyncio: as ``Client``, with methods to await and many calls in flight over one connection.
 
     A call may be cancelled at any time; its event may be stored nevertheless, and the other calls get their own answers.
-    It works on the loop that calls it, and after a fork or on another loop it opens a new connection.
+    Each loop that calls it has a connection of its own, and so has each process after a fork.
     """
 
     def __init__(
@@ -421,8 +421,9 @@ class AsyncClient(_Calls[Coroutine[Any, Any, str]]):
         self._timeout_s = timeout_s
         self._write_key = write_key
         self._failures = _Failures(on_error)
-        self._pipe: _Pipe | None = None
-        self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Task[_Pipe]] | None = None
+        self._pipes: dict[
+            asyncio.AbstractEventLoop, asyncio.Task[_Pipe]
+        ] = {}  # each connects, and has the pipe as its result
 
     @property
     def skipped(self) -> int:
@@ -430,10 +431,14 @@ class AsyncClient(_Calls[Coroutine[Any, Any, str]]):
         return self._failures.skipped
 
     async def aclose(self) -> None:
-        """Close the connection; calls in flight fail. A later call opens a new one."""
-        pipe, self._pipe = self._pipe, None
-        if pipe is not None:
-            pipe.close(ConnectionAbortedError("the client was closed"))
+        """Close this loop's connection; calls in flight fail. A later call opens a new one."""
+        import asyncio
+
+        opening = self._pipes.pop(asyncio.get_running_loop(), None)
+        if opening is not None and opening.done():
+            _close_client(opening)
+        elif opening is not None:
+            opening.add_done_callback(_close_client)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -479,6 +484,11 @@ class AsyncClient(_Calls[Coroutine[Any, Any, str]]):
                 progress.answer = progress.pipe.send(line)
                 progress.sending_began = True
                 return await progress.answer
+            except _Closed:
+                raise Unavailable(
+                    f"The client was closed before the sidecar at {self._path} answered; close it after its calls.",
+                    maybe_accepted=progress.sending_began,
+                ) from None
             except OSError as error:
                 if last_try:
                     raise _unreachable(self._path, error, maybe_accepted=progress.sending_began) from error
@@ -489,29 +499,49 @@ class AsyncClient(_Calls[Coroutine[Any, Any, str]]):
         import asyncio
 
         loop = asyncio.get_running_loop()
-        pipe = self._pipe
-        if pipe is not None and not pipe.usable(loop):
-            pipe.abandon()
-            self._pipe = pipe = None
-        if pipe is not None:
-            return pipe
-        if self._opening is None or self._opening[0] is not loop or self._opening[1].done():
+        opening = self._pipes.get(loop)
+        if opening is None or (opening.done() and not _is_usable(opening)):
+            self._abandon_unused()
             # A task of its own, so that the cancellation of one call does not end the attempt of the others.
-            task = loop.create_task(self._connect(loop))
-            task.add_done_callback(_retrieve)
-            self._opening = (loop, task)
-        return await asyncio.shield(self._opening[1])
+            opening = loop.create_task(_Pipe.open(self._path, loop, time.monotonic() + self._timeout_s))
+            opening.add_done_callback(_retrieve)
+            self._pipes[loop] = opening
+        return await asyncio.shield(opening)
 
-    async def _connect(self, loop: asyncio.AbstractEventLoop) -> _Pipe:
-        # Kept here and not by the caller, which may be cancelled: the connection would stay open and unused.
-        self._pipe = await _Pipe.open(self._path, loop, time.monotonic() + self._timeout_s)
-        return self._pipe
+    def _abandon_unused(self) -> None:
+        """Close the connections of loops that have ended, and this process's copies of its parent's."""
+        for loop, opening in list(self._pipes.items()):
+            pipe = opening.result() if _is_open(opening) else None
+            if loop.is_closed() or (pipe is not None and pipe.is_inherited):
+                self._pipes.pop(loop, None)
+                if pipe is not None:
+                    pipe.abandon()
+
+
+def _is_open(opening: asyncio.Task[_Pipe]) -> bool:
+    """Return whether a connection was opened."""
+    return opening.done() and not opening.cancelled() and opening.exception() is None
+
+
+def _is_usable(opening: asyncio.Task[_Pipe]) -> bool:
+    """Return whether a connection was opened and takes further lines."""
+    return _is_open(opening) and opening.result().is_usable
+
+
+def _close_client(opening: asyncio.Task[_Pipe]) -> None:
+    """Close the connection of a client that was closed, also if it was still being opened then."""
+    if _is_open(opening):
+        opening.result().close(_Closed("the client was closed"))
 
 
 def _retrieve(task: asyncio.Task[_Pipe]) -> None:
     """Read the task's exception, which asyncio would report as lost if all callers were cancelled."""
     if not task.cancelled():
         task.exception()
+
+
+class _Closed(ConnectionAbortedError):
+    """The client was closed during a call, which is not repeated."""
 
 
 class _Progress:
@@ -542,7 +572,7 @@ class _Pipe:
         self._reader = reader
         self._writer = writer
         self._answers: deque[asyncio.Future[bytes]] = deque()
-        self._failed = False
+        self._error: OSError | None = None  # why it takes no further lines
         self._task = loop.create_task(self._read())
 
     @classmethod
@@ -571,17 +601,23 @@ class _Pipe:
                 connection.close()
                 raise
 
-    def usable(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Return whether a call on ``loop`` in this process may use the connection."""
-        return not self._failed and self._loop is loop and self._pid == os.getpid()
+    @property
+    def is_inherited(self) -> bool:
+        """True if another process opened the connection, before it forked this one."""
+        return self._pid != os.getpid()
+
+    @property
+    def is_usable(self) -> bool:
+        """True if calls on its loop may use the connection."""
+        return self._error is None and not self.is_inherited
 
     def send(self, line: bytes) -> asyncio.Future[bytes]:
         """Queue a line and return the future of its answer. Lines and places are in the same order: nothing awaits here.
 
-        Raises ConnectionResetError if the connection has failed since it was opened.
+        Raises OSError if the connection has failed since it was opened.
         """
-        if self._failed:
-            raise ConnectionResetError("the connection ended before the answer")
+        if self._error is not None:
+            raise self._error
         answer = self._loop.create_future()
         self._answers.append(answer)
         self._writer.write(line)
@@ -613,7 +649,7 @@ class _Pipe:
 
     def close(self, error: OSError) -> None:
         """Close the connection and fail the calls that wait for an answer, which repeat once."""
-        self._failed = True
+        self._error = error
         self._task.cancel()
         self._writer.close()
         while self._answers:
@@ -622,11 +658,9 @@ class _Pipe:
                 answer.set_exception(error)
 
     def abandon(self) -> None:
-        """Let go of a connection that failed or belongs to another loop or process; send nothing on it."""
-        failed, self._failed = self._failed, True
-        # One that failed is closed. That of a running loop is closed there: its transport is not safe for threads. What
-        # is left is this process's copy of the parent's socket, and the socket of a loop that has ended.
-        if not failed and (self._pid != os.getpid() or self._loop.is_closed()):
+        """Close the socket of a loop that has ended, or this process's copy of its parent's; send nothing on it."""
+        if self._error is None:
+            self._error = ConnectionAbortedError("the connection was abandoned")
             self._connection.close()
 
 

@@ -20,7 +20,7 @@ class Script:
     def __init__(self, path):
         self.path = str(path)
         self.events = []
-        self.connections = 0
+        self.connections = self.open = 0
         self.answer = lambda event: STORED
         self.hold = asyncio.Event()
         self.hold.set()
@@ -38,6 +38,7 @@ class Script:
 
     async def _serve(self, reader, writer):
         self.connections += 1
+        self.open += 1
         self._writers.add(writer)
         while line := await reader.readline():
             event = json.loads(line)
@@ -49,6 +50,7 @@ class Script:
                 return
             if answer is not None:
                 writer.write(answer if isinstance(answer, bytes) else json.dumps(answer).encode() + b"\n")
+        self.open -= 1
 
 
 def run(scenario, tmp_path, **options):
@@ -166,7 +168,7 @@ def test_a_stuck_connection_is_replaced_after_the_timeout(tmp_path):
     run(scenario, tmp_path, timeout_s=0.1)
 
 
-def test_a_stuck_connection_is_replaced_although_its_oldest_call_was_cancelled(tmp_path):
+def test_a_cancelled_call_does_not_keep_a_stuck_connection(tmp_path):
     async def scenario(client, sidecar):
         sidecar.answer = lambda event: None if event["event"] == "stuck" else STORED
         oldest = asyncio.ensure_future(client.track("u", "stuck"))
@@ -180,7 +182,7 @@ def test_a_stuck_connection_is_replaced_although_its_oldest_call_was_cancelled(t
     run(scenario, tmp_path, timeout_s=0.1)
 
 
-def test_a_full_queue_is_reported_to_all_calls_as_no_answer_in_time(tmp_path):
+def test_a_full_queue_is_reported_as_no_answer_in_time(tmp_path):
     """Calls share an attempt to connect, whose time is over before that of a call that came later."""
 
     async def scenario(client, _sidecar):
@@ -252,6 +254,44 @@ def test_another_loop_gets_a_connection_of_its_own(tmp_path):
 
     asyncio.run(main())
     asyncio.run(main())
+
+
+def test_loops_at_the_same_time_keep_their_connections(tmp_path):
+    async def scenario(client, sidecar):
+        def other_thread():
+            async def calls():
+                for _ in range(3):
+                    await client.track("u", "E")
+                    asyncio.run_coroutine_threadsafe(client.track("u", "E"), here).result(5)
+                await client.aclose()
+
+            asyncio.run(calls())
+
+        here = asyncio.get_running_loop()
+        await here.run_in_executor(None, other_thread)
+        assert len(sidecar.events) == 6
+        assert sidecar.connections == 2
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.parametrize("is_connected", [True, False])
+def test_closing_fails_the_calls_in_flight_and_leaves_no_connection(tmp_path, is_connected):
+    async def scenario(client, sidecar):
+        sidecar.answer = lambda event: None
+        if is_connected:
+            (tmp_path / "later").symlink_to(sidecar.path)
+        call = asyncio.ensure_future(client.track("u", "E"))
+        await asyncio.sleep(0.02)
+        await client.aclose()
+        if not is_connected:  # the attempt tries once more, a moment later
+            (tmp_path / "later").symlink_to(sidecar.path)
+        with pytest.raises(Unavailable, match="was closed before"):
+            await call
+        await asyncio.sleep(0.02)
+        assert (sidecar.connections, sidecar.open) == (1, 0)
+
+    run(scenario, tmp_path, path=str(tmp_path / "later"))
 
 
 def in_child(client, path, result):
