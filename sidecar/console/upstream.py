@@ -111,6 +111,9 @@ class Upstream:
                 shown = [msgspec.json.encode(self._hide(path, msgspec.json.decode(line))) for line in lines if line]
                 if shown:
                     yield b"\n".join(shown) + b"\n"
+        except ProtocolError:
+            # The daemon has ended. Its answer is passed on as incomplete as it is: without a last chunk.
+            raise trio.BrokenResourceError from None
         finally:
             with trio.CancelScope(shield=True):
                 await answer.aclose()

@@ -66,16 +66,18 @@ class ClientResponse:
         self.status = self._parser.get_status_code()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body as it arrives. A body that ends too early ends the iteration."""
+        """Yield the body as it arrives. Raises ProtocolError after what has arrived if the body ends too early."""
         while True:
             if self._events.parts:
                 parts, self._events.parts = self._events.parts, []
                 yield b"".join(parts)
-            elif self._events.is_complete or not await self._receive():
+            elif self._events.is_complete:
                 return
+            elif not await self._receive():
+                raise ProtocolError("The server closed the connection in the middle of its answer.")
 
     async def read(self, max_bytes: int) -> bytes:
-        """Return the whole body. Raises ProtocolError if it is longer than ``max_bytes``."""
+        """Return the whole body. Raises ProtocolError if it ends too early, or is longer than ``max_bytes``."""
         body = bytearray()
         async for part in self.chunks():
             body += part

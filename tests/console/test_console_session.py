@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from functools import partial
 
 import pytest
 import trio
@@ -13,9 +14,9 @@ from sidecar.config import ConfigFile
 from sidecar.console import Console, Options
 from sidecar.console.guard import Guard, headers
 from sidecar.console.session import CODE_S, IDLE_S, MAX_WRONG, Sessions, TooManyGuesses
-from sidecar.console.upstream import SHOWN, hide
+from sidecar.console.upstream import SHOWN, Upstream, hide
 from sidecar.control.openapi import CALLS
-from sidecar.http import Request
+from sidecar.http import Request, Response, serve_connection
 
 
 def test_a_code_works_once():
@@ -209,3 +210,43 @@ def test_hidden_answers_hold_names_states_and_counts_only():
 
 def test_every_shown_call_exists():
     assert CALLS.keys() >= SHOWN
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_stream_that_the_daemon_cuts_off_is_passed_on_as_cut_off(tmp_path, is_whole):
+    """A download of dead letters must not look complete because the daemon ended in the middle of it."""
+    path = tmp_path / "control.sock"
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{}\n\r\n" + (b"0\r\n\r\n" if is_whole else b"")
+
+    async def daemon(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(answer)
+        await stream.aclose()
+
+    async def handler(_request: Request) -> Response:
+        return await Upstream(str(path), read_only=True).pass_on(
+            Request("GET", "/v1/dead/export", "", [], b"", "1.1", True), "/v1/dead/export", lambda: None
+        )
+
+    async def main() -> bytes:
+        listening = trio.socket.socket(trio.socket.AF_UNIX)
+        await listening.bind(str(path))
+        listening.listen()
+        browser, server = trio.testing.memory_stream_pair()
+        errors: list[BaseException] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, daemon, [trio.SocketListener(listening)])
+            nursery.start_soon(partial(serve_connection, server, handler, on_error=lambda e, _: errors.append(e)))
+            await browser.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            received = b""
+            while data := await browser.receive_some():
+                received += data
+                if is_whole and received.endswith(b"0\r\n\r\n"):
+                    break
+            nursery.cancel_scope.cancel()
+        assert not errors
+        return received
+
+    received = trio.run(main)
+    assert b"3\r\n{}\n\r\n" in received
+    assert received.endswith(b"0\r\n\r\n") == is_whole
