@@ -17,6 +17,7 @@ bytes were cut makes no difference. httptools (llhttp) parses the syntax; the ru
   take the body of such a request for bytes of the new protocol, so the head is parsed again without that header.
 """
 
+import re
 from enum import Enum
 from functools import lru_cache
 from typing import Any, Final, NoReturn
@@ -27,6 +28,9 @@ from sidecar.http.message import Limits, Refusal, Request, body_too_large
 
 __all__ = ["Phase", "Reader"]
 
+# The scheme and the authority of an absolute target; a query may follow the authority at once (RFC 3986 3.2).
+_ABSOLUTE: Final = re.compile(rb"[^/?]*://([^/?]*)")
+_SHORT_TARGET_BYTES: Final = 256
 _FRAMING_HEADERS = frozenset({b"content-length", b"transfer-encoding", b"content-encoding", b"expect", b"host"})
 
 
@@ -310,12 +314,20 @@ class Reader:
 _METHODS = {method.encode(): method for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
 
 
-@lru_cache(maxsize=256)  # clients repeat a few targets
 def _split_target(target: bytes) -> tuple[str, str, bytes | None]:
     """Return the path, the query and, for an absolute target (RFC 9112 3.2.2), the authority."""
+    # Only short ones are kept: 256 of the longest would hold 16 MB that no client accounts for.
+    return _split_short(target) if len(target) <= _SHORT_TARGET_BYTES else _split(target)
+
+
+def _split(target: bytes) -> tuple[str, str, bytes | None]:
     host = None
-    if not target.startswith(b"/") and b"://" in target:
-        authority, slash, rest = target.split(b"://", 1)[1].partition(b"/")
-        host, target = authority.rpartition(b"@")[2], slash + rest or b"/"
+    if (absolute := _ABSOLUTE.match(target)) is not None:
+        host = absolute[1].rpartition(b"@")[2]
+        target = target[absolute.end() :]
+        target = target if target.startswith(b"/") else b"/" + target
     path, _, query = target.decode("latin-1").partition("?")
     return path, query, host
+
+
+_split_short = lru_cache(maxsize=256)(_split)  # clients repeat a few targets

@@ -218,6 +218,26 @@ def test_absolute_target_outranks_the_host_header():
 
 
 @pytest.mark.parametrize(
+    ("target", "expected"),
+    [(b"http://h:80", ("/", "", b"h:80")), (b"http://h?a=/b", ("/", "a=/b", b"h")), (b"http://u@h/p?a", ("/p", "a", b"h"))],
+)  # fmt: skip
+def test_the_authority_ends_at_the_path_or_query(target, expected):
+    (request,) = read(post(b"Content-Length: 0", target=target)).ready
+    assert (request.path, request.query, request.header(b"host")) == expected
+
+
+def test_long_targets_are_not_kept():
+    tracemalloc.start()
+    try:
+        before_bytes = tracemalloc.get_traced_memory()[0]
+        for number in range(300):
+            assert read(post(b"Content-Length: 0", target=b"/%d?" % number + b"x" * 20_000), Limits()).ready
+        assert tracemalloc.get_traced_memory()[0] - before_bytes < 3_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
     ("version", "connection", "kept"),
     [(b"1.1", b"", True), (b"1.1", b"close", False), (b"1.1", b"Close", False), (b"1.0", b"", False), (b"1.0", b"keep-alive", True)],
 )  # fmt: skip
