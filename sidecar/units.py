@@ -17,6 +17,10 @@ _SIZE_BYTES = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+# Stored times are milliseconds and sizes are bytes in 64 bits (https://www.sqlite.org/datatype3.html): more than this, added to
+# or taken from one of them, would not fit.
+_MAX_DURATION_S = 10_000_000 * 86_400.0
+_MAX_SIZE_BYTES = 2**62
 _NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
@@ -28,7 +32,10 @@ def parse_duration_s(text: str) -> float:
     match = _NUMBER_AND_UNIT.fullmatch(text.strip())
     if match is None or match[2] not in _DURATION_S:
         raise ValueError(f'{text!r} is not a duration; write a number and ms, s, m, h or d, as in "30s" or "24h"')
-    return float(match[1]) * _DURATION_S[match[2]]
+    seconds = float(match[1]) * _DURATION_S[match[2]]
+    if seconds > _MAX_DURATION_S:
+        raise ValueError(f'{_shortened(text)} is too long; write at most "{_MAX_DURATION_S / 86_400:.0f}d"')
+    return seconds
 
 
 def parse_size_bytes(text: str) -> int:
@@ -39,7 +46,14 @@ def parse_size_bytes(text: str) -> int:
     match = _NUMBER_AND_UNIT.fullmatch(text.strip())
     if match is None or match[2] not in _SIZE_BYTES:
         raise ValueError(f'{text!r} is not a size; write a number and KiB, MiB or GiB, as in "32KiB" or "4GiB"')
-    return int(float(match[1]) * _SIZE_BYTES[match[2]])
+    size_bytes = float(match[1]) * _SIZE_BYTES[match[2]]
+    if size_bytes > _MAX_SIZE_BYTES:
+        raise ValueError(f'{_shortened(text)} is too much; write at most "{_MAX_SIZE_BYTES // 2**40}TiB"')
+    return int(size_bytes)
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}…")
 
 
 def show_duration(seconds: float) -> str:

@@ -1,8 +1,22 @@
-"""Durations and sizes are formatted for display."""
+"""Durations and sizes are read from text, and formatted for display."""
 
 import pytest
 
-from sidecar.units import show_duration, show_size
+from sidecar.units import parse_duration_s, parse_size_bytes, show_duration, show_size
+
+
+@pytest.mark.parametrize("text", ["10000001d", "9" * 400 + "h"])
+def test_a_duration_that_no_stored_time_can_hold_is_refused(text: str):
+    assert parse_duration_s("10000000d") == 864e9
+    with pytest.raises(ValueError, match='is too long; write at most "10000000d"'):
+        parse_duration_s(text)
+
+
+@pytest.mark.parametrize("text", ["4194305TiB", "9" * 400])
+def test_a_size_that_no_stored_number_can_hold_is_refused(text: str):
+    assert parse_size_bytes("4194304TiB") == 2**62
+    with pytest.raises(ValueError, match='is too much; write at most "4194304TiB"'):
+        parse_size_bytes(text)
 
 
 @pytest.mark.parametrize(
