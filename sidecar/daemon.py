@@ -348,9 +348,9 @@ async def _drain(app: Application, fleet: "Fleet") -> None:
 
 
 async def _keep_dispatcher_awake(delivery: Delivery) -> None:
-    """Wake the dispatcher every second so that its heartbeat stays fresh while idle."""
+    """Wake the dispatcher every second so that its heartbeat stays fresh while idle, and during a stop."""
     while True:
-        delivery.wake()
+        delivery.stay_awake()
         await trio.sleep(PROBE_EVERY_S)
 
 

@@ -232,6 +232,17 @@ class Delivery:
         """Wake decisions and loading after a change in the dispatcher or the settings."""
         self._signals.wake()
 
+    @property
+    def is_stopping(self) -> bool:
+        """True once ``stop`` was called."""
+        return self._signals.stopping
+
+    def stay_awake(self) -> None:
+        """Wake the dispatcher, whose next decision beats; once it was stopped, beat for it: it has decided to send nothing more."""
+        self.wake()
+        if self.is_stopping:
+            self._telemetry.decided()
+
     def stop(self) -> None:
         """Send nothing more; ``run`` returns when the requests in flight are answered and settled."""
         self._signals.stop()

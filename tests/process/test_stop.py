@@ -4,7 +4,13 @@ import json
 import signal
 import time
 
+import pytest
+import trio
 from process_harness import ProcessHarness, wait_until
+from running_daemon import DaemonDir
+
+from sidecar.observe import DISPATCHER
+from sidecar.px import PxAnswer, PxRequest, Reply
 
 
 def test_a_second_signal_stops_at_once_and_keeps_the_events(harness: ProcessHarness):
@@ -54,3 +60,29 @@ def test_events_are_accepted_until_delivery_has_stopped(harness: ProcessHarness)
     harness.start_daemon()
     wait_until(lambda: harness.status()["delivered"] == 2, what="the delivery")
     assert [stored["eventId"] for stored in harness.arrived()] == ["m1", "m2"]
+
+
+def test_a_stop_that_waits_for_px_counts_as_progress(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """After five seconds of it /health was 503, and the log said that delivery stands still, or has a bug."""
+    monkeypatch.setattr("sidecar.daemon.PROBE_EVERY_S", 0.01)
+
+    answered = trio.Event()
+
+    async def slow(_request: PxRequest) -> Reply:
+        await answered.wait()
+        return PxAnswer(201, b"{}", content_type="application/json")
+
+    with DaemonDir(tmp_path).running(slow) as daemon:
+        daemon.track("u1", "Logged In")
+        wait_until(lambda: daemon.status()["in_flight"] == 1, what="the request")
+        daemon.begin_stop()
+        wait_until(lambda: daemon.do(lambda: daemon.app.delivery.is_stopping), what="the end of the decisions")
+        stopping_s = time.monotonic()
+
+        def beats() -> bool:
+            heartbeats = daemon.app.telemetry.heartbeats
+            age_s = daemon.do(lambda: heartbeats.ages_s(heartbeats.monotonic_s())[DISPATCHER])
+            return bool(age_s < time.monotonic() - stopping_s - 0.03)
+
+        wait_until(beats, what="another beat", timeout_s=5)
+        daemon.do(answered.set)

@@ -114,12 +114,16 @@ class RunningDaemon:
 
     def stop(self) -> None:
         """Stop in order, as on SIGTERM. Raises what the daemon failed with."""
-        if self._thread.is_alive():
-            self._token.run_sync_soon(self._stop.set)
+        self.begin_stop()
         self._thread.join(10)
         assert not self._thread.is_alive()
         if self._failure is not None:
             raise self._failure
+
+    def begin_stop(self) -> None:
+        """Begin to stop in order; ``stop`` waits for the end."""
+        if self._thread.is_alive():
+            self._token.run_sync_soon(self._stop.set)
 
     def do(self, call: Callable[[], Any]) -> Any:
         """Call a function in the daemon's thread, and return its result."""
