@@ -67,6 +67,7 @@ def demo(events: int, users: int, keep: bool, with_console: bool, hosts: int | N
     # A closed terminal, too, ends what was started: the daemon takes SIGHUP for a reload.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
+    os.environ["no_proxy"] = "*"  # all of it is on this host, where no proxy leads; the Segment SDK would use one
     console = Console(highlight=False)
     if hosts is not None:
         from sidecar.cli.demo_fleet import run_fleet_demo

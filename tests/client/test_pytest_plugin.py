@@ -33,6 +33,8 @@ def run_pytest(folder: Path, *flags: str, path: str | None = None) -> subprocess
     (folder / "conftest.py").write_text('import px_sidecar_client\npytest_plugins = ["px_sidecar_client"]\n')
     environ = os.environ | {
         "PYTHONPATH": str(Path(px_sidecar_client.__file__).parent),
+        "http_proxy": "http://127.0.0.1:1",  # not the way to this host
+        "no_proxy": "",
         "PATH": path or f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     command = [
