@@ -544,33 +544,36 @@ async def serve_daemon(
         renew_certificate(sockets, config.listen)  # not in a thread: handshakes use it at the same time
         return changed
 
-    async with trio.open_nursery() as nursery:
-        starting = StartingServer()
-        await nursery.start(partial(starting.serve, sockets, descriptors=claimed.descriptors))
-        async with AsyncExitStack() as stack:
-            networks: list[HttpxNetwork] = []
+    # The outer one lasts until the file is closed, also when a second signal cancels everything else.
+    async with trio.open_nursery() as watching:
+        async with trio.open_nursery() as nursery:
+            starting = StartingServer()
+            await nursery.start(partial(starting.serve, sockets, descriptors=claimed.descriptors))
+            async with AsyncExitStack() as stack:
+                networks: list[HttpxNetwork] = []
 
-            async def connect() -> None:
-                networks.append(await trio.to_thread.run_sync(HttpxNetwork, config.px, key, config.deliver.timeout))
+                async def connect() -> None:
+                    networks.append(await trio.to_thread.run_sync(HttpxNetwork, config.px, key, config.deliver.timeout))
 
-            async with refuse_while_starting(claimed.control, claimed.control_read), trio.open_nursery() as opening:
-                opening.start_soon(connect)  # reading certificates takes as long as opening the file
-                store = await stack.enter_async_context(open_locked(config, claimed.lock, runner, notifier))
-            random = Random()  # noqa: S311 - jitter, not secrets
-            seams = Seams(store, networks[0], SystemClock(), runner, random, notifier, file, read_again, log_lines)
-            renewal = KeyRenewal(networks[0], key, os.environ, masks.add)
-            seams = seams._replace(key=renewal, masks=masks)
-            if config.fleet.url:
-                seams = seams._replace(join_fleet=_fleet_of(config, renewal, seams))
-            app = build(config, seams)
-            stop = trio.Event()
-            end = partial(os._exit, 1)
-            nursery.start_soon(end_if_disk_hangs, stop, runner, app.outbox, config.deliver.stop_timeout, end)
-            nursery.start_soon(_collect_garbage_from, starting.opened)
-            nursery.start_soon(handle_signals, partial(reload, app, read_again), stop, nursery.cancel_scope)
-            sockets_of = partial(serve_sockets, app, sockets, claimed.control, claimed.control_read)
-            await serve(app, partial(sockets_of, descriptors=claimed.descriptors, stop=stop, starting=starting))
-            nursery.cancel_scope.cancel()
+                async with refuse_while_starting(claimed.control, claimed.control_read), trio.open_nursery() as opening:
+                    opening.start_soon(connect)  # reading certificates takes as long as opening the file
+                    store = await stack.enter_async_context(open_locked(config, claimed.lock, runner, notifier))
+                random = Random()  # noqa: S311 - jitter, not secrets
+                seams = Seams(store, networks[0], SystemClock(), runner, random, notifier, file, read_again, log_lines)
+                renewal = KeyRenewal(networks[0], key, os.environ, masks.add)
+                seams = seams._replace(key=renewal, masks=masks)
+                if config.fleet.url:
+                    seams = seams._replace(join_fleet=_fleet_of(config, renewal, seams))
+                app = build(config, seams)
+                stop = trio.Event()
+                end = partial(os._exit, 1)
+                watching.start_soon(end_if_disk_hangs, stop, runner, app.outbox, config.deliver.stop_timeout, end)
+                nursery.start_soon(_collect_garbage_from, starting.opened)
+                nursery.start_soon(handle_signals, partial(reload, app, read_again), stop, nursery.cancel_scope)
+                sockets_of = partial(serve_sockets, app, sockets, claimed.control, claimed.control_read)
+                await serve(app, partial(sockets_of, descriptors=claimed.descriptors, stop=stop, starting=starting))
+                nursery.cancel_scope.cancel()
+        watching.cancel_scope.cancel()
 
 
 async def _collect_garbage_from(ready: trio.Event) -> None:

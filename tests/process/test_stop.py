@@ -1,6 +1,7 @@
 """Stopping while PX does not answer: in order within the deadline, or at once on a second signal."""
 
 import json
+import os
 import signal
 import time
 
@@ -86,3 +87,39 @@ def test_a_stop_that_waits_for_px_counts_as_progress(tmp_path, monkeypatch: pyte
 
         wait_until(beats, what="another beat", timeout_s=5)
         daemon.do(answered.set)
+
+
+# Loaded by the interpreter before the daemon: each call to the outbox waits while HANGS exists, as on a disk that hangs.
+HANGING_DISK = """
+import os, time
+import sidecar.control.signals
+import sidecar.outbox.writer
+sidecar.control.signals.HUNG_S = 0.2
+run = sidecar.outbox.writer.ThreadRunner.run
+async def run_slowly(runner, call):
+    def hang():
+        while os.path.exists(os.environ["HANGS"]):
+            time.sleep(0.01)
+        return call()
+    return await run(runner, hang)
+sidecar.outbox.writer.ThreadRunner.run = run_slowly
+"""
+
+
+def test_a_second_signal_ends_the_process_on_a_disk_that_hangs(harness: ProcessHarness):
+    """It cancelled the task that ends a process whose disk hangs, and then waited for the disk."""
+    (harness.folder / "sitecustomize.py").write_text(HANGING_DISK)
+    hangs = harness.folder / "hangs"
+    harness.write_config(deliver='stop_timeout = "100ms"')
+    path = os.pathsep.join(filter(None, (str(harness.folder), os.environ.get("PYTHONPATH"))))
+    daemon = harness.start_daemon(HANGS=str(hangs), PYTHONPATH=path)
+    hangs.touch()
+    try:
+        daemon.send_signal(signal.SIGTERM)
+        wait_until(lambda: "Stopping on SIGTERM" in harness.log("run"), what="the start of the stop")
+        daemon.send_signal(signal.SIGTERM)
+        wait_until(lambda: daemon.poll() is not None, what="the end of the process", timeout_s=8)
+    finally:
+        hangs.unlink()
+    assert daemon.returncode == 1
+    assert "Stopped without closing the outbox: its disk has not answered" in harness.log("run")
