@@ -111,6 +111,9 @@ class SystemClock:
 
     released_ms = RELEASED_MS
 
+    def __init__(self) -> None:
+        self._boot_id = ""
+
     def monotonic_s(self) -> float:
         return trio.current_time()
 
@@ -121,11 +124,14 @@ class SystemClock:
         return boot_s()
 
     def boot_id(self) -> str:
-        try:
-            return _BOOT_ID_FILE.read_text(encoding="ascii").strip()
-        except OSError:
-            # Not Linux. A text of this process's own makes readers of stored times use the wall clock, as after a boot.
-            return _PROCESS_ID
+        # Read once: while descriptors are used up, the boot must not seem to be another one.
+        if not self._boot_id:
+            try:
+                self._boot_id = _BOOT_ID_FILE.read_text(encoding="ascii").strip()
+            except OSError:
+                # Not Linux. A text of this process's own makes readers of stored times use the wall clock, as after a boot.
+                self._boot_id = _PROCESS_ID
+        return self._boot_id
 
 
 class VirtualClock:

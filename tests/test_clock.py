@@ -8,7 +8,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.clock import FREEZE_S, LONGEST_SLEEP_S, FreezeClock
+from sidecar import clock as clock_module
+from sidecar.clock import FREEZE_S, LONGEST_SLEEP_S, FreezeClock, SystemClock
 
 
 class Real:
@@ -95,3 +96,14 @@ def test_a_deadline_after_a_freeze_reads_first():
 
     with ours, theirs:
         assert trio.run(main, clock=FreezeClock(real)) == b"answer"
+
+
+def test_the_boot_id_is_read_once(monkeypatch, tmp_path):
+    """A fleet's record that is saved while descriptors are used up was taken for one of an earlier boot."""
+    file = tmp_path / "boot_id"
+    file.write_text("1b4e28ba\n")
+    monkeypatch.setattr(clock_module, "_BOOT_ID_FILE", file)
+    system = SystemClock()
+    assert system.boot_id() == "1b4e28ba"
+    file.unlink()
+    assert system.boot_id() == "1b4e28ba"
