@@ -32,7 +32,12 @@ def bind_unix(path: Path, mode: int, group: str = "") -> Iterator[socket.socket]
     """
     group_id = _group_id(group) if group else -1
     _ensure_path_is_free(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:  # no descriptor is left
+        raise Failed(
+            f"The socket {path} cannot be created ({error.strerror}); raise the limit of open files."
+        ) from None
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,8 @@
 """A socket that vanishes from its path is opened again, or named if systemd has to open it."""
 
 import contextlib
+import errno
+import os
 import socket
 import tempfile
 from pathlib import Path
@@ -66,6 +68,24 @@ async def test_a_socket_that_cannot_be_opened_is_tried_again(path, nursery, auto
         nursery.start_soon(keep_open, str(path), bind, opened.append, stack)
         await trio.sleep(5)
         assert (len(attempts), len(opened)) == (3, 1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_vanished_socket_waits_for_a_free_descriptor(path, nursery, autojump_clock, monkeypatch):
+    """Otherwise a flood of clients and a removed path together ended the daemon."""
+    opened = []
+
+    def no_descriptor(*_args):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with contextlib.ExitStack() as stack:
+        with monkeypatch.context() as flood:
+            flood.setattr("sidecar.receive.unix_sockets.socket.socket", no_descriptor)
+            nursery.start_soon(keep_open, str(path), lambda: bind_unix(path, 0o600), opened.append, stack)
+            await trio.sleep(3)
+        await trio.sleep(2)
+        assert len(opened) == 1
+        assert connects(path)
         nursery.cancel_scope.cancel()
 
 
