@@ -593,4 +593,6 @@ def _fleet_of(config: Config, renewal: KeyRenewal, seams: Seams) -> "Callable[[C
     from sidecar.fleet.join import join_fleet
 
     password = fleet_password(config.fleet, os.environ)
+    if seams.masks is not None:
+        seams.masks.add([password])
     return join_fleet(seams.store, seams.clock, key=lambda: renewal.key, password=password, random=seams.random.random)

@@ -279,7 +279,8 @@ class EngineConnection:
 
     def _refusal(self, error: hiredis.ReplyError) -> tuple[str, str]:
         """Return the code of an error of the engine, and the sentence for it."""
-        text = str(error)
+        # A server that does not know AUTH repeats its arguments, and with them the password.
+        text = str(error).partition(", with args")[0]
         code = text.split(" ", 1)[0]
         advice = {
             "WRONGPASS": "check fleet.username and fleet.password_file",

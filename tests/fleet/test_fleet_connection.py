@@ -45,7 +45,7 @@ class Engine:
 
 
 @asynccontextmanager
-async def connected(engine: Engine, replicas: int = 0) -> AsyncIterator[EngineConnection]:
+async def connected(engine: Engine, replicas: int = 0, password: str = "") -> AsyncIterator[EngineConnection]:
     async with trio.open_nursery() as nursery:
 
         async def open_stream() -> trio.abc.Stream:
@@ -54,7 +54,7 @@ async def connected(engine: Engine, replicas: int = 0) -> AsyncIterator[EngineCo
             return ours
 
         config = FleetConfig(url="redis://host", name="t", replicas=replicas)
-        connection = EngineConnection(config, Secret(), open_stream=open_stream)
+        connection = EngineConnection(config, Secret(password), open_stream=open_stream)
         await connection.connect()
         yield connection
         await connection.aclose()
@@ -137,6 +137,14 @@ async def test_an_error_of_the_engine_says_what_to_do(autojump_clock, error, rai
 async def test_an_unusable_engine_is_refused(autojump_clock, info, words):
     with pytest.RaisesGroup(pytest.RaisesExc(EngineRefused, match=words)):
         async with connected(Engine(INFO=bulk(info))):
+            pass
+
+
+async def test_a_password_that_the_server_repeats_is_not_shown(autojump_clock):
+    """As Redis does where AUTH has been renamed."""
+    refusal = b"-ERR unknown command 'AUTH', with args beginning with: 'MARKED' \r\n"
+    with pytest.RaisesGroup(pytest.RaisesExc(EngineAway, match=r"refuses \(ERR unknown command 'AUTH'\); check")):
+        async with connected(Engine(AUTH=refusal), password="MARKED"):
             pass
 
 
