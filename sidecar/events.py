@@ -25,7 +25,7 @@ needs a traversal only if the text has more brackets than the allowed depth coul
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import isfinite
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ __all__ = [
     "TYPES",
     "BadJson",
     "JudgedEvent",
+    "SentBytes",
     "decode",
     "decode_or_empty",
     "decode_stored",
@@ -64,6 +65,9 @@ _KEPT_ID_CHARACTERS: Final = 200
 _NAMED_KEYS: Final = 10
 # NUL in encoded JSON. Databases refuse it. Behind a backslash of the text itself it is not NUL: repaired without need.
 _NUL: Final = b"\\u0000"
+
+# The bytes of a text as the app sent it, or a function that measures them; None if they are not known.
+SentBytes = int | Callable[[], int] | None
 
 _decode_strict = msgspec.json.Decoder().decode
 encode = msgspec.json.Encoder().encode
@@ -142,6 +146,7 @@ def judge(
     kind: str | None = None,
     shared: Mapping[str, Any] | None = None,
     reject: Collection[str] = (),
+    sent_bytes: SentBytes = None,
 ) -> JudgedEvent:
     """Check one decoded event and encode it strictly, without its write key and with a message id.
 
@@ -150,9 +155,10 @@ def judge(
     is replaced by a new UUID: events that share such an id would be taken for repeats of the first one, and lost. The event
     is changed in place.
 
-    ``max_event_bytes`` limits the event's own text: neither what the batch adds nor a new id counts. A bad event is kept
-    whole up to twice that limit; a longer one keeps only its short values, so no stored text is longer than twice the
-    limit as long as ``shared`` is within it.
+    ``max_event_bytes`` limits the event's own text: neither what the batch adds nor a new id counts, nor what a repair adds
+    to the text that the app sent, whose size is ``sent_bytes`` (called only if it decides; None if it is not known). With all
+    that, an event is bad above twice the limit. A bad event is kept whole up to there; a longer one keeps only its short
+    values, so no stored text is longer than twice the limit.
     """
     if not isinstance(event, dict):
         return JudgedEvent(None, _new_message_id(), _shorten(event, max_event_bytes), "the event is not a JSON object")
@@ -181,10 +187,11 @@ def judge(
     else:
         bad = shape_error(event)
     # Measured a second time only if the text with the additions is too long, which is rare.
-    if bad is None and len(body) > max_event_bytes and (own_bytes := _encoded_bytes(own)) > max_event_bytes:
+    is_long = bad is None and len(body) > max_event_bytes
+    if is_long and (own_bytes := _shorter(_encoded_bytes(own), sent_bytes)) > max_event_bytes:
         bad = too_large_error(own_bytes, max_event_bytes)
-    elif bad is None and len(body) > 2 * max_event_bytes:  # a new id beside an event and a context that just fit
-        bad = too_large_error(len(body), 2 * max_event_bytes)
+    elif is_long and len(body) > 2 * max_event_bytes:  # beside a context that just fits, or repaired
+        bad = f"it has {len(body):,} bytes as stored, more than twice the {max_event_bytes:,} allowed (outbox.max_event_bytes)"
     if bad is not None and len(body) > 2 * max_event_bytes:
         body = _shorten(event, max_event_bytes)
         message_id = message_id if len(message_id) <= _KEPT_ID_CHARACTERS else _new_message_id()
@@ -201,10 +208,13 @@ def shared_of(batch: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {key: value for key in ("context", "integrations") if isinstance(value := batch.get(key), dict) and value}
 
 
-def shared_error(shared: Mapping[str, Any], max_event_bytes: int) -> str | None:
-    """Return why a batch with these additions is refused as a whole, in one sentence; None if it is not."""
+def shared_error(shared: Mapping[str, Any], max_event_bytes: int, sent_bytes: SentBytes = None) -> str | None:
+    """Return why a batch with these additions is refused as a whole, in one sentence; None if it is not.
+
+    ``sent_bytes`` is their size as the app sent them, as for ``judge``.
+    """
     size_bytes = _encoded_bytes(shared) if shared else 0
-    if size_bytes <= max_event_bytes:
+    if size_bytes <= max_event_bytes or (size_bytes := _shorter(size_bytes, sent_bytes)) <= max_event_bytes:
         return None
     return (
         f"The batch's own context and integrations have {size_bytes:,} bytes, more than the {max_event_bytes:,} allowed "
@@ -276,6 +286,17 @@ def shape_error(event: dict[str, Any]) -> str | None:
         if type(event.get(key)) not in _ID_TYPES:
             return f"its {key} is {_describe(event[key])}, neither text nor number"
     return None
+
+
+def _shorter(encoded_bytes: int, sent_bytes: SentBytes) -> int:
+    """Return the size of a text as the app sent it or as it is stored, whichever is shorter.
+
+    Blanks and escapes make the text of the app longer, U+FFFD in place of single bytes makes the stored one longer. Neither
+    counts against the app: SDKs measure what they send.
+    """
+    if sent_bytes is None:
+        return encoded_bytes
+    return min(encoded_bytes, sent_bytes if isinstance(sent_bytes, int) else sent_bytes())
 
 
 def _encoded_bytes(value: Any) -> int:

@@ -4,7 +4,8 @@ import difflib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO
+from types import MappingProxyType
+from typing import Any, BinaryIO, NamedTuple
 
 import click
 import msgspec
@@ -23,10 +24,20 @@ from sidecar.events import BadJson, decode, judge, shared_error, shared_of
 from sidecar.mapping import NO_ACCOUNT, Account, Known, Mapped, compile_mapping, explain
 from sidecar.mapping.reference import reference
 from sidecar.px import preview
+from sidecar.receive.split import sent_sizes
 
 __all__ = ["map"]
 
 PLACEHOLDER_KEY = "AP-XXXXXXXXXX-2"
+
+
+class ParsedEvent(NamedTuple):
+    """One event of a file, or why it is not JSON; what its batch adds to it; and the sizes of both as they are in the file."""
+
+    value: Any
+    shared: Mapping[str, Any] = MappingProxyType({})
+    sent_bytes: int | None = None
+    shared_bytes: int | None = None
 
 
 @click.command("map")
@@ -83,7 +94,7 @@ def map(
 
 
 def map_events(
-    events: Iterable[tuple[Any, Mapping[str, Any]]], config: Config, received_ms: int, *, explained: bool = False
+    events: Iterable[ParsedEvent], config: Config, received_ms: int, *, explained: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Yield the outcome of each event as ``map`` prints it; what is known of a user is carried from event to event."""
     mapper = compile_mapping(config.mapping, config.people, config.identity)
@@ -92,11 +103,13 @@ def map_events(
     accounts: dict[str | None, Account] = {}
     caps = DailyCaps()
     limit = config.outbox.max_event_bytes
-    for event, shared in events:
-        if error := shared_error(shared, limit):
+    for event, shared, sent_bytes, shared_bytes in events:
+        if error := shared_error(shared, limit, shared_bytes):
             yield {"dead": "bad_event", "detail": error}
             continue
-        checked = None if isinstance(event, BadJson) else judge(event, limit, None, shared, config.identity.reject)
+        checked = None
+        if not isinstance(event, BadJson):
+            checked = judge(event, limit, None, shared, config.identity.reject, sent_bytes)
         if checked is None or checked.bad or checked.event is None:
             yield {"dead": "bad_event", "detail": checked.bad if checked else f"not JSON: {event}"}
             continue
@@ -128,11 +141,8 @@ def _outcome(mapped: Mapped) -> dict[str, Any]:
     return outcome
 
 
-def parse_events(data: bytes) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """Yield the events of a file: JSON, an array, a batch body, or one of these per line; BadJson for an invalid part.
-
-    Each comes with what its batch adds to it.
-    """
+def parse_events(data: bytes) -> Iterator[ParsedEvent]:
+    """Yield the events of a file: JSON, an array, a batch body, or one of these per line; BadJson for an invalid part."""
     lines = [line for line in data.split(b"\n") if line.strip()]
     if not lines:
         return
@@ -149,7 +159,14 @@ def parse_events(data: bytes) -> Iterator[tuple[Any, Mapping[str, Any]]]:
         # A body of /v1/batch, as the SDKs send it: its context applies to each of its events.
         if isinstance(value, dict) and isinstance(value.get("batch"), list) and "type" not in value:
             shared, value = shared_of(value), value["batch"]
-        yield from ((event, shared) for event in (value if isinstance(value, list) else [value]))
+        if isinstance(value, list):
+            sizes = sent_sizes(line)
+            yield from (
+                ParsedEvent(event, shared, size_bytes, sizes.shared)
+                for event, size_bytes in zip(value, sizes.events, strict=True)
+            )
+        else:
+            yield ParsedEvent(value, shared, len(line))
 
 
 def _decode_or_error(data: bytes) -> Any:
@@ -161,7 +178,7 @@ def _decode_or_error(data: bytes) -> Any:
 
 def compare_outcomes(outcomes: Iterable[dict[str, Any]], expect: BinaryIO) -> None:
     """Compare with earlier output of ``map`` and print each difference. Raises Failed if there is one."""
-    expected = [outcome for outcome, _ in parse_events(expect.read())]
+    expected = [parsed.value for parsed in parse_events(expect.read())]
     actual = list(outcomes)
     different = 0
     for index in range(max(len(expected), len(actual))):

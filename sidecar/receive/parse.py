@@ -10,6 +10,7 @@ bad event never costs its batch, because SDKs drop or repeat a batch as a whole 
 """
 
 from collections.abc import Generator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ from sidecar.mapping import LiveSettings
 from sidecar.outbox import NewEvent, Via, WriteRequest, new_event
 from sidecar.receive.responses import IngestResponse, ParsedRequest, error_response
 from sidecar.receive.sources import UnknownWriteKey, source_number
-from sidecar.receive.split import Piece, decode_piece, split
+from sidecar.receive.split import SHARED_KEYS, Piece, SentSizes, decode_piece, sent_sizes, split
 
 __all__ = ["BATCH", "EventParser", "parsed_bytes"]
 
@@ -53,7 +54,7 @@ _SLICE_BYTES_PER_EVENT: Final = 256
 _MAX_ESCAPED: Final = 16
 _KEPT_VALUE_BYTES: Final = 1_000
 _PIECES: Final = (bytes, msgspec.Raw)
-_BATCH_KEYS: Final = ("context", "integrations", "writeKey")
+_BATCH_KEYS: Final = (*SHARED_KEYS, "writeKey")
 _NO_BATCH: Final = error_response("bad_json", 'The body has no list `batch`; send {"batch": [events]}.')
 
 
@@ -85,11 +86,11 @@ class EventParser:
 
         A large body is never decoded as a whole: its events are taken one after the other.
         """
-        calls = _BodyParser(self._settings, kind, write_key, trusted=trusted)
+        calls = _BodyParser(self._settings, body, kind, write_key, trusted=trusted)
         try:
             if len(body) < LARGE_BYTES:
                 return (yield from calls.parse(decode(body)))
-            return (yield from calls.parse_large(body))
+            return (yield from calls.parse_large())
         except BadJson as error:
             return error_response("bad_json", f"The body is not JSON: {error}; send a JSON object.")
         except UnknownWriteKey:
@@ -102,8 +103,12 @@ class EventParser:
 class _BodyParser:
     """Parse one body by the settings that are in force when it begins."""
 
-    def __init__(self, settings: LiveSettings, kind: str | None, write_key: str | None, *, trusted: bool) -> None:
+    def __init__(
+        self, settings: LiveSettings, body: bytes, kind: str | None, write_key: str | None, *, trusted: bool
+    ) -> None:
         self._now = settings.now
+        self._body = body
+        self._sizes: SentSizes | None = None
         self._numbers = settings.now.source_numbers
         self._limit = settings.now.config.outbox.max_event_bytes
         self._reject = settings.now.config.identity.reject
@@ -124,8 +129,9 @@ class _BodyParser:
             return _NO_BATCH
         return self._single(value)
 
-    def parse_large(self, body: bytes) -> Generator[None, None, ParsedRequest | IngestResponse]:
+    def parse_large(self) -> Generator[None, None, ParsedRequest | IngestResponse]:
         """Parse a large body piece by piece. Raises BadJson and UnknownWriteKey."""
+        body = self._body
         values, events = yield from split(body, MAX_EVENTS)
         if values is None and events is not None and self._kind is None:
             return (yield from self._list(events))
@@ -135,6 +141,7 @@ class _BodyParser:
             and (self._kind == BATCH or (not self._kind and "type" not in values))
         ):
             shared = {}
+            self._sizes = SentSizes([], sum(_size(values.get(key, b"")) for key in SHARED_KEYS))
             for key in _BATCH_KEYS:
                 piece = values.get(key, b"null")
                 if _size(piece) > _MAX_ESCAPED * self._limit:
@@ -152,7 +159,7 @@ class _BodyParser:
         if not isinstance(value, dict):
             return error_response("bad_event", "The event is not a JSON object; send one call as an object.")
         source = self._source(self._write_key or _text(value.get("writeKey")))
-        judged = judge(value, self._limit, self._kind, None, self._reject)
+        judged = judge(value, self._limit, self._kind, None, self._reject, len(self._body))
         if judged.bad is not None:
             return error_response("bad_event", f"The event cannot be accepted: {judged.bad}.")
         return ParsedRequest([new_event(self._now, source, judged, via=self._via)], [])
@@ -161,7 +168,7 @@ class _BodyParser:
         if not isinstance(events, list):
             return _NO_BATCH
         shared = shared_of(batch)
-        if error := shared_error(shared, self._limit):
+        if error := shared_error(shared, self._limit, lambda: self._sent_sizes().shared):
             return error_response("too_large", error)
         if shared and len(encode_repaired(shared)) * len(events) > MAX_SHARED_BYTES:
             return error_response(
@@ -185,6 +192,7 @@ class _BodyParser:
             self._source(None)
         first_key: str | None = None
         slice_bytes = 0
+        is_small = len(self._body) <= self._limit
         for index, element in enumerate(events):
             is_piece = isinstance(element, _PIECES)
             slice_bytes += _SLICE_BYTES_PER_EVENT + (_size(element) if is_piece else 0)
@@ -196,7 +204,11 @@ class _BodyParser:
                 key = _text(event.get("writeKey")) if isinstance(event, dict) else None
                 first_key = key if index == 0 else first_key
                 source = self._source(key or first_key)
-            judged = event if isinstance(event, JudgedEvent) else judge(event, self._limit, None, shared, self._reject)
+            if isinstance(event, JudgedEvent):
+                judged = event
+            else:
+                sent = _size(element) if is_piece else len(self._body) if is_small else partial(self._sent_bytes, index)
+                judged = judge(event, self._limit, None, shared, self._reject, sent)
             new.append(new_event(self._now, source, judged, via=self._via))
             if judged.bad is not None:
                 refused.append(
@@ -208,6 +220,15 @@ class _BodyParser:
                     }
                 )
         return ParsedRequest(new, refused)
+
+    def _sent_bytes(self, index: int) -> int:
+        """Return the size of one event of a small body as the app sent it."""
+        return self._sent_sizes().events[index]
+
+    def _sent_sizes(self) -> SentSizes:
+        if self._sizes is None:
+            self._sizes = sent_sizes(self._body)
+        return self._sizes
 
     def _decode_element(self, piece: Piece) -> Any:
         """Decode one event of a large body; one that is far too large is judged by its length, and keeps its short values.

@@ -17,8 +17,12 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from sidecar.events import BadJson, decode
+from sidecar.http import at_once
 
-__all__ = ["Piece", "SplitBody", "decode_piece", "split"]
+__all__ = ["SHARED_KEYS", "Piece", "SentSizes", "SplitBody", "decode_piece", "sent_sizes", "split"]
+
+# What a batch adds to each of its events.
+SHARED_KEYS: Final = ("context", "integrations")
 
 # About a millisecond of scanning.
 TOKENS_PER_SLICE: Final = 4_000
@@ -44,6 +48,22 @@ class SplitBody(NamedTuple):
 
     values: dict[str, Piece] | None
     events: list[Piece] | None
+
+
+class SentSizes(NamedTuple):
+    """The bytes of each event of a body as the app sent it, and of what its batch adds to each of them."""
+
+    events: list[int]
+    shared: int
+
+
+def sent_sizes(body: bytes) -> SentSizes:
+    """Measure the events of a body that can be decoded: a list, a batch, or one event."""
+    values, events = at_once(split(body, len(body)))
+    shared_bytes = 0 if values is None else sum(memoryview(values.get(key, b"")).nbytes for key in SHARED_KEYS)
+    if events is None:
+        return SentSizes([len(body)], shared_bytes)
+    return SentSizes([memoryview(event).nbytes for event in events], shared_bytes)
 
 
 def split(body: bytes, max_events: int) -> Generator[None, None, SplitBody]:

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair
 
-from sidecar.cli.map import map_events
+from sidecar.cli.map import ParsedEvent, map_events
 from sidecar.config import Config, load_text
 from sidecar.control.export import exported_events, mark_exported, pending_pages
 from sidecar.control.outbox_admin import ExportedEvent
@@ -180,7 +180,7 @@ def configured(config: str) -> Config:
 
 def custom_events(calls: Iterable[Call], config: str) -> dict[str, Any]:
     """Return the custom events that `map` gives for the calls, by their number."""
-    outcomes = map_events([(json.loads(json.dumps(call)), {}) for call in calls], configured(config), NOW_MS)
+    outcomes = map_events([ParsedEvent(json.loads(json.dumps(call))) for call in calls], configured(config), NOW_MS)
     bodies = [request["body"] for outcome in outcomes for request in outcome.get("requests", ())]
     return {body["attributes"]["n"]: body for body in bodies if "attributes" in body}
 

@@ -201,6 +201,22 @@ def test_an_event_is_too_large_by_its_own_context():
     assert judged.bad.startswith("it has 32,8")
 
 
+@pytest.mark.parametrize("part", [b"\xff", b"1e9", b"x" * 6], ids=["not UTF-8", "numbers", "plain"])
+def test_an_event_is_judged_by_the_text_that_the_app_sent(part: bytes):
+    inner = b"[%b1]" % (b"1e9," * 100) if part == b"1e9" else b'"%b"' % (part * 300)
+    text = b'{"type":"page","messageId":"m","pad":"%b","p":%b}' % (b"x" * 2_000, inner)
+    limit = len(text)
+    assert judge(decode(text), limit, sent_bytes=limit).bad is None
+    assert judge(decode(text), limit, sent_bytes=lambda: limit).bad is None
+    assert judge(decode(text), limit - 1, sent_bytes=limit).bad.startswith(f"it has {limit:,} bytes, more than")
+
+
+def test_a_repaired_event_is_bad_above_twice_the_limit():
+    judged = judge(decode(b'{"type":"page","p":"%b"}' % (b"\xff" * 30_000)), LIMIT, sent_bytes=30_100)
+    assert "as stored, more than twice the 32,768 allowed" in judged.bad
+    assert len(judged.body) <= 2 * LIMIT
+
+
 @pytest.mark.parametrize(
     "bad",
     [

@@ -219,3 +219,12 @@ def test_map_counts_per_day_down_the_file(tmp_path: Path):
     result = CliRunner().invoke(map_command, ["--config", str(config)], input=lines)
     outcomes = [json.loads(line) for line in result.output.splitlines()]
     assert [outcome.get("dropped") for outcome in outcomes] == [None, None, "capped"]
+
+
+def test_sizes_are_judged_as_the_daemon_does():
+    event = b'{"type":"page","userId":"u","messageId":"m","p":"%b%b"}' % (b"\xff" * 9_000, b"x" * 23_000)
+    batch = b'{"batch":[%b],"context":{"app":"%b"}}' % (event, b"\xff" * 15_000)
+    shared_alone = b'{"batch":[{"type":"page","userId":"u"}],"context":{"app":"%b"}}' % (b"\xff" * 15_000)
+    assert "requests" in lines(event)[0]
+    assert "as stored, more than twice" in lines(batch)[0]["detail"]
+    assert "requests" in lines(shared_alone)[0]

@@ -12,7 +12,8 @@ from receive_harness import MAX_EVENT_BYTES, receiving, track
 from sidecar.events import BadJson, decode
 from sidecar.http import LARGE_BYTES, at_once
 from sidecar.receive import split as splitting
-from sidecar.receive.split import decode_piece, split
+from sidecar.receive.responses import ParsedRequest
+from sidecar.receive.split import decode_piece, sent_sizes, split
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -47,6 +48,7 @@ def test_the_pieces_are_those_of_the_whole(commas, value, indent):
     else:
         assert events == whole["batch"]
         assert others == whole
+    assert len(sent_sizes(text).events) == len(events)
 
 
 @pytest.mark.parametrize(
@@ -191,3 +193,36 @@ async def test_an_event_that_is_far_too_large_is_stored_short(tmp_path):
         assert (stored["event"], stored["call"], stored["messageId"]) == ("Feature Used", "track", "m1")
         assert len(bad.body) <= MAX_EVENT_BYTES
         assert "type" not in stored
+
+
+def broken(number: int, size_bytes: int) -> bytes:
+    """An event of so many bytes as sent, a tenth of which is not UTF-8 and three times as long when it is stored."""
+    head = b'{"type":"track","event":"E","userId":"u","messageId":"m%d","p":"' % number
+    bad = size_bytes // 10
+    return head + b"\xff" * bad + b"x" * (size_bytes - bad - len(head) - 2) + b'"}'
+
+
+@pytest.mark.parametrize("before", [0, 10_000, 2 * LARGE_BYTES], ids=["alone", "small body", "large body"])
+@pytest.mark.parametrize("opening", [b'{"batch":[', b"["])
+async def test_an_event_is_judged_by_its_bytes_as_sent(tmp_path, before, opening):
+    """Each byte that is not UTF-8 is stored as three: an event within the limit was refused for what we add to it."""
+    blanks = b" " * before
+    fits, longer = broken(1, MAX_EVENT_BYTES), broken(2, MAX_EVENT_BYTES + 1)
+    body = opening + fits + b"," + blanks + longer + b"]" + (b"}" if opening[:1] == b"{" else b"")
+    async with receiving(tmp_path / "o.db") as harness:
+        parsed = harness.parser.parse(body, "batch" if opening[:1] == b"{" else None, None, trusted=True)
+        assert [event.bad is None for event in parsed.events] == [True, False]
+        assert "it has 2,001 bytes, more than the 2,000 allowed" in parsed.events[1].bad
+        for number, text in enumerate((fits, longer)):
+            single = harness.parser.parse(text, None, None, trusted=True)
+            assert isinstance(single, ParsedRequest) is (number == 0)
+
+
+@pytest.mark.parametrize("before", [0, 2 * LARGE_BYTES], ids=["small body", "large body"])
+async def test_a_shared_context_is_judged_by_its_bytes_as_sent(tmp_path, before):
+    async with receiving(tmp_path / "o.db") as harness:
+        for more, accepted in ((0, True), (1, False)):
+            context = b'{"app":"%b%b"}' % (b"\xff" * 300, b"x" * (MAX_EVENT_BYTES - 300 - 10 + more))
+            body = b'{"batch":[{"type":"page","userId":"u"}],%b"context":%b}' % (b" " * before, context)
+            parsed = harness.parser.parse(body, "batch", None, trusted=True)
+            assert isinstance(parsed, ParsedRequest) is accepted
