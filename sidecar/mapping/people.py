@@ -184,8 +184,8 @@ class PeopleMapper:
         if self._accounts and company is not None:
             if None not in companies.values():
                 changes.append(Change("account", "trait 'company' left out: trait 'account' is an object, too"))
-            # It is written as an account below; without accounts it stays a custom attribute of the user.
-            traits = {name: value for name, value in traits.items() if name not in _ACCOUNT_TRAITS}
+            # It is written as an account below; without accounts, or as a text, it stays a custom attribute of the user.
+            traits = {name: value for name, value in traits.items() if companies.get(name) is None}
         split = self._split_user(traits, user, received_ms, changes, user_type)
         named = split.fields.pop("accountId", None)
         if named is not None and named != account and named not in self._reject:
@@ -196,6 +196,8 @@ class PeopleMapper:
         elif self._accounts and company and account is not None:
             self._hashed.keep_made()  # the rules have run over the company as a part of the user's traits
             draft.upsert_account(account, self._split_account(company, account, received_ms, changes))
+        elif self._accounts and company:
+            changes.append(Change("account", "the trait that is an object left out: the user has no account"))
         if self._users:
             # Only the default is for new users alone: a date that the app gives also holds for a user that PX knows.
             given = "signUpDate" in split.fields

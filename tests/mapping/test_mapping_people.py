@@ -617,3 +617,16 @@ def test_a_list_is_no_text_of_a_person():
 def test_a_trait_of_the_context_is_reported_where_it_differs():
     event = identify({"firstName": "Ada", "title": "Dr"}, context={"traits": {"firstName": "Ada", "title": "Prof"}})
     assert list(changes_by_field(map_one(event, BOTH))) == ["user.title"]
+
+
+@pytest.mark.parametrize("company", [{"name": "Acme"}, {"id": "undefined", "name": "Acme"}])
+def test_a_company_of_no_account_is_left_out_with_a_report(company: dict):
+    mapped = map_one(identify({"company": company}), BOTH)
+    assert Change("account", "the trait that is an object left out: the user has no account") in mapped.changes
+
+
+@pytest.mark.parametrize(("name", "other"), [("account", "company"), ("company", "account")])
+def test_a_text_beside_a_company_object_stays_an_attribute(name: str, other: str):
+    account, user = upserts(map_one(identify({name: {"id": "a", "name": "Acme"}, other: "Text"}), BOTH))
+    assert account == UpsertAccount("a", {"name": "Acme", "propertyKeys": [KEY]}, {})
+    assert user.fields["customAttributes"] == {other: "Text"}
