@@ -8,6 +8,7 @@ sentence contains a value of an event.
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from fnmatch import translate
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from sidecar.mapping.filters import DropFilter
 from sidecar.mapping.mapper import call_values
 from sidecar.mapping.names import CALL_NAMES
 from sidecar.mapping.paths import Read, compile_path
-from sidecar.mapping.privacy import fold, forms
+from sidecar.mapping.privacy import fold, forms, json_in
 from sidecar.mapping.urls import parameter_names, rewrite_form, rewrite_parameters
 
 __all__ = ["EVENTS_OF_A_KIND", "MIN_EVENTS", "IdleRules"]
@@ -72,22 +73,34 @@ class IdleRules:
         if len(self._anywhere) >= _SPELLINGS_MAX:
             return
         if path:
-            self._anywhere.update((*forms(path), *forms(path.rpartition(".")[2])))
+            self._anywhere.update(forms(path))
         if isinstance(value, dict):
             for key, inner in value.items():
+                # As `PrivacyRules` matches: also a part of a name that the app itself dotted.
+                for name in (key, *key.split(".")) if "." in key else (key,):
+                    self._anywhere.update(forms(name))
                 below = "" if key == "traits" and not path else fold(key)
                 self._walk(inner, f"{path}.{below}" if path and below else below or path)
         elif isinstance(value, list):
             for item in value:
                 self._walk(item, path)
-        elif isinstance(value, str) and "=" in value:
+        elif isinstance(value, str) and not self._walk_json(value) and "=" in value:
             rewrite_parameters(value, self._note_parameter)
             rewrite_form(value, self._note_parameter)
+
+    def _walk_json(self, text: str) -> bool:
+        """Walk the value of a text that is JSON, in which names and paths begin again; False if it is another text."""
+        if (value := json_in(text)) is None:
+            return False
+        with suppress(RecursionError):  # nested too deep: the mapping sends nothing of it
+            self._walk(value, "")
+        return True
 
     def _note_parameter(self, name: str, value: str) -> str:
         names = [form for part in parameter_names(name) for form in forms(part)]
         self._parameters.update(names)
         self._anywhere.update(names)
+        self._walk_json(value)
         return value
 
     # Result -----------------------------------------------------------------------------------------------------

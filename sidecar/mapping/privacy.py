@@ -36,6 +36,7 @@ __all__ = [
     "fold",
     "forms",
     "hide_in",
+    "json_in",
 ]
 
 
@@ -77,8 +78,18 @@ class HashedValues:
         self.already = self.already | self.made
 
 
-_JSON_STARTS: Final = ("{", "[")
+_JSON_STARTS: Final = ("{", "[", '"')  # an object, a list, or either of them written as JSON twice
 _BEFORE_JSON: Final = "\ufeff \t\r\n"
+
+
+def json_in(text: str) -> Any:
+    """Return the value of a text that is JSON, an object, a list or a text; None if it is another text."""
+    if text.lstrip(_BEFORE_JSON)[:1] not in _JSON_STARTS:
+        return None
+    try:
+        return decode(text.encode("utf-8", "replace"))  # also what only the tolerant decoder reads
+    except BadJson:
+        return None
 
 
 class PrivacyRules(msgspec.Struct, frozen=True):
@@ -150,17 +161,14 @@ class PrivacyRules(msgspec.Struct, frozen=True):
         return text
 
     def _clean_json(self, text: str) -> str | None:
-        """Return a text that is a JSON object or list without what the rules cover; None if it is another text.
+        """Return a text that is JSON without what the rules cover; None if it is another text.
 
         Apps write objects as texts, since many destinations take no nested ones. One without a covered name stays as it is.
         """
-        if text.lstrip(_BEFORE_JSON)[:1] not in _JSON_STARTS:
+        if (value := json_in(text)) is None:
             return None
         try:
-            value = decode(text.encode("utf-8", "replace"))  # also what only the tolerant decoder reads
             pruned = self._prune(value, "")
-        except BadJson:
-            return None
         except RecursionError:
             return "null"  # nested too deep to be searched: nothing of it leaves the host
         # The text also holds what the decoder left out: only what was searched may leave.

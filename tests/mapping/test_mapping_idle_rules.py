@@ -1,7 +1,7 @@
 """Rules that do nothing are named: what matched none of the newest events, and what can never match."""
 
 import pytest
-from mapping_help import identify, track
+from mapping_help import identify, mapper, track
 
 from sidecar.config import load_text
 from sidecar.mapping.idle_rules import MIN_EVENTS, IdleRules
@@ -105,3 +105,23 @@ def test_few_events_say_nothing_about_rules():
 def test_sentences_hold_no_values():
     toml = '[mapping.attributes]\ndrop = ["x1"]\nrename = { x2 = "y" }\n[[mapping.drop]]\nwhere = { "properties.a" = "b" }\n'
     assert "Jane" not in repr(idle(toml))
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"note": '{"a": [{"Email": "x"}]}'},
+        {"in": {"note": '{"user": "{\\"email\\": 1}"}'}},
+        {"link": "https://a.test/?q=%7B%22email%22%3A1%7D"},
+        {"email.work": 1},
+        {"n": {"my.email.work": 1}},
+    ],
+)
+def test_rule_that_matches_inside_a_text_or_name_is_not_named(properties: dict):
+    toml = '[mapping.attributes]\ndrop = ["email"]\n'
+    assert mapper(toml).redact(track(properties=properties)) != track(properties=properties)
+    assert idle(toml, [track(properties=properties)] * MIN_EVENTS) == []
+
+
+def test_a_text_that_is_nested_too_deep_ends_nothing():
+    assert idle("", [track(properties={"note": '{"a":' * 900 + "1" + "}" * 900})] * MIN_EVENTS) == []

@@ -16,7 +16,7 @@ from mapping_help import (
     upserts,
 )
 
-from sidecar.mapping import Known, UpsertAccount, UpsertUser
+from sidecar.mapping import Change, Known, UpsertAccount, UpsertUser
 
 BOTH = '[people]\nusers = "upsert"\naccounts = "upsert"\n'
 USERS = '[people]\nusers = "upsert"\n'

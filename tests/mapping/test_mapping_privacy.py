@@ -1,5 +1,6 @@
 """Denied data appears nowhere: not in requests, nested values, digests, reported changes or redacted events."""
 
+import json
 from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
@@ -526,3 +527,14 @@ def test_urls_in_parameters_of_forms_are_searched_to_the_fourth():
 
     found = [SECRET not in attributes({"form": nested(levels)}, RULES)["form"] for levels in range(7)]
     assert found == [True] * 5 + [False] * 2
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_rules_apply_to_json_that_was_encoded_several_times(times: int):
+    """`JSON.stringify` of a text that is JSON already: the rules saw a text in quotes."""
+    text = '{"plan":"pro","email":"' + SECRET + '"}'
+    for _ in range(times - 1):
+        text = json.dumps(text)
+    event = track(properties={"note": text, "in": {"note": text}})
+    assert SECRET not in str(body(event, RULES)) + str(mapper(RULES).redact(event))
+    assert attributes({"note": '"quoted" text', "q": '"text"'}, RULES) == {"note": '"quoted" text', "q": '"text"'}
