@@ -63,7 +63,8 @@ CLOSE_TIMEOUT_S: Final = 2.0
 REST_S: Final = 2.0
 KEPT_BYTES: Final = BODY_MAX_BYTES + 16 * 1024  # of an answer as received; its head may take 16 KiB
 
-_STATUS = re.compile(rb"HTTP/1\.[01] ([1-9][0-9][0-9])(?=[ \r\n])")
+# Any version, and blanks as RFC 9112 section 4 lets a lenient recipient read them: h11 refuses such a line.
+_STATUS = re.compile(rb"(?i)\s*HTTP/\d(?:\.\d)?[ \t]+([1-9][0-9][0-9])(?=[ \t\r\n])")
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 _CONNECTING = re.compile(r"Error connecting to \('(.+?)', (\d+)[^)]*\)")  # trio's words
 _DELIVERED = (201, 204)
@@ -320,14 +321,14 @@ class _Http11Exchange:
 
 
 def final_status(received: bytes | bytearray) -> tuple[int, int] | None:
-    """Return the status after all informational answers, and where its line begins; None while there is none."""
+    """Return the status after all informational answers, and where in its line it stands; None while there is none."""
     at = 0
     while (line := _STATUS.match(received, at)) is not None:
         status = int(line[1])
         # 103 and the like announce an answer. 101 ends HTTP on the connection, so nothing follows it.
         if status >= 200 or status == 101:
-            return status, at
-        end = _BLANK_LINE.search(received, at)
+            return status, line.start(1)
+        end = _BLANK_LINE.search(received, line.end())
         if end is None:
             return None
         at = end.end()

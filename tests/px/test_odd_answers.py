@@ -100,6 +100,10 @@ ODD = {
     "an error behind a broken head": (
         b"HTTP/1.1 429 Slow Down\r\nBad Name: 1\r\nRetry-After: 7\r\n\r\n", False, Kind.TOO_FAST, False,
     ),
+    "another version": (b"HTTP/2 201\r\nContent-Length: 0\r\n\r\n", False, Kind.DELIVERED, False),
+    "two blanks": (b"HTTP/1.1  201 Created\r\nContent-Length: 0\r\n\r\n", False, Kind.DELIVERED, False),
+    "a blank line before it": (b"\r\n\r\nHTTP/1.1 201 Created\r\n\r\n{}", True, Kind.DELIVERED, False),
+    "small letters": (b"http/1.1 204 no content\r\n\r\n", True, Kind.DELIVERED, False),
     "half a status": (b"HTTP/1.1 20", True, Kind.AMBIGUOUS, False),
     "a status of four digits": (b"HTTP/1.1 2010 Created\r\n\r\n", True, Kind.AMBIGUOUS, False),
     "only informational answers": (b"HTTP/1.1 100 Continue\r\n\r\n", True, Kind.AMBIGUOUS, False),
