@@ -6,7 +6,6 @@ sentence contains a value of an event.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from fnmatch import translate
@@ -16,9 +15,11 @@ from sidecar.config import AttributeRules, MappingConfig
 from sidecar.mapping.filters import DropFilter
 from sidecar.mapping.mapper import call_values
 from sidecar.mapping.names import CALL_NAMES
-from sidecar.mapping.paths import Read, compile_path
-from sidecar.mapping.privacy import fold, forms, json_in
+from sidecar.mapping.paths import compile_path
+from sidecar.mapping.privacy import PLAIN_CALL_KEYS, fold, forms, json_in
+from sidecar.mapping.rules import merge_rules
 from sidecar.mapping.urls import parameter_names, rewrite_form, rewrite_parameters
+from sidecar.mapping.values import as_text
 
 __all__ = ["EVENTS_OF_A_KIND", "MIN_EVENTS", "IdleRules"]
 
@@ -28,57 +29,43 @@ MIN_EVENTS: Final = 20
 _SPELLINGS_MAX: Final = 10_000
 
 
-class IdleRules:
-    """Compares events with the rules of one configuration; ``sentences`` is the result so far."""
+class _SeenNames:
+    """The names in events of one kind: of properties and traits as sent, and folded at any depth, as drop and hash match."""
 
-    def __init__(self, config: MappingConfig) -> None:
-        self._config = config
-        self._seen: Counter[str] = Counter()  # events by kind: custom, people
-        self._properties: set[str] = set()  # names of properties, as sent
-        self._traits: set[str] = set()
-        self._anywhere: set[str] = set()  # folded names and paths at any depth, for drop and hash
-        self._names: set[str] = set()  # names by which rules may mean an event
-        self._parameters: set[str] = set()
-        self._categories: set[str] = set()
-        self._paths: dict[str, Read] = {
-            path: compile_path(path)
-            for paths in config.fields.values()
-            for path in ([paths] if isinstance(paths, str) else paths)
-            if not path.startswith("=")
-        }
-        self._filters = [DropFilter.compile(number, rule, config) for number, rule in enumerate(config.drop, 1)]
-        self._found_paths: set[str] = set()
-        self._found_filters: set[str] = set()
+    def __init__(self, *, flatten: bool = False) -> None:
+        self.events = 0
+        self.sent: set[str] = set()
+        self.anywhere: set[str] = set()
+        self.parameters: set[str] = set()
+        self._flatten = flatten
 
-    def add(self, event: dict[str, Any]) -> None:
-        """Compare one event; beyond ``EVENTS_OF_A_KIND`` of its kind it is ignored."""
-        kind = event.get("type")
-        group = "people" if kind in ("identify", "group") else "custom"
-        if kind == "alias" or self._seen[group] >= EVENTS_OF_A_KIND:
-            return
-        self._seen[group] += 1
-        if group == "custom":
-            self._names.update(_names_of(event))
-            self._properties.update(_keys(event.get("properties")), call_values(event))
-        else:
-            self._traits.update(_keys(event.get("traits")), _keys(_object(event.get("context")).get("traits")))
+    def add(self, event: dict[str, Any], *, sent: tuple[Any, ...]) -> None:
+        """Add one event; ``sent`` are its objects of properties or traits."""
+        self.events += 1
+        for values in sent:
+            self._note_sent(values, "")
         for key, value in event.items():
-            # Names and paths of rules begin inside of these objects.
-            self._walk(value, "" if key in ("properties", "traits", "context") else fold(key))
-        self._categories.update(_keys(_object(_object(event.get("context")).get("consent")).get("categoryPreferences")))
-        self._found_paths.update(path for path, read in self._paths.items() if read(event) is not None)
-        self._found_filters.update(rule.label for rule in self._filters if rule.matches(event))
+            if key not in PLAIN_CALL_KEYS:  # no rule covers an id of the call
+                # Names and paths of rules begin inside of these objects.
+                self._walk(value, "" if key in ("properties", "traits", "context") else fold(key))
+
+    def _note_sent(self, values: Any, prefix: str) -> None:
+        if len(self.sent) < _SPELLINGS_MAX:
+            for key, value in _object(values).items():
+                self.sent.add(prefix + key)
+                if self._flatten:
+                    self._note_sent(value, f"{prefix}{key}.")
 
     def _walk(self, value: Any, path: str) -> None:
-        if len(self._anywhere) >= _SPELLINGS_MAX:
+        if len(self.anywhere) >= _SPELLINGS_MAX:
             return
         if path:
-            self._anywhere.update(forms(path))
+            self.anywhere.update(forms(path))
         if isinstance(value, dict):
             for key, inner in value.items():
                 # As `PrivacyRules` matches: also a part of a name that the app itself dotted.
                 for name in (key, *key.split(".")) if "." in key else (key,):
-                    self._anywhere.update(forms(name))
+                    self.anywhere.update(forms(name))
                 below = "" if key == "traits" and not path else fold(key)
                 self._walk(inner, f"{path}.{below}" if path and below else below or path)
         elif isinstance(value, list):
@@ -98,10 +85,68 @@ class IdleRules:
 
     def _note_parameter(self, name: str, value: str) -> str:
         names = [form for part in parameter_names(name) for form in forms(part)]
-        self._parameters.update(names)
-        self._anywhere.update(names)
+        self.parameters.update(names)
+        self.anywhere.update(names)
         self._walk_json(value)
         return value
+
+
+class IdleRules:
+    """Compares events with the rules of one configuration; ``sentences`` is the result so far."""
+
+    def __init__(self, config: MappingConfig) -> None:
+        self._config = config
+        self._custom = _SeenNames(flatten=_is_flat(config, config.attributes))
+        self._people = _SeenNames(flatten=_is_flat(config, config.traits))
+        # By the name in [mapping.event]; the rules of one event see nothing but its own events.
+        self._by_event = {
+            name: _SeenNames(flatten=_is_flat(config, merge_rules(config.attributes, own.attributes)))
+            for name, own in config.event.items()
+            if own.attributes
+        }
+        self._names: set[str] = set()  # names by which rules may mean an event
+        self._categories: set[str] = set()
+        self._paths = {
+            path: compile_path(path)
+            for field in config.fields
+            for path in _paths_of(config, field)
+            if not path.startswith("=")
+        }
+        self._name_paths = [compile_path(path) for path in _paths_of(config, "eventName")]
+        self._filters = [DropFilter.compile(number, rule, config) for number, rule in enumerate(config.drop, 1)]
+        self._found_paths: set[str] = set()
+        self._found_filters: set[str] = set()
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Compare one event; beyond ``EVENTS_OF_A_KIND`` of its kind it is ignored."""
+        kind = event.get("type")
+        is_people = kind in ("identify", "group")
+        seen = self._people if is_people else self._custom
+        if kind == "alias" or seen.events >= EVENTS_OF_A_KIND:
+            return
+        if is_people:
+            seen.add(event, sent=(event.get("traits"), _object(event.get("context")).get("traits")))
+        else:
+            sent = (event.get("properties"), call_values(event))
+            seen.add(event, sent=sent)
+            names = self._names_of(event)
+            self._names.update(names)
+            if own := next((self._by_event[name] for name in names if name in self._by_event), None):
+                own.add(event, sent=sent)
+        self._categories.update(
+            _object(_object(_object(event.get("context")).get("consent")).get("categoryPreferences"))
+        )
+        self._found_paths.update(path for path, read in self._paths.items() if read(event) is not None)
+        self._found_filters.update(rule.label for rule in self._filters if rule.matches(event))
+
+    def _names_of(self, event: dict[str, Any]) -> tuple[str, ...]:
+        """Return the names by which rules may mean the event, as ``NameRules`` resolves them."""
+        sent = next((text for read in self._name_paths if (text := as_text(read(event))) is not None), None)
+        kind = event.get("type")
+        if sent is None and isinstance(kind, str) and kind in CALL_NAMES:
+            return kind, CALL_NAMES[kind]
+        sent = event.get("event") if sent is None else sent
+        return (sent.strip(), sent) if isinstance(sent, str) else ()
 
     # Result -----------------------------------------------------------------------------------------------------
 
@@ -131,13 +176,12 @@ class IdleRules:
                 yield f'mapping.event."{name}" never does anything: mapping.events maps that name to nothing.'
 
     def _idle(self) -> Iterator[str]:
-        config, custom, people = self._config, self._seen["custom"], self._seen["people"]
-        everything = custom + people
+        config, custom, people = self._config, self._custom, self._people
+        everything = custom.events + people.events
         if everything >= MIN_EVENTS:
+            anywhere = custom.anywhere | people.anywhere
             for table, rules in (("mapping.attributes", config.attributes), ("mapping.traits", config.traits)):
-                for key, names in (("drop", rules.drop), ("hash", rules.hash)):
-                    missing = (name for name in names if fold(name) not in self._anywhere)
-                    yield from (_idle(f"{table}.{key}", name, everything) for name in missing)
+                yield from _idle_privacy(table, rules, anywhere, everything)
             for path in self._paths:
                 if path not in self._found_paths:
                     yield _idle("mapping.fields", path, everything, self._alike(path.rpartition(".")[2]))
@@ -148,13 +192,20 @@ class IdleRules:
                 if category not in self._categories:
                     yield _idle("mapping.consent", category, everything)
             if isinstance(config.url_query, list):
-                missing = (name for name in config.url_query if fold(name) not in self._parameters)
+                parameters = custom.parameters | people.parameters
+                missing = (name for name in config.url_query if fold(name) not in parameters)
                 yield from (_idle("mapping.url_query", name, everything) for name in missing)
-        if custom >= MIN_EVENTS:
-            yield from self._idle_names(custom)
-            yield from self._idle_spellings("mapping.attributes", config.attributes, self._properties, custom)
-        if people >= MIN_EVENTS:
-            yield from self._idle_spellings("mapping.traits", config.traits, self._traits, people)
+        if custom.events >= MIN_EVENTS:
+            yield from self._idle_names(custom.events)
+            yield from self._idle_spellings("mapping.attributes", config.attributes, custom)
+        if people.events >= MIN_EVENTS:
+            yield from self._idle_spellings("mapping.traits", config.traits, people)
+        for name, seen in self._by_event.items():
+            own = config.event[name].attributes
+            if own is not None and seen.events >= MIN_EVENTS:
+                table = f'mapping.event."{name}".attributes'
+                yield from _idle_privacy(table, own, seen.anywhere, seen.events)
+                yield from self._idle_spellings(table, own, seen)
 
     def _idle_names(self, events: int) -> Iterator[str]:
         for name in self._config.events:
@@ -165,17 +216,24 @@ class IdleRules:
             if name not in self._names:
                 yield _idle("mapping.event", name, events)
 
-    def _idle_spellings(self, table: str, rules: AttributeRules, sent: set[str], events: int) -> Iterator[str]:
+    def _idle_spellings(self, table: str, rules: AttributeRules, seen: _SeenNames) -> Iterator[str]:
         """Yield names of ``keep`` and ``rename``, which are compared with what the apps send, letter for letter."""
         for key, names in (("keep", rules.keep), ("rename", list(rules.rename))):
             for name in names:
-                if name not in sent and name.partition(".")[0] not in sent:
-                    yield _idle(f"{table}.{key}", name, events, self._alike(name))
+                if name not in seen.sent:
+                    yield _idle(f"{table}.{key}", name, seen.events, self._alike(name))
 
     def _alike(self, name: str) -> str:
         """Return a name that the apps send instead of this one: the same but for case and punctuation; or an empty text."""
-        alike = sorted(sent for sent in self._properties | self._traits if fold(sent) == fold(name) and sent != name)
+        sent = self._custom.sent | self._people.sent
+        alike = sorted(other for other in sent if fold(other) == fold(name) and other != name)
         return alike[0] if alike else ""
+
+
+def _idle_privacy(table: str, rules: AttributeRules, anywhere: set[str], events: int) -> Iterator[str]:
+    """Yield names of ``drop`` and ``hash`` that were found nowhere, at no depth and in no spelling."""
+    for key, names in (("drop", rules.drop), ("hash", rules.hash)):
+        yield from (_idle(f"{table}.{key}", name, events) for name in names if fold(name) not in anywhere)
 
 
 def _idle(rule: str, name: str, events: int, alike: str = "") -> str:
@@ -183,15 +241,13 @@ def _idle(rule: str, name: str, events: int, alike: str = "") -> str:
     return f"{rule} {name!r} matched none of the last {events:,} events of its kind.{hint}"
 
 
-def _names_of(event: dict[str, Any]) -> tuple[str, ...]:
-    kind, sent = event.get("type"), event.get("event")
-    if isinstance(kind, str) and kind in CALL_NAMES:
-        return kind, CALL_NAMES[kind]
-    return (sent.strip(), sent) if isinstance(sent, str) else ()
+def _paths_of(config: MappingConfig, field: str) -> list[str]:
+    paths = config.fields.get(field, [])
+    return [paths] if isinstance(paths, str) else paths
 
 
-def _keys(value: Any) -> list[str]:
-    return list(value) if isinstance(value, dict) else []
+def _is_flat(config: MappingConfig, rules: AttributeRules) -> bool:
+    return (rules.nested or config.nested) == "flatten"
 
 
 def _object(value: Any) -> dict[str, Any]:

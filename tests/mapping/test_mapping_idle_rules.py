@@ -125,3 +125,31 @@ def test_rule_that_matches_inside_a_text_or_name_is_not_named(properties: dict):
 
 def test_a_text_that_is_nested_too_deep_ends_nothing():
     assert idle("", [track(properties={"note": '{"a":' * 900 + "1" + "}" * 900})] * MIN_EVENTS) == []
+
+
+@pytest.mark.parametrize("key", ["drop", "hash", "keep"])
+def test_rule_of_one_event_is_compared_with_its_own_events(key: str):
+    """A misspelled `drop` of an event sent every email, and nothing said so."""
+    toml = f'[mapping.event."Feature Used".attributes]\n{key} = ["first_name"]\n'
+    (sentence,) = idle(toml)
+    assert f"mapping.event.\"Feature Used\".attributes.{key} 'first_name' matched none of the last 20" in sentence
+    assert idle(toml.replace("first_name", "plan_name")) == []
+    assert idle(toml, EVENTS[:9]) == []
+
+
+def test_names_come_from_the_configured_path():
+    toml = '[mapping.fields]\neventName = "properties.action"\n[mapping.events]\nSave = "Saved"\n[mapping.event.Save]\n'
+    assert idle(toml, [track(properties={"action": "Save"})] * MIN_EVENTS) == []
+    assert len(idle(toml, [track("Save", properties={"action": "x"})] * MIN_EVENTS)) == 2
+
+
+def test_a_path_in_keep_matches_only_what_is_flattened():
+    toml = '[mapping]\nnested = "{}"\n[mapping.attributes]\nkeep = ["n.card"]\n'
+    assert idle(toml.format("flatten")) == []
+    (sentence,) = idle(toml.format("string"))
+    assert "keep 'n.card' matched none" in sentence
+    assert len(idle(toml.format("flatten").replace("card", "cards"))) == 1
+
+
+def test_an_id_of_the_call_is_not_what_a_rule_matches():
+    assert len(idle('[mapping.attributes]\ndrop = ["messageId"]\n', [track(messageId="m")] * MIN_EVENTS)) == 1
