@@ -16,7 +16,7 @@ from sidecar.control.outbox_admin import LoadedEvents, NothingLoaded
 from sidecar.control.selection import EventCommand, event_filter
 from sidecar.events import JudgedEvent, decode_or_empty, encode, judge
 from sidecar.http import Request, Response
-from sidecar.mapping import LiveSettings, Mapper, Priority
+from sidecar.mapping import LiveSettings, Priority, Settings
 from sidecar.outbox import NewEvent, Outbox, Row, Via, new_event
 from sidecar.outbox.backlog import USAGE_TYPES, Kind, count_page, delivered_page, discard_page, mark_resent
 from sidecar.outbox.operations import advance_job, jobs
@@ -169,7 +169,7 @@ class BacklogRoutes:
         refused: list[dict[str, Any]] = []
         now_ms = self._clock.wall_ms()
         for position, event in enumerate(command.events):
-            bad = _history_error(event, settings.mapper, now_ms)
+            bad = _history_error(event, settings, now_ms)
             judged = None if bad else judge(event, settings.config.outbox.max_event_bytes)
             if judged is None or judged.bad is not None:
                 refused.append({"index": position, "message": bad or (judged and judged.bad)})
@@ -186,7 +186,7 @@ class BacklogRoutes:
         return used_bytes < self._outbox.capacity.max_bytes * FULL_SHARE
 
 
-def _history_error(event: Any, mapper: Mapper, now_ms: int) -> str | None:
+def _history_error(event: Any, settings: Settings, now_ms: int) -> str | None:
     """Return why an event cannot be taken as history, in one clause; None if it can."""
     if not isinstance(event, dict):
         return "it is not a JSON object"
@@ -194,8 +194,13 @@ def _history_error(event: Any, mapper: Mapper, now_ms: int) -> str | None:
     if not isinstance(kind, str) or kind not in USAGE_TYPES:
         # Traits and accounts of the past would overwrite those of today.
         return f"its type is {str(event.get('type'))[:40]!r}; only track, page and screen events are taken"
-    if not mapper.has_own_date(event, now_ms):
+    if not settings.mapper.has_own_date(event, now_ms):
         return "it has no timestamp that can be read and is plausible, and would be dated today"
-    if not isinstance(event.get("messageId"), str) or not event["messageId"].strip():
+    message_id = event.get("messageId")
+    if not isinstance(message_id, str) or not message_id.strip():
         return "it has no messageId"
+    if (
+        message_id in settings.config.identity.reject
+    ):  # events that share it would be taken for repeats of the first one
+        return f"its messageId {message_id[:40]!r} is not an id by identity.reject; leave it out"
     return None

@@ -241,7 +241,7 @@ class _BodyParser:
         values, _ = at_once(split(bytes(piece), 0))
         short = {key: decode_piece(value) for key, value in (values or {}).items() if _size(value) <= _KEPT_VALUE_BYTES}
         short["shortened"] = {"all": size_bytes}
-        judged = judge(short, self._limit)
+        judged = judge(short, self._limit, None, None, self._reject)
         call = short.pop("type", None)
         body = encode_repaired(short | {"call": call})
         if len(body) > self._limit:

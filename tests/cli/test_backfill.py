@@ -203,3 +203,14 @@ def test_an_odd_line_does_not_stop_the_others(daemon_dir: DaemonDir, verb, tmp_p
         ran = verb("backfill", str(file), "--yes", *daemon_dir.flags)
         assert daemon.settle()["delivered"] == 1 + taken
     assert ran.code == 1 - taken
+
+
+def test_a_message_id_that_is_no_id_is_refused(daemon_dir: DaemonDir, verb, tmp_path):
+    """All lines with it but the first were repeats of that one, and lost."""
+    file = tmp_path / "null.ndjson"
+    file.write_text(history(past(0, messageId="null"), past(1, messageId="null"), past(2)))
+    with daemon_dir.running() as daemon:
+        ran = verb("backfill", str(file), *daemon_dir.flags)
+        assert daemon.settle()["accepted"] == 1
+    assert ran.code == 1
+    assert ran.err.count("messageId 'null' is not an id by identity.reject") == 2

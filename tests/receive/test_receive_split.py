@@ -195,6 +195,13 @@ async def test_an_event_that_is_far_too_large_is_stored_short(tmp_path):
         assert "type" not in stored
 
 
+async def test_events_that_are_far_too_large_do_not_share_a_rejected_id(tmp_path):
+    async with receiving(tmp_path / "o.db") as harness:
+        huge = track(1, properties={"list": list(range(40_000))}, messageId="undefined")
+        parsed = harness.parser.parse(json.dumps({"batch": [huge, huge]}).encode(), "batch", None, trusted=False)
+        assert len({event.message_id for event in parsed.events} - {"undefined"}) == 2
+
+
 def broken(number: int, size_bytes: int) -> bytes:
     """An event of so many bytes as sent, a tenth of which is not UTF-8 and three times as long when it is stored."""
     head = b'{"type":"track","event":"E","userId":"u","messageId":"m%d","p":"' % number
