@@ -4,7 +4,7 @@ Apps put personal data into URLs (``?email=…``), and SDKs send the URL of ever
 parameters as it does to properties.
 
 A *run* is what stands between a ``?`` or ``#`` and the next one. In it, parameters are separated by ``&``, for privacy
-rules also by ``;`` and by the ``&amp;`` of HTML. A parameter whose value is itself a URL is searched, too.
+rules also by ``;`` and by the ``&amp;`` of HTML. A parameter whose value is itself a URL or a form is searched, too.
 """
 
 import re
@@ -23,7 +23,7 @@ _RUN_IN_PROSE: Final = re.compile(r"([?#])([^?#\s]*)")
 _FORM: Final = re.compile(r"(?:[^\s=&;{}\"'<>?#]++(?:=[^\s&;]*+)?+|[&;] ?+)*+\s*+")
 _SEPARATORS: Final = re.compile(r"(&amp;|[&;])")
 _STEPS: Final = re.compile(r"[\[\].]+")
-_MAX_DEPTH: Final = 4  # URLs in parameters of URLs
+_MAX_DEPTH: Final = 4  # URLs and forms in parameters of URLs
 
 # Takes the name and the value of a parameter, decoded; returns the new value, None to remove the parameter.
 Decide = Callable[[str, str], str | None]
@@ -72,6 +72,11 @@ def _rewrite_part(part: str, decide: Decide, bare: bool, depth: int) -> str | No
     new = decide(unquote_plus(name), plain)
     if new is None:
         return None
-    if new == plain and depth < _MAX_DEPTH and ("?" in plain or "#" in plain):
-        new = rewrite_parameters(plain, decide, bare=bare, depth=depth + 1)
+    if new == plain and depth < _MAX_DEPTH:
+        # The state of a sign-in, a whole query or a cookie. Its values are searched for URLs; a second time would double
+        # the work with each level.
+        if "=" in plain and not bare and _FORM.fullmatch(plain):
+            new = _rewrite_run("", plain, decide, False, depth + 1)
+        elif "?" in plain or "#" in plain:
+            new = rewrite_parameters(plain, decide, bare=bare, depth=depth + 1)
     return part if new == plain else f"{name}={quote(new, safe='')}"

@@ -391,6 +391,10 @@ def test_rule_covers_names_with_hyphens_and_blanks(rule: str, name: str):
         f"https://x.test/?plan=pro;email={SECRET}&b=1",
         f"a=1&amp;email={SECRET}",
         f"sid=1; email={SECRET}; theme=dark",
+        f"https://x.test/?state=a%3D1%26email%3D{SECRET}",  # a form in a parameter
+        f"https://x.test/#/r?state=sid%3D1%3B+email%3D{SECRET}",
+        f"data=plan%3Dpro%26email%3D{SECRET}&a=1",
+        f"https://x.test/?next=q%3D%252Fp%253Femail%253D{SECRET}",
     ],
 )
 @pytest.mark.parametrize("rule", ["drop", "hash"])
@@ -401,7 +405,19 @@ def test_rule_covers_parameters_in_every_form(rule: str, value: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["a=b", "x==", "q=a;b&c", "https://x.test/?q=a;b&amp;c=d", "1 = 2", "=", "sid=1; theme=dark", "a&b=c;"]
+    "text",
+    [
+        "a=b",
+        "x==",
+        "q=a;b&c",
+        "https://x.test/?q=a;b&amp;c=d",
+        "1 = 2",
+        "=",
+        "sid=1; theme=dark",
+        "a&b=c;",
+        "x=a%3D1%26b%3D2",
+        "?x=a%3D1",
+    ],
 )
 def test_text_without_a_covered_parameter_stays_byte_for_byte(text: str):
     assert attributes({"text": text}, '[mapping.attributes]\ndrop = ["email"]\n') == {"text": text}
