@@ -15,7 +15,7 @@ import trio
 from sidecar.cli.backend import connect_daemon, control_option
 from sidecar.cli.common import expected_error, global_option
 from sidecar.config import ConfigFile
-from sidecar.config.schema import is_loopback_host
+from sidecar.config.schema import LABEL_RULE, can_be_looked_up, is_loopback_host
 from sidecar.console import Console, Options
 from sidecar.console.guard import EVERY_ADDRESS
 from sidecar.control.client import DaemonClient
@@ -137,6 +137,8 @@ def _host_port(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65_535:
         raise click.BadParameter("write HOST:PORT, as in 127.0.0.1:8330", param_hint="--address")
+    if not can_be_looked_up(host):
+        raise click.BadParameter(f"{host!r} is not a host {LABEL_RULE}", param_hint="--address")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 

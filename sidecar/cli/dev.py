@@ -26,7 +26,7 @@ from sidecar.cli.dev_feed import DevFeed
 from sidecar.cli.screen import printable
 from sidecar.clock import FreezeClock, SystemClock
 from sidecar.config import Config, ConfigFile, Secret
-from sidecar.config.schema import MAX_SOCKET_PATH_BYTES, is_loopback_host
+from sidecar.config.schema import LABEL_RULE, MAX_SOCKET_PATH_BYTES, can_be_looked_up, is_loopback_host
 from sidecar.console import Console, Options
 from sidecar.control.status import total
 from sidecar.daemon import Application, Seams, build, open_store, serve, serve_sockets
@@ -125,6 +125,8 @@ def _address(text: str) -> str:
         host, port = text, "8321"  # an IPv6 address without brackets
     if not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise click.BadParameter(f"{text!r} has no valid port; write HOST, HOST:PORT or :PORT", param_hint="--listen")
+    if not can_be_looked_up(host):
+        raise click.BadParameter(f"{text!r} has no host {LABEL_RULE}", param_hint="--listen")
     host = host or "127.0.0.1"
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 
 from sidecar.cli.common import json_option, print_json
+from sidecar.config.schema import LABEL_RULE, can_be_looked_up
 from sidecar.errors import Failed
 from sidecar.http import Shutdown
 from sidecar.sandbox import DEFAULT_KEY, READ_ONLY_KEY, Faults, OpenAnswers, Outage, Report, Sandbox, serve_sandbox
@@ -47,6 +48,12 @@ def _window_s(text: str) -> tuple[float, float]:
     if window_s[0] >= window_s[1]:
         raise click.BadParameter(f"{text!r} ends before it begins")
     return window_s
+
+
+def _host(_ctx: click.Context, _parameter: click.Parameter, text: str) -> str:
+    if not can_be_looked_up(text):
+        raise click.BadParameter(f"{text!r} is not a host {LABEL_RULE}")
+    return text
 
 
 def _open_answers(_ctx: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> OpenAnswers:
@@ -88,7 +95,7 @@ def _fault_options(function: F) -> F:
 
 
 @click.command("sandbox")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--host", default="127.0.0.1", show_default=True, callback=_host, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8399, show_default=True, help="0 takes a free port.")
 @click.option("--key", "keys", multiple=True, help=f"Accepted REST API key [default: {DEFAULT_KEY}].")
 @click.option(

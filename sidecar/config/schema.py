@@ -18,6 +18,7 @@ import msgspec
 from sidecar.units import parse_duration_s, parse_size_bytes
 
 __all__ = [
+    "LABEL_RULE",
     "REGIONS",
     "AttributeRules",
     "Config",
@@ -39,6 +40,7 @@ __all__ = [
     "SourceConfig",
     "UnknownName",
     "ValueRefused",
+    "can_be_looked_up",
     "is_loopback_host",
     "is_loopback_name",
 ]
@@ -49,6 +51,8 @@ REGIONS = {
     "eu": "https://api-eu.aptrinsic.com",
     "us2": "https://api-us2.aptrinsic.com",
 }
+
+LABEL_RULE = "whose parts between dots have 1 to 63 characters"
 
 MAX_SOCKET_PATH_BYTES = 107  # unix(7): sun_path has 108 bytes, the last one for the terminating NUL
 
@@ -181,6 +185,24 @@ def is_loopback_name(host: str) -> bool:
     return address.is_loopback or bool((mapped := getattr(address, "ipv4_mapped", None)) and mapped.is_loopback)
 
 
+def can_be_looked_up(host: str) -> bool:
+    """Return whether the system can look up ``host``: for any other name a look-up raises UnicodeError and not OSError.
+
+    Each part of a name between dots has 1 to 63 characters (RFC 1035 2.3.4), an internationalized one once it is encoded.
+    """
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
+def ensure_can_be_looked_up(key: str, host: str) -> None:
+    """Raise ValueRefused, which names ``key``, for a host that cannot be looked up."""
+    if not can_be_looked_up(host):
+        raise ValueRefused(key, f"must have a host {LABEL_RULE}")
+
+
 class PxConfig(Table, frozen=True):
     """``[px]``: the PX subscription: keys, region, and how its API is reached."""
 
@@ -212,7 +234,9 @@ def split_origin(key: str, url: str) -> tuple[str, str]:
     if "@" in url:
         raise ValueRefused(key, "must not contain a user name or password; put the key into api_key_file")
     if match := _ORIGIN.fullmatch(url):
-        return match[1].lower(), (match[2] or match[3]).lower()
+        host = (match[2] or match[3]).lower()
+        ensure_can_be_looked_up(key, host)
+        return match[1].lower(), host
     scheme, _, rest = url.strip().rpartition("://")
     origin = (
         f"{scheme.lower() if scheme.lower() == 'http' else 'https'}://{re.split(r'[/?#]', rest.lstrip('/'))[0].strip()}"
@@ -266,7 +290,9 @@ def split_address(key: str, address: str) -> tuple[str, int]:
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+)):(\d{1,5})", address)
     if match is None or int(match[3]) > 65_535:
         raise ValueRefused(key, 'must be host:port, as in "127.0.0.1:8321" or "[::1]:8321"')
-    return match[1] or match[2], int(match[3])
+    host = match[1] or match[2]
+    ensure_can_be_looked_up(key, host)
+    return host, int(match[3])
 
 
 class SourceConfig(Table, frozen=True):
@@ -364,6 +390,7 @@ class FleetConfig(Table, frozen=True):
             parts.path if parts.scheme == "unix" else parts.hostname
         ):
             raise ValueRefused("url", f"must be redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH, {example}")
+        ensure_can_be_looked_up("url", parts.hostname or "")
         if parts.username or parts.password:
             raise ValueRefused("url", "must not contain a user or password; use fleet.username and fleet.password_file")
         if parts.scheme != "unix" and not re.fullmatch(r"(/[0-9]*)?", parts.path):

@@ -18,6 +18,7 @@ import httpx
 import trio
 
 from sidecar.clock import boot_s
+from sidecar.config.schema import LABEL_RULE, can_be_looked_up
 from sidecar.errors import ConfigError
 from sidecar.px.answers import NotSent, PxAnswer, Reply, Unknown
 from sidecar.px.connection import (
@@ -52,6 +53,8 @@ class Proxy:
             )
             if proxy.url.scheme not in ("http", "https") or not proxy.url.host or not is_address:
                 raise ValueError
+            if not can_be_looked_up(proxy.url.raw_host.decode("ascii")):
+                raise ConfigError(f"The host in px.proxy must be one {LABEL_RULE}; correct the address.")
             self._proxy = httpx.Proxy(address, ssl_context=tls) if proxy.url.scheme == "https" else proxy
         except (ValueError, httpx.InvalidURL):
             advice = (

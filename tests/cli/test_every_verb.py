@@ -226,3 +226,12 @@ def test_no_help_text_is_wider_than_80_columns():
         assert ran.exit_code == 0
         assert max(map(len, ran.stdout.splitlines())) <= 80, verb
         assert re.search("Examples?:", ran.stdout), verb
+
+
+@pytest.mark.parametrize("host", ["a..b", "ä..b", "x" * 64])
+@pytest.mark.parametrize("verb", ["dev --listen {}:80", "console --address {}:80", "sandbox --host {}"])
+def test_a_host_that_cannot_be_looked_up_is_wrong_usage(verb: str, host: str):
+    """A look-up of such a name raises UnicodeError, and binding it TypeError: the verbs ended in a traceback."""
+    result = CliRunner().invoke(main, verb.format(host).split())
+    assert (result.exit_code, type(result.exception)) == (2, SystemExit)
+    assert verb.split()[1] in result.stderr

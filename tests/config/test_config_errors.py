@@ -210,6 +210,23 @@ ERRORS = [
         "config.toml line 3: fleet.url is 'redis://[::1', but must be redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH, "
         'as in "redis://10.0.0.5:6379", "rediss://engine.example:6380" or "unix:///run/redis/redis.sock".',
     ),
+    # hosts that no look-up takes: it raises UnicodeError, which ended the daemon again and again
+    (
+        "[fleet]\nname = 'a'\nurl = 'redis://a..b:6379'",
+        "config.toml line 3: fleet.url is 'redis://a..b:6379', but must have a host whose parts between dots have 1 to 63 characters.",
+    ),
+    (
+        "[px]\nbase_url = 'https://a..b'",
+        "config.toml line 2: px.base_url is 'https://a..b', but must have a host whose parts between dots have 1 to 63 characters.",
+    ),
+    (
+        f"[px]\nbase_url = 'https://{'x' * 64}'",
+        f"config.toml line 2: px.base_url is 'https://{'x' * 51}…, but must have a host whose parts between dots have 1 to 63 characters.",
+    ),
+    (
+        "[listen]\nhttp = 'a..localhost:1'",
+        "config.toml line 2: listen.http is 'a..localhost:1', but must have a host whose parts between dots have 1 to 63 characters.",
+    ),
     ("[deliver]\ntimeout = '0s'", "config.toml line 2: deliver.timeout is '0s', but must be longer than 0s."),
     ("[deliver]\nretry_max = '1ms'", "config.toml line 1: deliver.retry_initial must not be longer than retry_max."),
     (

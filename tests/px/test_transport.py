@@ -425,6 +425,12 @@ def test_an_invalid_proxy_is_refused_without_its_password(proxy):
     assert "pass-word" not in str(caught.value)
 
 
+def test_a_proxy_that_cannot_be_looked_up_is_refused():
+    """A look-up of such a name raises UnicodeError, which no lane expects."""
+    with pytest.raises(ConfigError, match="parts between dots"):
+        HttpxNetwork(PxConfig(proxy="http://me:pass-word@a..b:3128"), Secret(KEY), 1)
+
+
 def test_an_unreadable_certificate_file_is_refused(tmp_path):
     (tmp_path / "not.pem").write_text("not a certificate")
     for name in ("missing.pem", "not.pem"):
