@@ -2,7 +2,9 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -10,7 +12,7 @@ import msgspec
 
 from sidecar.config.file import config_path, load, user_path
 from sidecar.config.schema import Config
-from sidecar.errors import SidecarError, with_instance, with_user_unit
+from sidecar.errors import Failed, SidecarError, with_instance, with_user_unit
 
 __all__ = [
     "config_option",
@@ -20,10 +22,12 @@ __all__ = [
     "json_for",
     "json_option",
     "load_config",
+    "no_temporary_place",
     "own_command",
     "print_document",
     "print_json",
     "print_json_error",
+    "temporary_folder",
 ]
 
 _PRINTED = "sidecar.json_printed"
@@ -87,6 +91,20 @@ def own_command() -> list[str]:
     if os.path.basename(program) == "px-sidecar" and os.access(program, os.X_OK):
         return [program]
     return [sys.executable, "-m", "sidecar"]
+
+
+def temporary_folder(purpose: str) -> Path:
+    """Make a folder that this user alone can open, named after ``purpose``. Raises Failed if there is no place for it."""
+    try:
+        return Path(tempfile.mkdtemp(prefix=f"px-sidecar-{purpose}-"))
+    except OSError as error:  # a container whose root is read-only, or a full disk
+        raise no_temporary_place(error) from None
+
+
+def no_temporary_place(error: OSError) -> Failed:
+    """Return the error of a verb that can make no temporary folder or file."""
+    why = error.strerror or error
+    return Failed(f"No temporary folder can be used ({why}); set TMPDIR to a folder that this user can write.")
 
 
 def expected_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

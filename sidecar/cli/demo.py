@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from sidecar.cli.common import own_command
+from sidecar.cli.common import own_command, temporary_folder
 from sidecar.cli.console import open_browser
 from sidecar.cli.demo_picture import Progress
 from sidecar.cli.demo_traffic import Traffic, answers, end_process, get_bytes
@@ -75,7 +74,7 @@ def demo(events: int, users: int, keep: bool, with_console: bool, hosts: int | N
         sys.exit(0 if run_fleet_demo(console, hosts, events) else 1)
     progress = Progress(ceiling_per_s=PACE_PER_S, events=events, ascii_only=console.options.ascii_only)
     with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="px-sidecar-demo-"))
+        folder = temporary_folder("demo")
         if not keep:
             stack.callback(_remove, folder)
         processes = DemoProcesses(folder, stack)

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 import time
 import urllib.request
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from sidecar.cli.common import own_command
+from sidecar.cli.common import own_command, temporary_folder
 from sidecar.cli.demo_traffic import answers, end_process, get_bytes
 from sidecar.errors import Failed
 from sidecar.sandbox.server import free_ports
@@ -41,7 +40,7 @@ COLORS: Final = ("green", "cyan", "yellow", "magenta", "blue", "red")
 def run_fleet_demo(console: Console, hosts: int, events: int) -> bool:
     """Run the demo; print its picture and the outcome line; return whether no event was lost. Raises Failed."""
     with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="px-sidecar-demo-"))
+        folder = temporary_folder("demo")
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         fleet = _FleetProcesses(folder, stack, hosts)
         fleet.start()

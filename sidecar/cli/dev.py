@@ -6,10 +6,10 @@ is built as ``px-sidecar run`` builds it; only the configuration is made here an
 
 import math
 import os
+import shutil
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -20,7 +20,7 @@ from typing import Final
 import click
 import trio
 
-from sidecar.cli.common import expected_error
+from sidecar.cli.common import expected_error, temporary_folder
 from sidecar.cli.console import new_code_upon_enter, open_browser
 from sidecar.cli.dev_feed import DevFeed
 from sidecar.cli.screen import printable
@@ -100,13 +100,13 @@ def dev(fail: str | None, state: Path | None, listen: str, with_console: bool) -
     _ensure_free(address, listen)
     with _folder(state) as folder, ExitStack() as stack:
         stand_in = stack.enter_context(_stand_in_socket())
-        file = _config(folder, address, stand_in.getsockname()[1])
-        config = file.load()
         try:
+            file = _config(folder, address, stand_in.getsockname()[1])
             box = Sandbox(faults=FAILURES[fail][0] if fail else Faults(), state=folder / "px.log")
         except OSError as error:
             raise Failed(f"{folder} cannot be used ({error.strerror}); name another folder with --state.") from None
         stack.callback(box.close)
+        config = file.load()
         configure(config.log, sys.stderr, os.environ)
         session = _Session(file, box, stand_in, failing=FAILURES[fail][1] if fail else "", with_console=with_console)
         try:
@@ -155,8 +155,11 @@ def _ensure_free(address: str, listen: str) -> None:
 def _folder(state: Path | None) -> Iterator[Path]:
     """Yield the folder for the outbox: ``state``, which stays, or a temporary one, which goes."""
     if state is None:
-        with tempfile.TemporaryDirectory(prefix="px-sidecar-dev-", ignore_cleanup_errors=True) as name:
-            yield Path(name)
+        made = temporary_folder("dev")
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
         return
     try:
         state.mkdir(parents=True, exist_ok=True)

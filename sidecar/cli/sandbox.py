@@ -13,7 +13,7 @@ import trio
 from rich.console import Console
 from rich.live import Live
 
-from sidecar.cli.common import json_option, print_json
+from sidecar.cli.common import json_option, no_temporary_place, print_json
 from sidecar.config.schema import LABEL_RULE, can_be_looked_up
 from sidecar.errors import Failed
 from sidecar.http import Shutdown
@@ -159,6 +159,8 @@ def sandbox(
     try:
         box = Sandbox(faults=faults, open_answers=switches, **options)
     except OSError as error:
+        if options["state"] is None:
+            raise no_temporary_place(error) from None
         raise Failed(
             f"The state file {options['state']} cannot be opened ({error.strerror}); check its folder."
         ) from None

@@ -4,8 +4,10 @@ One table says how each verb is called; a verb without an entry fails. What need
 ``test_odd_terminals.py`` and ``test_ctrl_c.py``.
 """
 
+import errno
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from running_daemon import DaemonDir, RunningDaemon
 
 from sidecar.cli import main
 from sidecar.px import PxAnswer, PxRequest, Reply
+from sidecar.sandbox.server import free_ports
 
 # Verbs with a daemon, in an order in which each finds what it needs. "1" is a delivered event, "2" a dead letter, "3" pending.
 CALLS: dict[str, list[str]] = {
@@ -235,3 +238,17 @@ def test_a_host_that_cannot_be_looked_up_is_wrong_usage(verb: str, host: str):
     result = CliRunner().invoke(main, verb.format(host).split())
     assert (result.exit_code, type(result.exception)) == (2, SystemExit)
     assert verb.split()[1] in result.stderr
+
+
+@pytest.mark.parametrize("verb", ["dev --listen :0", "demo", "demo --fleet 2", "sandbox"])
+def test_without_a_temporary_folder_a_verb_says_what_to_set(verb: str, monkeypatch: pytest.MonkeyPatch):
+    """A container whose root is read-only has none."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    for name in ("mkdtemp", "TemporaryFile"):
+        monkeypatch.setattr(tempfile, name, refuse)
+    result = CliRunner().invoke(main, verb.replace(":0", f":{free_ports(1)[0]}").split())
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert "set TMPDIR" in result.stderr

@@ -14,7 +14,9 @@ from tempfile import TemporaryDirectory
 from threading import Barrier
 
 import pytest
+from click.testing import CliRunner
 
+from sidecar.cli import main
 from sidecar.cli.dev import _config
 from sidecar.errors import Failed
 from sidecar.sandbox.server import free_ports
@@ -160,6 +162,15 @@ def test_a_port_in_use_is_one_sentence_with_what_to_do(tmp_path):
     assert again.returncode == 1
     assert "--listen" in again.stderr
     assert len(again.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("state", ["/proc/sys", "taken"])
+def test_a_state_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, state):
+    monkeypatch.chdir(tmp_path)
+    Path("taken/config.toml").mkdir(parents=True)
+    result = CliRunner().invoke(main, ["dev", "--listen", f":{free_ports(1)[0]}", "--state", state])
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert "name another folder with --state" in result.stderr
 
 
 def test_sessions_that_begin_together_take_different_ports(tmp_path):
