@@ -10,11 +10,12 @@ A record is a line of text, the body, and a line end::
 
     <arrival_s> <status> <flags> <method> <path> <date of the stored event> <length of the body>\\n<body>\\n
 
-``arrival_s`` is a time of CLOCK_BOOTTIME, so arrivals of several runs of the sandbox on one host share one scale. A
-last record that a kill left incomplete is truncated when the file is opened again.
+``arrival_s`` is a time of CLOCK_BOOTTIME, so arrivals of several runs of the sandbox on one host share one scale, up to a
+boot: those of earlier boots are dated back in memory, so that arrivals ascend and none is in the future. A last record that a kill left incomplete is truncated when the file is opened again.
 """
 
 import errno
+import math
 import os
 import tempfile
 from array import array
@@ -31,6 +32,9 @@ STORED = 1
 """Flag: the request stored a custom event."""
 ANSWER_DROPPED = 2
 """Flag: the request was processed and its answer deliberately dropped."""
+
+BOOT_S = 1.0
+"""The least time that a boot takes: no second counts requests from before and after it."""
 
 
 class LogEntry(msgspec.Struct, frozen=True):
@@ -64,14 +68,18 @@ class _Columns(NamedTuple):
 
 
 class Journal:
-    """The columns, the names and the file. Not safe for more than one thread or process."""
+    """The columns, the names and the file. Not safe for more than one thread or process.
 
-    def __init__(self, state: Path | None = None) -> None:
+    ``now_s`` is the time of CLOCK_BOOTTIME at which a file of an earlier run is opened.
+    """
+
+    def __init__(self, state: Path | None = None, now_s: float = math.inf) -> None:
         self._file = tempfile.TemporaryFile() if state is None else _open(state)  # noqa: SIM115 - stays open
         self._end = 0
         self._clear_columns()
         try:
             self._end = self._recover()
+            self._date_back(now_s)
         except BaseException:
             self._file.close()
             raise
@@ -206,6 +214,18 @@ class Journal:
                 break
             end = at + len(body)
         return end
+
+    def _date_back(self, now_s: float) -> None:
+        """Move arrivals of earlier boots before those of later ones, and all of them before ``now_s``.
+
+        The limits look up arrivals by bisection, and the report counts with two pointers: both need them to ascend.
+        """
+        arrivals, later_s, shift_s = self.columns.arrival_s, now_s, 0.0
+        for index in range(len(arrivals) - 1, -1, -1):
+            # The clock started from 0 between this one and the next. A record is rounded, by less than a millisecond.
+            if arrivals[index] + shift_s > later_s + 0.001:
+                shift_s = later_s - BOOT_S - arrivals[index]
+            later_s = arrivals[index] = arrivals[index] + shift_s
 
 
 class _StoredFields(msgspec.Struct):

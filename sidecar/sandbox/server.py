@@ -73,7 +73,7 @@ class Sandbox:
         self.per_second = per_second
         self.per_day = per_day
         self.clock = clock or SystemClock()
-        self.journal = Journal(state)
+        self.journal = Journal(state, self.clock.boot_s())
         self.open_answers = open_answers or OpenAnswers()
         self.people = PeopleStore(self.rules, self.open_answers)
         self._event_ids: set[str] = set()
@@ -81,6 +81,8 @@ class Sandbox:
         self._rng = Random(seed)  # noqa: S311 - faults need repeatable numbers, not secret ones
         self.set_faults(faults or Faults())
         self._replay_people()
+        if self.open_answers.repeated_event_id != "store":
+            self._event_ids.update(event["eventId"] for event in self.events if "eventId" in event)
 
     @property
     def faults(self) -> Faults:

@@ -13,7 +13,7 @@ from sandbox_client import EVENTS, client_of, event
 
 from sidecar.clock import SystemClock
 from sidecar.http import Shutdown
-from sidecar.sandbox import Faults, Outage, Sandbox, serve_sandbox
+from sidecar.sandbox import Faults, OpenAnswers, Outage, Sandbox, serve_sandbox
 from sidecar.sandbox.report import largest_window
 
 
@@ -259,6 +259,35 @@ async def test_a_killed_sandbox_continues_from_its_state_file(make_box, autojump
         assert (await call("GET", "/v1/users/u"))[0] == 200
     assert state.read_bytes().startswith(complete)
     assert b"half" not in state.read_bytes()
+
+
+async def test_requests_of_an_earlier_boot_count_for_no_second_of_this_one(make_box, autojump_clock, tmp_path):
+    """CLOCK_BOOTTIME starts from 0 at a boot: 200 requests with later times kept a restarted sandbox at 429 for days."""
+    state = tmp_path / "state"
+    boots = [
+        b"".join(b"%f 201 0 GET /v1/x 0 0\n\n" % (start_s + number / 100) for number in range(5))
+        for start_s in (9e6, 7.0)
+    ]
+    state.write_bytes(b"".join(boots))
+    box = make_box(state=state, per_second=3, per_day=12)
+    now_s = box.clock.boot_s()
+    arrivals = [entry.arrival_s for entry in box.log()]
+    assert arrivals == sorted(arrivals)
+    assert arrivals[-1] <= now_s - 1
+    assert box.report().largest_second == 5
+    async with client_of(box) as call:
+        assert [(await call("GET", "/v1/users/u"))[0] for _ in range(3)] == [404, 404, 429], (
+            "the day counts all of them"
+        )
+
+
+async def test_a_restarted_sandbox_knows_the_event_ids_that_it_stored(make_box, autojump_clock, tmp_path):
+    once = {"state": tmp_path / "state", "open_answers": OpenAnswers(repeated_event_id="drop")}
+    for _ in range(2):
+        box = make_box(**once)
+        async with client_of(box) as call:
+            assert (await call("POST", EVENTS, event(seq=1) | {"eventId": "e-1"}))[0] == 201
+        assert box.report().stored == 1
 
 
 @given(st.lists(st.floats(0, 10), max_size=40))
