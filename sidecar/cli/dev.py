@@ -101,11 +101,13 @@ def dev(fail: str | None, state: Path | None, listen: str, with_console: bool) -
     with _folder(state) as folder, ExitStack() as stack:
         stand_in = stack.enter_context(_stand_in_socket())
         try:
-            file = _config(folder, address, stand_in.getsockname()[1])
+            _ensure_own(folder / "config.toml")
+            # Before the configuration is written: its file is locked, so a session that uses the folder keeps its own.
             box = Sandbox(faults=FAILURES[fail][0] if fail else Faults(), state=folder / "px.log")
+            stack.callback(box.close)
+            file = _config(folder, address, stand_in.getsockname()[1])
         except OSError as error:
             raise Failed(f"{folder} cannot be used ({error.strerror}); name another folder with --state.") from None
-        stack.callback(box.close)
         config = file.load()
         configure(config.log, sys.stderr, os.environ)
         session = _Session(file, box, stand_in, failing=FAILURES[fail][1] if fail else "", with_console=with_console)
@@ -175,8 +177,7 @@ def _config(folder: Path, address: str, stand_in_port: int) -> ConfigFile:
         raise Failed(f"The path of {folder} is too long for a socket; name a shorter one with --state.")
     remote = not is_loopback_host(_host_port(address)[0])
     path = folder / "config.toml"
-    if path.exists() and f'api_key = "{DEFAULT_KEY}"' not in path.read_text(encoding="utf-8", errors="replace"):
-        raise Failed(f"{path} is not of `px-sidecar dev` and is not overwritten; name another folder with --state.")
+    _ensure_own(path)
     path.write_text(
         f"""[px]
 property_key = "{PRODUCT}"
@@ -201,6 +202,12 @@ format = "text"
         encoding="utf-8",
     )
     return ConfigFile(str(path), {})
+
+
+def _ensure_own(path: Path) -> None:
+    """Raise Failed for a configuration that is not of this verb, OSError if it cannot be read."""
+    if path.exists() and f'api_key = "{DEFAULT_KEY}"' not in path.read_text(encoding="utf-8", errors="replace"):
+        raise Failed(f"{path} is not of `px-sidecar dev` and is not overwritten; name another folder with --state.")
 
 
 def _socket_path(folder: Path) -> Path:

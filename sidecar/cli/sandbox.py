@@ -162,7 +162,7 @@ def sandbox(
         if options["state"] is None:
             raise no_temporary_place(error) from None
         raise Failed(
-            f"The state file {options['state']} cannot be opened ({error.strerror}); check its folder."
+            f"The state file {options['state']} cannot be opened ({error.strerror}); check its folder, or name another file."
         ) from None
     try:
         _serve_until_signal(box, host, port)

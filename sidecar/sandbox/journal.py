@@ -15,6 +15,7 @@ boot: those of earlier boots are dated back in memory, so that arrivals ascend a
 """
 
 import errno
+import fcntl
 import math
 import os
 import tempfile
@@ -244,4 +245,11 @@ def _message_id(event: dict[str, Any]) -> str | None:
 
 
 def _open(path: Path) -> Any:
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
+    """Open and lock a state file until it is closed: a second sandbox would cut and overwrite records. Raises OSError."""
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise OSError(errno.EAGAIN, "another process uses it") from None
+    return file

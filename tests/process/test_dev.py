@@ -164,6 +164,18 @@ def test_a_port_in_use_is_one_sentence_with_what_to_do(tmp_path):
     assert len(again.stderr.splitlines()) == 1
 
 
+def test_a_second_session_leaves_the_folder_of_the_first_as_it_is(tmp_path):
+    """It wrote its own addresses into the configuration, and cut the log of what PX got, before it failed."""
+    with running(tmp_path, "--state", "state") as dev:
+        dev.line("Other verbs")
+        before = (tmp_path / "state/config.toml").read_text()
+        options = ["dev", "--listen", f":{free_ports(1)[0]}", "--state", str(tmp_path / "state")]
+        result = CliRunner().invoke(main, options)
+        assert (tmp_path / "state/config.toml").read_text() == before
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert "(another process uses it); name another folder with --state" in result.stderr
+
+
 @pytest.mark.parametrize("state", ["/proc/sys", "taken"])
 def test_a_state_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, state):
     monkeypatch.chdir(tmp_path)

@@ -4,7 +4,6 @@ import json
 
 import h11
 import httpx
-import msgspec
 import pytest
 import trio
 from hypothesis import given
@@ -247,12 +246,13 @@ async def test_a_killed_sandbox_continues_from_its_state_file(make_box, autojump
         await call("POST", EVENTS, event(seq=1, date=1) | {"url": "https://x/ü\n"})
         await call("POST", EVENTS, b"\nnot json\n")
         await call("POST", "/v1/users", {"identifyId": "u", "propertyKeys": ["AP-X-2"]})
-    # Not closed: a kill leaves the file as it is, possibly with an incomplete record.
+    known = (first.log(), first.events, first.report())
+    first.close()
+    # A kill leaves the file as it is, possibly with an incomplete record.
     complete = state.read_bytes()
     state.write_bytes(complete + b"5.0 201 1 POST /v1/events/custom 1 500\n{half")
     second = make_box(state=state, per_second=3, per_day=0)
-    assert (second.log(), second.events) == (first.log(), first.events)
-    assert msgspec.structs.asdict(second.report()) == msgspec.structs.asdict(first.report())
+    assert (second.log(), second.events, second.report()) == known
     async with client_of(second) as call:
         assert (await call("GET", "/v1/users/u"))[0] == 429
         await trio.sleep(2)
@@ -288,6 +288,7 @@ async def test_a_restarted_sandbox_knows_the_event_ids_that_it_stored(make_box, 
         async with client_of(box) as call:
             assert (await call("POST", EVENTS, event(seq=1) | {"eventId": "e-1"}))[0] == 201
         assert box.report().stored == 1
+        box.close()
 
 
 @given(st.lists(st.floats(0, 10), max_size=40))
@@ -331,6 +332,15 @@ def test_a_state_file_of_another_program_is_not_truncated(tmp_path, content):
     with pytest.raises(OSError, match="not a log of the sandbox"):
         Sandbox(state=state)
     assert state.read_bytes() == content
+
+
+def test_a_state_file_has_one_sandbox_at_a_time(tmp_path):
+    """A second one cut what the first was writing, and wrote over it."""
+    first = Sandbox(state=tmp_path / "log")
+    with pytest.raises(OSError, match="another process uses it"):
+        Sandbox(state=tmp_path / "log")
+    first.close()
+    Sandbox(state=tmp_path / "log").close()
 
 
 @pytest.mark.parametrize("content", [b"", b"5.0", b"5.000000 201 1 POST /v1/events/custom 1 500\n{half"])
