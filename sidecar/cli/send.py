@@ -20,6 +20,8 @@ __all__ = ["send"]
 
 ANONYMOUS: Final = "px-sidecar-send"
 VERIFY_EVERY_S: Final = 2.0
+# A socket with a timeout of 0 does not wait at all, and looks like a daemon that has stopped.
+MIN_WAIT_S: Final = 1.0
 FINAL_STATES: Final = ("delivered", "dropped", "dead")
 
 
@@ -119,8 +121,11 @@ def _send(daemon: DaemonClient, event: dict[str, Any]) -> str:
 def _send_and_wait(daemon: DaemonClient, event: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     """Return the record of the event's final state. Raises Failed if it has none within ``timeout_s``."""
     filters = {"user": event["user"]} if event["user"] is not None else {"name": event["name"]}
-    with daemon.lines("/v1/tail", filters, timeout_s=timeout_s) as records:
-        next(records)  # "listening": from here on the feed misses no outcome of this event
+    with daemon.lines("/v1/tail", filters, timeout_s=max(timeout_s, MIN_WAIT_S)) as records:
+        try:
+            next(records)  # "listening": from here on the feed misses no outcome of this event
+        except (StopIteration, TimeoutError):
+            raise Failed("The daemon is stopping or does not answer, and nothing was sent; run this again.") from None
         message_id = _send(daemon, event)
         if sys.stderr.isatty():
             click.echo("Accepted; waiting for its end. Ctrl-C stops waiting, and the event is kept.", err=True)

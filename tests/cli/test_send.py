@@ -2,9 +2,11 @@
 
 import json
 import threading
+from contextlib import nullcontext
 
 from running_daemon import DaemonDir, always, wait_until
 
+from sidecar.control.client import DaemonClient
 from sidecar.px import PxAnswer
 
 
@@ -60,6 +62,23 @@ def test_send_wait_times_out_with_the_reason(daemon_dir: DaemonDir, verb):
     assert ran.code == 1
     assert "kept, but not delivered yet" in ran.err
     assert "API key is invalid" in ran.err
+
+
+def test_send_with_a_timeout_of_zero_says_why_the_event_waits(daemon_dir: DaemonDir, verb):
+    """It said that the daemon had stopped, or ended in a traceback."""
+    with daemon_dir.running(always(401)):
+        ran = verb("send", "Feature Used", "--user", "u1", "--wait", "--timeout", "0s", *daemon_dir.flags)
+    assert ran.code == 1
+    assert "kept, but not delivered yet" in ran.err
+
+
+def test_send_sends_nothing_without_the_feed(daemon_dir: DaemonDir, verb, monkeypatch):
+    monkeypatch.setattr(DaemonClient, "lines", lambda *_, **__: nullcontext(iter(())))
+    with daemon_dir.running() as daemon:
+        ran = verb("send", "Feature Used", "--user", "u1", "--wait", *daemon_dir.flags)
+        assert daemon.status()["accepted"] == 0
+    assert ran.code == 1
+    assert "nothing was sent" in ran.err
 
 
 def test_send_needs_a_daemon(daemon_dir: DaemonDir, verb):
