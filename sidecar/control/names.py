@@ -52,6 +52,11 @@ class NameEntry(msgspec.Struct, kw_only=False):
         """The name, or the type of a call without one."""
         return self.name or self.type
 
+    @property
+    def is_sampled(self) -> bool:
+        """True if an event of the name was among the newest: then the fields of the sample say something."""
+        return bool(self.sampled or self.px or self.not_sent or self.attributes)
+
 
 def kind_of(value: Any) -> str:
     """Return the type of an attribute's value in PX's words."""
@@ -143,13 +148,18 @@ def _add(known: NameEntry, entry: NameEntry) -> None:
 
 
 def differences(before: Sequence[NameEntry], now: Sequence[NameEntry]) -> list[str]:
-    """Return what differs between a saved catalogue and this one, one sentence each; counts and times do not count."""
+    """Return what differs between a saved catalogue and this one, one sentence each.
+
+    Counts and times do not count. Of a name that one of the two has no event of in its sample, only that it exists counts.
+    """
     old = {(entry.type, entry.name): entry for entry in before}
     new = {(entry.type, entry.name): entry for entry in now}
     found = [f"new: {new[key].label} ({key[0]})" for key in sorted(new.keys() - old.keys())]
     found += [f"gone: {old[key].label} ({key[0]})" for key in sorted(old.keys() - new.keys())]
     for key in sorted(old.keys() & new.keys()):
         was, is_now = old[key], new[key]
+        if not (was.is_sampled and is_now.is_sampled):
+            continue  # other names filled the sample: what this one becomes is not known, and nothing is said of it
         if was.px != is_now.px:
             found.append(f"{is_now.label}: becomes {is_now.px or 'nothing'} in PX, was {was.px or 'nothing'}")
         for attribute in sorted(is_now.attributes.keys() - was.attributes.keys()):

@@ -61,3 +61,14 @@ def test_a_comparison_ignores_counts_and_names_what_changed():
         "Clicked: attribute b is gone",
         "Clicked: attribute a is now also a number",
     ]
+
+
+def test_nothing_is_said_of_a_name_that_the_sample_has_no_event_of():
+    """A busy hour filled the sample with other names, and ``names --diff`` said that this one became nothing in PX."""
+    sampled = entry(px="Click", sampled=3, attributes={"a": {"string": 3}})
+    assert differences([sampled], [entry(events=9)]) == []
+    assert differences([entry(events=9)], [sampled]) == []
+    assert differences([sampled], [entry(sampled=1, not_sent={"unmapped": 1})]) == [
+        "Clicked: becomes nothing in PX, was Click",
+        "Clicked: attribute a is gone",
+    ]
