@@ -171,7 +171,7 @@ def show_alerts(as_json: bool) -> None:
       px-sidecar config alerts > /etc/prometheus/rules/px-sidecar.yml
     """
     if as_json:
-        print_json(alert_rules())
+        print_json(json.loads(hint(json.dumps(alert_rules()))))
         return
     click.echo(hint(alert_rules_yaml()), nl=False)
 

@@ -104,3 +104,5 @@ def test_alert_rules_name_the_instance(verb):
     assert "`px-sidecar --instance acme status`" in printed
     assert "`systemctl status px-sidecar@acme`" in printed
     assert "`px-sidecar status`" in verb("config", "alerts").out
+    as_json = verb("--instance", "acme", "config", "alerts", "--json").out
+    assert as_json.count("`px-sidecar --instance acme ") == printed.count("`px-sidecar --instance acme ")
