@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -216,11 +217,15 @@ async def _serve(box: Sandbox, host: str, port: int) -> None:
 
 def _greeting(box: Sandbox, url: str) -> str:
     keys, products = sorted(box.rules.keys), sorted(box.rules.property_keys)
+    at = urlsplit(url)
+    # The API key goes to https or to a loopback address alone, so a daemon on another host cannot use this one.
+    own = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(at.hostname or "")  # noqa: S104 - compared, not bound
+    base = f"http://{own}:{at.port}" if own else url
     return "\n".join(
         [
             f"PX sandbox on {url}; Ctrl-C stops it and prints a report.",
             "Start a daemon that delivers to it:",
-            f"  PX_SIDECAR_PX_BASE_URL={url} PX_SIDECAR_PX_API_KEY={keys[0]} \\",
+            f"  PX_SIDECAR_PX_BASE_URL={base} PX_SIDECAR_PX_API_KEY={keys[0]} \\",
             f"  PX_SIDECAR_PX_PROPERTY_KEY={products[0] if products else 'AP-SANDBOX-2'} px-sidecar run",
             f"Keys: {', '.join(keys)}; read-only: {', '.join(sorted(box.rules.read_only_keys)) or 'none'}; "
             f"product keys: {', '.join(products) or 'any AP-…'}.",

@@ -66,6 +66,13 @@ def test_it_prints_how_to_use_it_and_a_json_report_at_the_end(start):
     assert (code, report["requests"], report["stored"]) == (0, 3, 1)
 
 
+@pytest.mark.parametrize(("host", "own"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])
+def test_on_all_addresses_it_names_one_that_a_daemon_may_use(start, host, own):
+    """A daemon refuses http://0.0.0.0 in px.base_url: only a loopback host may get the key without TLS."""
+    box = start("--host", host)
+    assert f"PX_SIDECAR_PX_BASE_URL=http://{own}:{box.url.rpartition(':')[2]} " in "".join(box.greeting)
+
+
 def test_ctrl_c_prints_a_readable_report(start):
     box = start("--per-second", "1")
     assert [box.post(), box.post()] == [201, 429]
