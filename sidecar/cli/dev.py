@@ -6,6 +6,7 @@ is built as ``px-sidecar run`` builds it; only the configuration is made here an
 
 import math
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -359,7 +360,7 @@ def _greeting(config: Config, path: str, failing: str) -> str:
             "",
         ]
     lines += [f"What PX got: curl -s {config.px.base_url}/sandbox/events"]
-    lines += [f"Other verbs with --config, as in: px-sidecar status --config {path}"]
+    lines += [f"Other verbs with --config, as in: px-sidecar status --config {shlex.quote(path)}"]
     if failing:
         lines += ["", f"{failing}. Your app is answered as ever: once the event is on disk."]
     return "\n".join([*lines, ""])

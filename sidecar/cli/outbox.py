@@ -1,6 +1,7 @@
 """``px-sidecar outbox``: move pending events between hosts."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -80,7 +81,7 @@ def export(file: Path, config_flag: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"moved": count, "file": str(file)})
     else:
-        there = hint(f"run `px-sidecar outbox import {file.name}` on the other host")
+        there = hint(f"run `px-sidecar outbox import {shlex.quote(file.name)}` on the other host")
         click.echo(
             f"{events_of(count)} moved to {file}; {there}."
             if count
@@ -92,7 +93,7 @@ def export(file: Path, config_flag: str | None, as_json: bool) -> None:
         click.echo(
             hint(
                 f"{' and '.join(['The daemon', *units])} are stopped. They stay so until `px-sidecar outbox import`, "
-                f"`px-sidecar outbox import --back {file}` here, or a start of the daemon."
+                f"`px-sidecar outbox import --back {shlex.quote(str(file))}` here, or a start of the daemon."
             ),
             err=True,
         )
@@ -194,7 +195,7 @@ def _write_durably(target: FileIO, lines: bytes, moved: int) -> None:
         raise Failed(
             f"{name} cannot be written any more ({error.strerror}): {counted(moved, 'event', 'was')} moved to it, and the "
             "others are still pending here. Export them into a new file where there is room, or take back what was moved "
-            f"with `px-sidecar outbox import --back {name}`."
+            f"with `px-sidecar outbox import --back {shlex.quote(str(name))}`."
         ) from None
 
 
@@ -327,7 +328,7 @@ def _say_what_is_missing(total: dict[str, int], name: str) -> None:
         click.echo(
             hint(
                 f"{show_count(total['moved'])} of them were moved away from this host and are not pending; "
-                f"`px-sidecar outbox import --back {name}` makes them pending here again."
+                f"`px-sidecar outbox import --back {shlex.quote(name)}` makes them pending here again."
             ),
             err=True,
         )

@@ -1,6 +1,7 @@
 """The checks of the configuration: everything that is wrong with the file at once, each with its line; keys, listeners."""
 
 import re
+import shlex
 import ssl
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -80,7 +81,7 @@ def check_file(path: Path) -> CheckResult:
         message = f"{missing}; defaults and variables apply. `px-sidecar init` writes {written}."
         return CheckResult("warning", "configuration", message)
     if stat.S_IMODE(path.stat().st_mode) & stat.S_IWOTH:
-        message = f"Every user of this host can write {path}; run `chmod o-w {path}`."
+        message = f"Every user of this host can write {path}; run `chmod o-w {shlex.quote(str(path))}`."
         return CheckResult("error", "configuration", message)
     ends = ", with Windows line ends, which do no harm" if b"\r\n" in path.read_bytes() else ""
     return CheckResult("ok", "configuration", f"{path} is valid{ends}.")
@@ -168,7 +169,11 @@ def _check_key_file_mode(config: Config) -> Iterator[CheckResult]:
         return
     path = Path(config.px.api_key_file)
     if path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
-        yield CheckResult("warning", "API key", f"Other users of this host can read {path}; run `chmod 0600 {path}`.")
+        yield CheckResult(
+            "warning",
+            "API key",
+            f"Other users of this host can read {path}; run `chmod 0600 {shlex.quote(str(path))}`.",
+        )
 
 
 def _check_listeners_and_proxy(config: Config, find_key: Callable[[Config], Secret]) -> Iterator[CheckResult]:

@@ -5,6 +5,7 @@ Therefore the daemon must be stopped first. Importing works with and without one
 """
 
 import heapq
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -52,10 +53,10 @@ class ExportNote(msgspec.Struct, frozen=True):
         """Return what it means for the operator, and what to do, in one sentence."""
         moved = f"{counted(self.moved, 'event', 'was')} moved to {self.file} at {iso_utc(self.at_ms)}"
         if not self.units:
-            return f"{moved}; `px-sidecar outbox import --back {self.file}` makes them pending here again."
+            return f"{moved}; `px-sidecar outbox import --back {shlex.quote(self.file)}` makes them pending here again."
         return (
             f"{moved}, and {', '.join(self.units)} stay stopped, so that no connection starts the daemon, until "
-            f"`px-sidecar outbox import`, `px-sidecar outbox import --back {self.file}` or a start of the daemon."
+            f"`px-sidecar outbox import`, `px-sidecar outbox import --back {shlex.quote(self.file)}` or a start of the daemon."
         )
 
 

@@ -11,6 +11,7 @@ import ctypes
 import os
 import re
 import resource
+import shlex
 import socket
 import stat
 import time
@@ -238,7 +239,9 @@ def _check_folder(what: str, folder: Path, existing: Path, *, running: bool) -> 
             f"This user cannot write {folder}; run the check as the daemon's user or with sudo; the folder must belong to the daemon's user.",
         )
     if stat.S_IMODE(folder.stat().st_mode) & stat.S_IWOTH and not folder.stat().st_mode & stat.S_ISVTX:
-        return CheckResult("warning", what, f"Every user of this host can write {folder}; run `chmod o-w {folder}`.")
+        return CheckResult(
+            "warning", what, f"Every user of this host can write {folder}; run `chmod o-w {shlex.quote(str(folder))}`."
+        )
     return CheckResult("ok", what, f"{folder} is writable.")
 
 

@@ -16,6 +16,7 @@ process runs: ending it would lose everything that is in the file.
 
 import errno
 import os
+import shlex
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,7 +61,7 @@ def files_set_aside(path: Path) -> list[str]:
     """Return one sentence for each rescued or damaged file beside the outbox: what it is and what to do with it."""
     sentences = [
         f"{file} holds events of this outbox that were rescued when another file was put in its place; import them with "
-        f"`px-sidecar outbox import {file}`, or remove it."
+        f"`px-sidecar outbox import {shlex.quote(str(file))}`, or remove it."
         for file in rescued_files(path)
     ]
     sentences += [
@@ -120,8 +121,8 @@ class FileWatch:
         if file not in (None, self._file):
             raise OutboxReplaced(
                 f"The outbox {path} was replaced by another file while it was in use; its events are in {copy}. Remove "
-                f"the file that should not be there, then start px-sidecar; `px-sidecar outbox import {copy}` imports the "
-                "rescued events."
+                "the file that should not be there, then start px-sidecar; "
+                f"`px-sidecar outbox import {shlex.quote(str(copy))}` imports the rescued events."
             )
         self._put_back(copy, over=file)
         return (
@@ -135,7 +136,8 @@ class FileWatch:
         if configured != path and file_id(configured) != self._file:
             raise OutboxReplaced(
                 f"outbox.path = {configured} no longer leads to the outbox {path} that is in use: a link in it was changed. "
-                f"Let it lead there again, or move its events to the new place with `px-sidecar outbox import {path}`."
+                "Let it lead there again, or move its events to the new place with "
+                f"`px-sidecar outbox import {shlex.quote(str(path))}`."
             )
 
     def _ensure_not_cut(self) -> None:

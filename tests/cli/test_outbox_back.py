@@ -35,6 +35,16 @@ def test_importing_on_the_same_host_is_not_a_success(daemon_dir: DaemonDir, verb
     assert f"`px-sidecar outbox import --back {file}` makes them pending here again" in ran.err
 
 
+def test_a_path_with_blanks_is_quoted_in_each_command(daemon_dir: DaemonDir, verb, tmp_path):
+    """A command that was copied from the screen meant two files."""
+    fill(daemon_dir, 1)
+    file = tmp_path / "my events.ndjson"
+    assert "`px-sidecar outbox import 'my events.ndjson'`" in verb("outbox", "export", str(file), *daemon_dir.flags).out
+    again = f"`px-sidecar outbox import --back '{file}'`"
+    assert again in json.dumps(verb("status", "--json", *daemon_dir.flags).json)
+    assert again in verb("outbox", "import", str(file), *daemon_dir.flags).err
+
+
 @pytest.mark.parametrize("alive", [True, False], ids=["with a daemon", "from the file"])
 def test_import_back_makes_them_pending_in_their_order(daemon_dir: DaemonDir, verb, file, alive):
     ids = fill(daemon_dir, 7)

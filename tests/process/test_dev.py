@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -166,12 +167,13 @@ def test_a_port_in_use_is_one_sentence_with_what_to_do(tmp_path):
 
 def test_a_second_session_leaves_the_folder_of_the_first_as_it_is(tmp_path):
     """It wrote its own addresses into the configuration, and cut the log of what PX got, before it failed."""
-    with running(tmp_path, "--state", "state") as dev:
-        dev.line("Other verbs")
-        before = (tmp_path / "state/config.toml").read_text()
-        options = ["dev", "--listen", f":{free_ports(1)[0]}", "--state", str(tmp_path / "state")]
+    state = tmp_path / "my state"
+    with running(tmp_path, "--state", "my state") as dev:
+        assert shlex.split(dev.line("Other verbs"))[-1] == str(state / "config.toml"), "quoted for a shell"
+        before = (state / "config.toml").read_text()
+        options = ["dev", "--listen", f":{free_ports(1)[0]}", "--state", str(state)]
         result = CliRunner().invoke(main, options)
-        assert (tmp_path / "state/config.toml").read_text() == before
+        assert (state / "config.toml").read_text() == before
     assert (result.exit_code, type(result.exception)) == (1, SystemExit)
     assert "(another process uses it); name another folder with --state" in result.stderr
 
