@@ -70,7 +70,8 @@ def _vanished(known: dict[Path, tuple[int, int, int] | None]) -> list[str]:
     return [
         f"The socket {path} has vanished, and clients cannot connect; run `systemctl restart {_unit_of(path)}`."
         for path, identity in known.items()
-        if identity_of(path) != identity
+        # Without an identity it was gone before this process began, as after a restart of the service alone.
+        if identity is None or identity_of(path) != identity
     ]
 
 

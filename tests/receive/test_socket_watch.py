@@ -107,3 +107,15 @@ async def test_an_inherited_socket_that_vanished_is_named_with_its_unit(path, nu
         await trio.sleep(2)
         assert reports[1:] == [[]]
         nursery.cancel_scope.cancel()
+
+
+async def test_an_inherited_socket_that_was_gone_before_the_start_is_named(path, nursery, autojump_clock):
+    """After a restart of the service alone `/health` was 200, and no client could connect."""
+    reports = []
+    with bind_unix(path, 0o600) as listener:
+        path.unlink()
+        nursery.start_soon(watch_inherited, [listener], reports.append)
+        await trio.sleep(2)
+        assert len(reports) == 1
+        assert "run `systemctl restart px-sidecar.socket`" in reports[0][0]
+        nursery.cancel_scope.cancel()
