@@ -14,6 +14,7 @@ the WAL is used again from its beginning. So a full disk never stops settlement,
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
@@ -129,11 +130,19 @@ class Capacity:
     def release_reserve(self) -> DiskFull:
         """Remove the reserve and refuse events because the disk is full; return the error to raise."""
         self.full = "disk_full"
-        self._reserve.unlink(missing_ok=True)
+        with suppress(OSError):  # the error of the disk is what is reported; the next step of housekeeping tries again
+            self._reserve.unlink(missing_ok=True)
         return self._disk_full()
 
+    def has_fewer_bytes(self, wanted_bytes: int) -> bool:
+        """Return True if fewer bytes are free; False if the file system does not say: it has another problem then."""
+        try:
+            return self.free_bytes() < wanted_bytes
+        except OSError:
+            return False
+
     def free_bytes(self) -> int:
-        """Return the bytes that this process may still use on the file system."""
+        """Return the bytes that this process may still use on the file system. Raises OSError."""
         facts = os.statvfs(self._folder)
         return facts.f_bavail * facts.f_frsize
 

@@ -401,7 +401,7 @@ class Committer:
             return self._capacity.release_reserve()
         # After any other error it is not known what reached the disk.
         self._suspect = True
-        if code == sqlite3.SQLITE_IOERR and self._capacity.free_bytes() < DISK_FULL_BYTES:
+        if code == sqlite3.SQLITE_IOERR and self._capacity.has_fewer_bytes(DISK_FULL_BYTES):
             return self._capacity.release_reserve()
         return self.failure(error)
 

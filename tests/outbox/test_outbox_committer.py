@@ -1,7 +1,9 @@
 """The committer: what a failed call means for its batch, and what the callers get."""
 
 import errno
+import os
 import sqlite3
+from pathlib import Path
 
 import pytest
 from outbox_files import NOW_MS, accept, delivered, event, pending_ids, raiser, sqlite_error
@@ -101,6 +103,24 @@ def test_an_io_error_without_free_bytes_is_a_full_disk(store, monkeypatch):
     committer.run_batch(batch)
     assert isinstance(batch.writes[0].error, DiskFull)
     assert capacity.full == "disk_full"
+
+
+@pytest.mark.parametrize(
+    ("code", "owner", "call", "expected"),
+    [
+        (sqlite3.SQLITE_IOERR, os, "statvfs", "disk_error"),
+        (sqlite3.SQLITE_FULL, Path, "unlink", "disk_full"),
+    ],
+)
+def test_an_error_met_while_one_is_judged_ends_nothing(store, monkeypatch, code, owner, call, expected):
+    """The folder was gone or read-only by then, and its error ended the daemon."""
+    committer = Committer(store, Capacity(store.path, 2**30))
+    batch = Batch(NOW_MS)
+    batch.accepts.append(WriteRequest([event(1)]))
+    monkeypatch.setattr(Store, "accept", raiser(sqlite_error(code)))
+    monkeypatch.setattr(owner, call, raiser(OSError(errno.EIO, "I/O error")))
+    committer.run_batch(batch)
+    assert batch.accepts[0].error.code == expected
 
 
 def test_a_program_error_while_settling_settles_nothing(store, monkeypatch):
