@@ -11,13 +11,15 @@ Where nothing stands in its place, the content is copied from the open connectio
 https://www.sqlite.org/backup.html), synced, locked, and renamed to the old path. Where another file stands there, that
 file is left alone: an operator may have put back a backup on purpose. The content is then copied beside it, and the
 process ends. If the copy fails, because space or a right is missing, it is tried again with the next batch for as long as the
-process runs: ending it would lose everything that is in the file.
+process runs: ending it would lose everything that is in the file. Nothing is stored meanwhile, so a copy that could only not
+be renamed is used again: one for each attempt would fill the disk.
 """
 
 import errno
 import os
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -98,6 +100,7 @@ class FileWatch:
         """Record the files at the path as the open ones: the store has just opened them."""
         self._file, self._wal, self._index = self._store.file_ids
         self._size_bytes = 0
+        self._copy: Path | None = None  # a complete copy of the open file that could not be put in its place yet
 
     def check(self) -> str | None:
         """Return one sentence about what was put back, or None if all is in place.
@@ -190,6 +193,8 @@ class FileWatch:
     def _rescue(self) -> Path:
         """Copy the open database into a file beside the outbox, complete and on disk when this returns."""
         path = self._store.path
+        if self._copy is not None and self._copy.exists():
+            return self._copy
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.rescuing")
         try:
@@ -203,6 +208,7 @@ class FileWatch:
         except BaseException:
             part.unlink(missing_ok=True)  # half a copy is of no use, and would keep the disk full
             raise
+        self._copy = copy
         return copy
 
     def _put_back(self, copy: Path, over: FileId) -> None:
@@ -217,15 +223,15 @@ class FileWatch:
         # A log or an index that is left belongs to the file that is gone: SQLite would apply it to the new one.
         for leftover in (wal_path(path), _index_path(path)):
             leftover.unlink(missing_ok=True)
+        copy_id = file_id(copy)
         if over is None:
-            path.hardlink_to(copy)  # unlike a rename it never overwrites a file that was put there meanwhile
-            copy.unlink()
+            _name(copy, path)
         else:
             copy.replace(path)
+        # At once: if anything below fails, what stands at the path is not taken for another program's file.
+        self._file, self._wal = copy_id, None
         _sync(path.parent)
         # Everything is in place now: if opening fails, it is tried again as after any error of the disk.
-        self._file = file_id(path)
-        self._wal = None
         self._store.reopen()
         self._open_files()
 
@@ -236,6 +242,24 @@ class FileWatch:
 
 def _index_path(path: Path) -> Path:
     return path.with_name(path.name + "-shm")
+
+
+def _name(copy: Path, path: Path) -> None:
+    """Rename ``copy`` to ``path`` if nothing stands there. Raises FileExistsError, or another OSError."""
+    try:
+        path.hardlink_to(copy)  # unlike a rename it never overwrites a file that was put there meanwhile
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: the name is taken before it is renamed to
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        try:
+            copy.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
+        return
+    with suppress(OSError):  # it is in its place; a second name of it hurts nobody
+        copy.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -1,14 +1,16 @@
 """The file is removed, moved or replaced under the running outbox: what is answered is found by the next start."""
 
+import errno
+import os
 import shutil
 
 import pytest
 import trio
 import trio.testing
-from outbox_files import accept, event, pending_ids
+from outbox_files import accept, event, pending_ids, raiser
 
 from sidecar.clock import SystemClock
-from sidecar.outbox import Capacity, InlineRunner, Outbox, Store
+from sidecar.outbox import Capacity, InlineRunner, Outbox, Store, rescue
 from sidecar.outbox.rescue import FileWatch, OutboxReplaced, rescued_files
 
 
@@ -59,6 +61,51 @@ def test_a_missing_file_is_put_back_with_everything(store, how, tmp_path):
     assert accept(again, [event("after")]).repeated == 1
     again.close()
     assert rescued_files(store.path) == []
+
+
+def test_a_file_system_without_hard_links_gets_its_outbox_back(store, monkeypatch):
+    watch = FileWatch(store)
+    store.path.unlink()
+    monkeypatch.setattr(os, "link", raiser(OSError(errno.EPERM, "Operation not permitted")))
+    assert "put back" in (watch.check() or "")
+    assert watch.check() is None
+    assert rescued_files(store.path) == []
+
+
+def test_a_copy_that_cannot_be_renamed_is_used_again(store, monkeypatch):
+    """Each attempt made another copy of the whole outbox, every five seconds, until the disk was full."""
+    watch = FileWatch(store)
+    store.path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(rescue, "_name", raiser(OSError(errno.EIO, "I/O error")))
+        for hour in range(3):
+            patch.setattr(rescue, "RESCUED", f".rescued-{hour}-")  # the time of another second
+            with pytest.raises(OSError, match="I/O error"):
+                watch.check()
+    assert len(rescued_files(store.path)) == 1
+    assert "put back" in (watch.check() or "")
+    assert rescued_files(store.path) == []
+    assert len(pending_ids(store)) == 5
+
+
+def test_a_copy_in_its_place_is_not_taken_for_another_file(store, monkeypatch):
+    """The folder could not be synced: the next look found the copy that it had just put there, and ended the daemon."""
+    watch = FileWatch(store)
+    store.path.unlink()
+    real = rescue._sync
+
+    def sync(path):
+        if path == store.path.parent and store.path.exists():
+            raise OSError(errno.EIO, "I/O error")
+        real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rescue, "_sync", sync)
+        with pytest.raises(OSError, match="I/O error"):
+            watch.check()
+    assert "put back" in (watch.check() or "")
+    assert watch.check() is None
+    assert len(pending_ids(store)) == 5
 
 
 def test_another_file_in_its_place_is_never_overwritten(store, tmp_path):
