@@ -140,7 +140,7 @@ class Committer:
         itself; then no caller gets an answer that says that anything of the batch is stored.
         """
         # First: on a connection in doubt, a commit could succeed on pages that never reach the disk.
-        problem = self._ensure_trusted()
+        problem = self._ensure_not_overwritten() or self._ensure_trusted()
         if problem is None:
             problem = self._commit(batch, batch.accepts, batch.settlements, batch.failures)
             # A failing write or read below makes the writer retry the batch: it must not record these a second time.
@@ -158,6 +158,26 @@ class Committer:
             _fail((request for request in (*batch.accepts, *batch.writes) if request.error is None), lost)
             return lost
         return problem
+
+    def _ensure_not_overwritten(self) -> StoreFailed | None:
+        """Return the error if another program has written into the file, as `cp` over it does, and it is not intact."""
+        if self._suspect:
+            return None
+        try:
+            if not self._watch.was_written():
+                return None
+            why = recovery.damage_in_use(self._store, self._watch.size_bytes)
+        except OSError:
+            return None  # the look at the end of the batch reports it
+        except sqlite3.Error as error:
+            if not recovery.is_damage(error):
+                self._suspect = True
+                return self.failure(error)
+            why = str(error)
+        if why is None:
+            return None
+        self._damage_count = 1  # no second attempt: what another program has overwritten stays overwritten
+        return self._damaged(f"another program has copied another file over it: {why}")
 
     def _ensure_in_place(self) -> StoreFailed | None:
         """Ensure that the outbox's path leads to the open file; returns the error if it does not."""
@@ -193,11 +213,9 @@ class Committer:
 
         A full disk is not reported as a problem: accepting stops, and settlement does not depend on this step.
         """
-        problem = self._ensure_trusted()
+        problem = self._ensure_not_overwritten() or self._ensure_trusted() or self._ensure_in_place()
         if problem is not None:
             return False, problem
-        if lost := self._ensure_in_place():
-            return False, lost
         try:
             # Before the step, which may fail: after a full disk this is what lets events be accepted again.
             self._capacity.allocate_reserve()
@@ -220,6 +238,8 @@ class Committer:
             if problem is None:
                 raise
             return False, None if isinstance(problem, DiskFull) else problem
+        finally:
+            self._watch.written()  # a checkpoint or a vacuum of this step
 
     def _cut_log(self) -> None:
         """Copy the WAL into the file and empty it, outside of a transaction; do nothing while another program reads it."""

@@ -20,6 +20,7 @@ again, and the error says how much space is needed.
 import os
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
@@ -43,6 +44,7 @@ __all__ = [
     "MAGIC",
     "contradiction",
     "damage_in",
+    "damage_in_use",
     "damage_marker",
     "disk_errors",
     "ensure_was_outbox",
@@ -271,6 +273,27 @@ def contradiction(store: Store) -> str | None:
         ):
             return f"it counts {counted:,} pending events and holds {'some' if counted <= 0 else 'none'}"
     return None
+
+
+def damage_in_use(store: Store, size_bytes: int) -> str | None:
+    """Return what is wrong with the open file after another program has written into it; None if nothing is found.
+
+    ``size_bytes`` is the size that the file had before. Read from the file, between transactions: pages in memory would
+    hide the damage. A larger file is not checked page by page.
+    """
+    connection = store.connection
+    connection.execute("PRAGMA shrink_memory")
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    # A checkpoint of another program makes it smaller, too, but never smaller than its pages.
+    if store.path.stat().st_size < min(size_bytes, pages * PAGE_BYTES):
+        return "it was cut"
+    if Counter(dict(connection.execute("SELECT name, value FROM counters"))) != store.counters:
+        return "its counters are not those of this process"
+    if pages <= CHECKED_PAGES:
+        verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if verdict != "ok":
+            return str(verdict).splitlines()[-1]
+    return contradiction(store)
 
 
 # Setting aside and recovering ---------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ class FileWatch:
         self._alive = alive
         self.rescuing = False
         self.log_bytes = 0  # the size of the log at the last look
+        self.size_bytes = 0  # and that of the file
         # Texts: all three are looked up after every commit, and a Path would be made into a text each time.
         self._path_text, self._log_text = str(store.path), str(wal_path(store.path))
         self._index_text = str(_index_path(store.path))
@@ -99,7 +100,8 @@ class FileWatch:
     def _open_files(self) -> None:
         """Record the files at the path as the open ones: the store has just opened them."""
         self._file, self._wal, self._index = self._store.file_ids
-        self._size_bytes = 0
+        self.size_bytes = 0
+        self._written_ns: int | None = None
         self._copy: Path | None = None  # a complete copy of the open file that could not be put in its place yet
 
     def check(self) -> str | None:
@@ -146,12 +148,33 @@ class FileWatch:
     def _ensure_not_cut(self) -> None:
         """Raise sqlite3.DatabaseError if the file became smaller and SQLite did not do that.
 
-        A copy over the file (`cp backup outbox.db`) keeps its identity. If it is as large as the outbox, it is not seen.
+        A copy over the file (`cp backup outbox.db`) keeps its identity. One that is as large is seen by ``was_written``.
         """
-        size_bytes = os.stat(self._path_text).st_size
-        if size_bytes < self._size_bytes and not (size_bytes and self._store.may_shrink):
+        status = os.stat(self._path_text)
+        size_bytes, self._written_ns = status.st_size, status.st_mtime_ns
+        if size_bytes < self.size_bytes and not (size_bytes and self._store.may_shrink):
             raise damaged("another program has cut it, or copied another file over it")
-        self._size_bytes = size_bytes
+        self.size_bytes = size_bytes
+
+    def was_written(self) -> bool:
+        """Return True if another program has written into the open file since the last look.
+
+        To be asked before a call of the store's thread: this process writes there during its calls only.
+        """
+        now_ns = self._written_now_ns()
+        return None not in (now_ns, self._written_ns) and now_ns != self._written_ns
+
+    def written(self) -> None:
+        """Take the file as it is now: this process has written into it since the last look."""
+        self._written_ns = self._written_now_ns()
+
+    def _written_now_ns(self) -> int | None:
+        # That the file is gone, or another one, is what the look at the end of the call is for.
+        try:
+            status = os.stat(self._path_text)
+        except OSError:
+            return None
+        return status.st_mtime_ns if (status.st_dev, status.st_ino) == self._file else None
 
     def _renew_index(self, path: Path, index: FileId) -> str | None:
         """Open the store again if the index of its log is gone: another program would make one of its own and take itself for the only reader."""
@@ -258,7 +281,7 @@ def _name(copy: Path, path: Path) -> None:
             path.unlink()
             raise
         return
-    with suppress(OSError):  # it is in its place; a second name of it hurts nobody
+    with suppress(OSError):  # it is in its place; a second name of it does no harm
         copy.unlink()
 
 

@@ -1,8 +1,10 @@
 """The outbox is gone from its path and cannot be put back: nothing is stored, nothing is lost, and the process stays."""
 
+import os
 import shutil
 import sqlite3
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 
 import pytest
 import trio
@@ -13,7 +15,7 @@ from sidecar.errors import Failed
 from sidecar.observe import DaemonTelemetry, RecordingTelemetry
 from sidecar.outbox import Capacity, InlineRunner, Outbox, Store, StoreFailed, ThreadRunner, recovery, rescue, take_lock
 from sidecar.outbox.accept_queue import WriteRequest
-from sidecar.outbox.committer import Batch, Committer, OutboxGone
+from sidecar.outbox.committer import Batch, Committer, Damaged, OutboxGone
 from sidecar.outbox.pages import wal_path
 from sidecar.outbox.rescue import FileWatch, OutboxReplaced, files_set_aside, mark_imported, rescued_files
 
@@ -281,6 +283,63 @@ def test_a_file_that_another_program_cuts_is_damage(store, size):
     with pytest.raises(sqlite3.DatabaseError, match="has cut it") as caught:
         watch.check()
     assert recovery.is_damage(caught.value)
+
+
+def one_more(committer, name):
+    batch = Batch(0)
+    batch.accepts = [WriteRequest([event(name)])]
+    return committer.run_batch(batch), batch.accepts[0].error
+
+
+def test_a_copy_over_the_file_of_its_own_size_is_noticed(store, tmp_path):
+    """Events were answered on pages of two files, and checkpoints mixed them."""
+    accept(store, [event(f"e{number}") for number in range(300)])
+    store.checkpoint(truncate=True)
+    committer = Committer(store, Capacity(store.path, 2**30))
+    assert one_more(committer, "a") == (None, None)
+    backup = shutil.copy(store.path, tmp_path)
+    settle(store, [delivered(number) for number in range(1, 4)])
+    committer.maintain(lambda *_: False, Batch(0))
+    store.checkpoint(truncate=True)
+    committer.maintain(lambda *_: False, Batch(0))
+    assert one_more(committer, "b") == (None, None)
+    assert store.path.stat().st_size == Path(backup).stat().st_size
+    shutil.copyfile(backup, store.path)
+    problem, refused = one_more(committer, "c")
+    assert isinstance(problem, Damaged)
+    assert "another file over it" in str(problem)
+    assert refused is not None
+
+
+def test_a_smaller_copy_is_noticed_while_the_outbox_itself_may_shrink(store):
+    """In the first minutes of a process SQLite may make the file smaller, so the size alone said nothing."""
+    accept(store, [event(f"e{number}") for number in range(300)])
+    store.checkpoint()
+    committer = Committer(store, Capacity(store.path, 2**30))
+    assert store.may_shrink
+    assert one_more(committer, "a") == (None, None)
+    os.truncate(store.path, store.path.stat().st_size - 4096)
+    assert isinstance(one_more(committer, "b")[0], Damaged)
+
+
+def test_a_file_that_another_program_leaves_intact_is_not_damage(store):
+    """A `touch`, and the checkpoint of another program, change the time of the file as a copy over it does."""
+    committer = Committer(store, Capacity(store.path, 2**30))
+    assert one_more(committer, "a") == (None, None)
+    os.utime(store.path, ns=(1, 1))
+    assert one_more(committer, "b") == (None, None)
+    with closing(sqlite3.connect(store.path)) as other:
+        assert other.execute("PRAGMA wal_checkpoint").fetchone()[0] == 0
+    assert one_more(committer, "c") == (None, None)
+
+
+def test_own_writes_are_not_taken_for_those_of_another_program(store, monkeypatch):
+    monkeypatch.setattr(recovery, "damage_in_use", lambda *_: pytest.fail("it was written by this process"))
+    committer = Committer(store, Capacity(store.path, 2**30))
+    store.connection.execute("PRAGMA wal_autocheckpoint = 1")
+    for number in range(3):
+        assert one_more(committer, f"w{number}") == (None, None)
+        committer.maintain(lambda store, _: store.connection.execute("PRAGMA user_version") and False, Batch(0))
 
 
 def test_a_file_that_sqlite_makes_smaller_is_not_damage(store):
