@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -27,11 +28,16 @@ log = logging.getLogger(__name__)
 SWITCH_S: Final = 0.0005
 
 
-def run_daemon(config: Config, key: Secret, config_flag: str | None, claimed: Claimed) -> None:
-    """Run the daemon until a signal ends it. Raises Failed or ConfigError if it cannot start, StoreFailed."""
+def run_daemon(config: Config, key: Secret, config_flag: str | None, claimed: Claimed, warnings: Sequence[str]) -> None:
+    """Run the daemon until a signal ends it. Raises Failed or ConfigError if it cannot start, StoreFailed.
+
+    ``warnings`` are written first, at any log level, and as the log is: standard error that takes nothing stops no start.
+    """
     sys.setswitchinterval(SWITCH_S)
     lines = LogLines()
     stream = QueuedStream(sys.stderr, note=missing_note(config.log, sys.stderr, os.environ))
+    for warning in warnings:
+        stream.write(f"px-sidecar: {warning}\n")
     instance = global_option("instance")
     masks = configure(
         *(config.log, stream, os.environ, [key, *secrets_of(config)], lines, write_keys_of(config)), instance=instance
