@@ -20,8 +20,7 @@ from sidecar.mapping import Priority, compile_settings
 from sidecar.outbox import Store, real_path
 from sidecar.outbox.dead import DeadLetterFilter, retry
 from sidecar.outbox.forget import suppression
-from sidecar.outbox.pages import wal_path
-from sidecar.outbox.recovery import MAGIC, recovery_is_unfinished
+from sidecar.outbox.recovery import MAGIC, disk_errors, recovery_is_unfinished
 from sidecar.outbox.rescue import DAMAGED
 from sidecar.outbox.salvage import recognizes, salvage
 
@@ -51,20 +50,29 @@ def opened_copy(config: Config, file: Path) -> Iterator[Store]:
             "no longer need it."
         )
     copy = file.with_name(f"{file.name}.importing")
+    _remove(copy)  # what a crash has left of an earlier one is of no use
     try:
-        salvage(file, copy, why="", progress=lambda: None)
-        store = Store(copy, durability="process")
-    except OSError as error:
-        raise Failed(
-            f"A temporary copy of {file} cannot be written ({error.strerror}); it needs about as much free space as the file."
-        ) from error
-    try:
-        yield store
+        try:
+            with disk_errors(copy):
+                salvage(file, copy, why="", progress=lambda: None)
+                store = Store(copy, durability="process")
+        except OSError as error:
+            raise Failed(
+                f"A temporary copy of {file} cannot be written ({error.strerror}); it needs about as much free space as the file."
+            ) from error
+        try:
+            with disk_errors(copy):
+                yield store
+        finally:
+            store.close()
     finally:
-        store.close()
-        for part in (copy, wal_path(copy), copy.with_name(copy.name + "-shm")):
-            with suppress(OSError):
-                os.unlink(part)
+        _remove(copy)  # half a copy, too: it would keep the disk full
+
+
+def _remove(copy: Path) -> None:
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with suppress(OSError):
+            os.unlink(f"{copy}{suffix}")
 
 
 def exported_lines(config: Config, store: Store, now_ms: int, *, dead: bool) -> Iterator[bytes]:

@@ -1,11 +1,13 @@
 """`px-sidecar outbox import FILE.db`: what was rescued or comes from a backup is taken in once."""
 
 import shutil
+import sqlite3
 
 import pytest
-from outbox_files import accept, dead, delivered, event, settle
+from outbox_files import accept, dead, delivered, event, settle, sqlite_error
 from running_daemon import DaemonDir, always
 
+from sidecar.control import outbox_file
 from sidecar.outbox import Store
 from sidecar.outbox.pages import wal_path
 
@@ -44,6 +46,23 @@ def test_a_rescued_file_is_taken_in_once_and_named_until_then(daemon_dir: Daemon
     status = verb("status", "--json", *daemon_dir.flags).json
     assert (status["pending"], status["warnings"]) == (5, [])
     assert not rescued.exists()
+    assert not list(rescued.parent.glob("*importing*"))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), sqlite_error(sqlite3.SQLITE_FULL)])
+def test_a_copy_that_cannot_be_written_is_an_error_and_leaves_nothing(
+    daemon_dir: DaemonDir, verb, rescued, monkeypatch, error
+):
+    """SQLite's own error of a full disk ended in a traceback, and half a copy kept the disk full."""
+
+    def salvage(_file, copy, **_how):
+        copy.write_bytes(b"half of it")
+        raise error
+
+    monkeypatch.setattr(outbox_file, "salvage", salvage)
+    refused = verb("outbox", "import", str(rescued), *daemon_dir.flags)
+    assert refused.code == 1
+    assert "free" in refused.err
     assert not list(rescued.parent.glob("*importing*"))
 
 
