@@ -44,7 +44,7 @@ from sidecar.control.pages import status_of
 from sidecar.control.selection import DeadCommand, DeadQuery, EventsQuery, integer
 from sidecar.control.state import StateReader
 from sidecar.errors import Failed, SidecarError
-from sidecar.http import Request, Response, Shutdown, serve, serve_connection
+from sidecar.http import Request, Response, Shutdown, serve, serve_connection, shortage
 from sidecar.mapping import LiveSettings
 from sidecar.observe import Feed
 from sidecar.units import iso_utc
@@ -376,6 +376,9 @@ def _cursor(text: str | None) -> tuple[int, int] | None:
 
 
 def _log_error(error: BaseException, *_request: Request) -> None:
+    if missing := shortage(error):
+        log.error("Calls to the control socket wait: %s.", missing)
+        return
     log.error("A request to the control socket failed: %r. This is a bug; report it.", error)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sidecar import lazy_exports
 
 if TYPE_CHECKING:
-    from sidecar.http.accept import Shutdown, serve
+    from sidecar.http.accept import Shutdown, serve, shortage
     from sidecar.http.budget import (
         LARGE_BYTES,
         BudgetExceeded,
@@ -46,12 +46,13 @@ __all__ = [
     "plain_refusal",
     "serve",
     "serve_connection",
+    "shortage",
 ]
 
 __getattr__ = lazy_exports(
     __name__,
     {
-        "accept": ("Shutdown", "serve"),
+        "accept": ("Shutdown", "serve", "shortage"),
         "budget": (
             "LARGE_BYTES",
             "BudgetExceeded",

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import trio
 
-__all__ = ["Shutdown", "serve"]
+__all__ = ["Shutdown", "serve", "shortage"]
 
 OnError = Callable[[BaseException], None]
 
@@ -26,6 +26,15 @@ OnError = Callable[[BaseException], None]
 # connection stays in the queue, and the listener stays readable.
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _RETRY_PAUSE_S = 0.1
+
+
+def shortage(error: BaseException) -> str | None:
+    """Return what is missing for another connection, and what to do, as a half sentence; None for another error."""
+    if not isinstance(error, OSError) or error.errno not in _OUT_OF_RESOURCES:
+        return None
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "no file descriptor is left for another; raise LimitNOFILE in the unit, or `ulimit -n`"
+    return "this host has no memory left for another connection; end other programs, or give it more"
 
 
 class Shutdown:

@@ -4,7 +4,6 @@ On the Unix socket a byte order mark is skipped, then the first byte that is not
 Any other byte gets one error line, and the connection is closed.
 """
 
-import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable
@@ -13,7 +12,7 @@ from typing import Any, Final
 
 import trio
 
-from sidecar.http import Handler, Limits, MemoryBudget, Request, Shutdown, serve, serve_connection
+from sidecar.http import Handler, Limits, MemoryBudget, Request, Shutdown, serve, serve_connection, shortage
 from sidecar.observe import Telemetry
 from sidecar.outbox import Outbox
 from sidecar.receive.listeners import BoundSockets
@@ -192,10 +191,8 @@ def _listener(listening: socket.socket) -> trio.SocketListener:
 
 
 def _log_connection_error(error: BaseException) -> None:
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        log.error(
-            "Clients wait: no file descriptor is left for another; raise LimitNOFILE in the unit, or `ulimit -n`."
-        )
+    if missing := shortage(error):
+        log.error("Clients wait: %s.", missing)
         return
     log.error("A connection ended with an error: %r. This is a bug; report it.", error)
 

@@ -1,6 +1,7 @@
 """Accepting connections; and the server on real sockets and TLS."""
 
 import errno
+import logging
 import ssl
 
 import pytest
@@ -9,7 +10,10 @@ import trio.testing
 import trustme
 from http_wire import answers, echo
 
+from sidecar.control import server as control_server
 from sidecar.http import Hangup, Response, Shutdown, serve, serve_connection
+from sidecar.observe import LogLines
+from sidecar.receive import server as receive_server
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi"
 
@@ -237,3 +241,21 @@ async def test_tls_stream_is_served():
                 break
     good, refused = answers(received)
     assert (good[2], refused[0]) == (b"hi", 400)
+
+
+@pytest.mark.parametrize("report", [receive_server._log_connection_error, control_server._log_error])
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.EMFILE, "raise LimitNOFILE"), (errno.ENFILE, "raise LimitNOFILE"), (errno.ENOMEM, "no memory left")],
+)
+def test_a_shortage_is_named_and_not_called_a_bug(report, number, said):
+    """Of the control socket a missing descriptor was "a bug; report it"."""
+    lines = LogLines()
+    logging.getLogger("sidecar").addHandler(lines)
+    try:
+        report(OSError(number, "injected"))
+    finally:
+        logging.getLogger("sidecar").removeHandler(lines)
+    (line,) = lines.after(0)
+    assert said in line["message"]
+    assert "bug" not in line["message"]
