@@ -63,15 +63,14 @@ class Overflow:
         """Drop the oldest pending events that are not protected; False if the rows of one call held none."""
         for _ in range(CALL_ROWS // STEP_ROWS):
             rows = store.connection.execute(
-                "SELECT id, state FROM events WHERE id > ? ORDER BY id LIMIT ?", (self._after_id, STEP_ROWS)
+                "SELECT id, state, length(body) FROM events WHERE id > ? ORDER BY id LIMIT ?",
+                (self._after_id, STEP_ROWS),
             ).fetchall()
-            pending = [
-                (event_id, state)
-                for event_id, state in rows
-                if state < EventState.DELIVERED and event_id not in protected
-            ]
+            pending = [row for row in rows if row[1] < EventState.DELIVERED and row[0] not in protected]
             if pending:
-                self._drop(store, pending)
+                # Bounded by bytes, too: 500 rows of 32 KiB would be 16 MiB, more than a request needs, and would hold up the store's thread.
+                oldest = up_to(CHANGED_BYTES, pending, lambda row: row[2])
+                self._drop(store, [(event_id, state) for event_id, state, _ in oldest])
                 return True
             # Only dead and protected rows here: the next call continues after them, or starts over at the end.
             self._after_id = rows[-1][0] if rows else 0

@@ -6,6 +6,7 @@ from outbox_files import NOW_MS, accept, check_counters, copied, dead, delivered
 from sidecar.mapping import Priority
 from sidecar.outbox import Store
 from sidecar.outbox.overflow import Overflow
+from sidecar.outbox.steps import CHANGED_BYTES
 
 
 @pytest.fixture
@@ -41,6 +42,16 @@ def test_the_oldest_pending_events_of_any_class_are_dropped(store):
     assert store.counters["dropped:outbox_full"] == 500
     assert min(pending_ids(store)) == 501
     assert store.connection.execute("SELECT count(*) FROM events WHERE id <= 500").fetchone() == (0,)
+
+
+def test_large_events_are_not_dropped_by_the_hundred(tmp_path):
+    """One event of 30 KB that did not fit cost the 500 oldest ones, 15 MB of a backlog."""
+    store = Store(tmp_path / "large.db", durability="process")
+    accept(store, [event(n, padding=30_000) for n in range(1, 201)])
+    assert free_space(store, 30_000, protected=frozenset()) <= 0
+    assert store.counters["dropped:outbox_full"] <= CHANGED_BYTES // 30_000 + 1
+    check_counters(store)
+    store.close()
 
 
 def test_protected_events_are_not_dropped(store):
