@@ -21,7 +21,7 @@ from sidecar.outbox import Store, real_path
 from sidecar.outbox.dead import DeadLetterFilter, retry
 from sidecar.outbox.forget import suppression
 from sidecar.outbox.recovery import MAGIC, disk_errors, recovery_is_unfinished
-from sidecar.outbox.rescue import DAMAGED
+from sidecar.outbox.rescue import DAMAGED, IMPORTING
 from sidecar.outbox.salvage import recognizes, salvage
 
 __all__ = ["exported_lines", "is_outbox_file", "opened_copy"]
@@ -49,7 +49,7 @@ def opened_copy(config: Config, file: Path) -> Iterator[Store]:
             f"{file} was recovered when it was set aside, so its events are in the outbox {own} already; remove it when you "
             "no longer need it."
         )
-    copy = file.with_name(f"{file.name}.importing")
+    copy = file.with_name(file.name + IMPORTING)
     _remove(copy)  # what a crash has left of an earlier one is of no use
     try:
         try:

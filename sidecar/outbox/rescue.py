@@ -29,11 +29,21 @@ from sidecar.outbox.database import copy_database, damaged, file_id
 from sidecar.outbox.pages import wal_path
 from sidecar.outbox.store import Store
 
-__all__ = ["DAMAGED", "RESCUED", "FileWatch", "OutboxReplaced", "files_set_aside", "mark_imported", "rescued_files"]
+__all__ = [
+    "DAMAGED",
+    "IMPORTING",
+    "RESCUED",
+    "FileWatch",
+    "OutboxReplaced",
+    "files_set_aside",
+    "mark_imported",
+    "rescued_files",
+]
 
 RESCUED: Final = ".rescued-"  # between the outbox's name and the time
 DAMAGED: Final = ".damaged-"
 IMPORTED: Final = ".imported"  # appended to the name of a rescued file that was imported
+IMPORTING: Final = ".importing"  # and to that of the temporary copy which an import reads
 NAMED: Final = 3  # files that are named one by one
 
 FileId = tuple[int, int] | None
@@ -53,10 +63,8 @@ def _beside(path: Path, kind: str) -> list[Path]:
         names = os.listdir(path.parent)
     except OSError:
         return []
-    start = path.name + kind
-    return sorted(
-        path.with_name(name) for name in names if name.startswith(start) and not name.endswith(("-wal", "-shm"))
-    )
+    start, companions = path.name + kind, ("-wal", "-shm", "-journal", IMPORTING)
+    return sorted(path.with_name(name) for name in names if name.startswith(start) and not name.endswith(companions))
 
 
 def files_set_aside(path: Path) -> list[str]:

@@ -166,7 +166,8 @@ def test_rescued_and_damaged_files_are_named_until_they_are_gone(store):
         watch.check()
     (copy,) = rescued_files(store.path)
     damaged = store.path.with_name("o.db.damaged-20260101T000000Z")
-    for name in (damaged.name, damaged.name + "-wal"):
+    # The copy that an import works with was named, too, as a file to import.
+    for name in (damaged.name, damaged.name + "-wal", copy.name + ".importing", copy.name + ".importing-journal"):
         damaged.with_name(name).write_bytes(b"")
     rescued_sentence, damaged_sentence = files_set_aside(store.path)
     assert f"outbox import {copy}" in rescued_sentence
