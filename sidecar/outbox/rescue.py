@@ -132,6 +132,7 @@ class FileWatch:
         finally:
             self.rescuing = False
         if file not in (None, self._file):
+            self._remove_log()
             raise OutboxReplaced(
                 f"The outbox {path} was replaced by another file while it was in use; its events are in {copy}. Remove "
                 "the file that should not be there, then start px-sidecar; "
@@ -241,6 +242,16 @@ class FileWatch:
             raise
         self._copy = copy
         return copy
+
+    def _remove_log(self) -> None:
+        """Remove the log that the store has open, if it is still there: the next start would apply it to the file in its place.
+
+        Closing the store empties it, but not with a full disk, and not if the process is killed before.
+        """
+        with suppress(OSError):
+            if file_id(self._log_text) == self._wal:  # else it came with that file
+                os.unlink(self._log_text)
+                _sync(self._store.path.parent)
 
     def _put_back(self, copy: Path, over: FileId) -> None:
         """Make the copy the outbox and open it. ``over``: what stands at the path, None or the file that is open.

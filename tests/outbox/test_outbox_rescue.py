@@ -3,14 +3,16 @@
 import errno
 import os
 import shutil
+from contextlib import closing
 
 import pytest
 import trio
 import trio.testing
-from outbox_files import accept, event, pending_ids, raiser
+from outbox_files import accept, copied, event, pending_ids, raiser
 
 from sidecar.clock import SystemClock
 from sidecar.outbox import Capacity, InlineRunner, Outbox, Store, rescue
+from sidecar.outbox.pages import wal_path
 from sidecar.outbox.rescue import FileWatch, OutboxReplaced, rescued_files
 
 
@@ -122,6 +124,25 @@ def test_another_file_in_its_place_is_never_overwritten(store, tmp_path):
     rescued = Store(copy)
     assert len(pending_ids(rescued)) == 6
     rescued.close()
+
+
+@pytest.mark.parametrize("own_log", [False, True])
+def test_a_file_in_its_place_keeps_only_a_log_of_its_own(store, tmp_path, own_log):
+    """Killed before it had closed the file, the process left a log that the next start applied to the operator's backup."""
+    with closing(Store(tmp_path / "b.db")) as backup:
+        accept(backup, [event(f"b{number}") for number in range(3)])
+        copied(tmp_path / "b.db", tmp_path / "copy")  # with its log
+    watch = FileWatch(store)
+    accept(store, [event("after")])
+    os.replace(tmp_path / "copy" / "b.db", store.path)
+    if own_log:
+        os.replace(tmp_path / "copy" / "b.db-wal", wal_path(store.path))
+    with pytest.raises(OutboxReplaced):
+        watch.check()
+    assert wal_path(store.path).exists() == own_log
+    killed = Store(copied(store.path, tmp_path / "killed"))
+    assert len(pending_ids(killed)) == (3 if own_log else 0)
+    killed.close()
 
 
 async def test_no_event_is_answered_that_a_restart_would_not_find(store, nursery):
