@@ -8,11 +8,14 @@ Rules
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from sidecar.config.error_messages import mask_userinfo
+from sidecar.config.error_messages import dotted, mask_userinfo
+from sidecar.config.problems import parse_toml
 from sidecar.config.schema import Config, Duration, Limit, Secret, Size, Table
+from sidecar.errors import ConfigError
 
 __all__ = ["SECRET_KEYS", "as_toml", "effective", "mask_secrets", "restore_secrets", "shown", "without_secrets"]
 
@@ -105,35 +108,89 @@ def _toml_value(value: Any) -> str:
 
 
 SECRET_KEYS: Final = ("api_key", "write_key", "hash_salt", "password")
+_KEY: Final = rf"""((?<![\w-])["']?(?i:{"|".join(SECRET_KEYS).replace("_", "[_-]?")})["']?\s*=\s*)"""  # also misspelled
 _END_OF_VALUE: Final = r"(?=[ \t]*(?:\Z|[#\r\n,}]))"
 _SECRET: Final = re.compile(
-    rf"""((?<![\w-])["']?(?i:{"|".join(SECRET_KEYS).replace("_", "[_-]?")})["']?\s*=\s*)"""  # also misspelled
-    rf"""(\"{{3}}[\s\S]*?\"{{3}}|'{{3}}[\s\S]*?'{{3}}|(?:"(?:[^"\\\n]|\\.)+"|'[^'\n]+'){_END_OF_VALUE}"""
+    rf"""{_KEY}(\"{{3}}[\s\S]*?\"{{3}}|'{{3}}[\s\S]*?'{{3}}|(?:"(?:[^"\\\n]|\\.)+"|'[^'\n]+'){_END_OF_VALUE}"""
     # A value that is not TOML, or of a wrong type: to the end of its line.
     rf"""|\[?\s*["']?[^\s"'\[\]#][^\n]*|(?!(?:""|''|\[\s*\]){_END_OF_VALUE})[^\s#][^\n]*)"""
 )
-_MASKED: Final = re.compile(r'"\*{4}(\d+)"')
+_MASKED: Final = re.compile(_KEY + r'"\*{4}(\d+)"')
+# A string, also one without its closing quote, or what is between strings.
+_LITERAL: Final = re.compile(r"""\"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?|[^"'\n]+""")
+_USERINFO: Final = re.compile(r"(?<=//)[^\n]+(?=@)")  # as in mask_userinfo
+_MASKED_USERINFO: Final = re.compile(r"(?<=//)\*{4}(\d+)(?=@)")
+_PLACEHOLDER: Final = re.compile(r"\*{4}(\d+)")
 
 
 def mask_secrets(text: str) -> tuple[str, list[str]]:
-    """Return the text with placeholders, and the secret values as they are written in it, by number."""
+    """Return the text with placeholders, and what they stand for, as it is written in the text, by number.
+
+    Masked are the values of secret keys, and user names and passwords in URLs.
+    """
     secrets: list[str] = []
 
-    def replaced(match: re.Match[str]) -> str:
+    def value(match: re.Match[str]) -> str:
         secrets.append(match[2])
         return f'{match[1]}"****{len(secrets)}"'
 
-    return _SECRET.sub(replaced, text), secrets
+    def userinfo(match: re.Match[str]) -> str:
+        secrets.append(match[0])
+        return f"****{len(secrets)}"
+
+    masked = _SECRET.sub(value, text)
+    return _LITERAL.sub(lambda literal: _USERINFO.sub(userinfo, literal[0]), masked), secrets
 
 
-def restore_secrets(text: str, secrets: list[str]) -> str:
-    """Return an edited text with the placeholders replaced by the secrets; an unknown placeholder stays as it is."""
+def restore_secrets(text: str, original: str) -> str:
+    """Return an edited text with the placeholders of ``original``, which was shown masked, replaced by its secrets.
 
-    def original(match: re.Match[str]) -> str:
-        number = int(match[1])
-        return secrets[number - 1] if 0 < number <= len(secrets) else match[0]
+    A placeholder is replaced where it was, or where a secret belongs. Raises ConfigError for one in another place: what
+    stands there is shown, by a preview of the mapping or in an error. An unknown placeholder, and a text that is not TOML,
+    stay as they are.
+    """
+    masked, secrets = mask_secrets(original)
+    try:
+        edited = set(_placeholders(tomllib.loads(text)))
+    except tomllib.TOMLDecodeError:
+        return text
+    tree, _, _ = parse_toml(masked, "")  # without the lines that are not TOML, which the edit may correct
+    for path, number in edited - set(_placeholders(tree)):
+        if 0 < number <= len(secrets) and not _is_secret(path):
+            raise ConfigError(
+                f"{dotted(path)} holds the placeholder ****{number} of a secret of another place; write its value here."
+            )
 
-    return _MASKED.sub(original, text)
+    def original_of(match: re.Match[str]) -> str:
+        number = int(match[match.re.groups])
+        before = match[1] if match.re is _MASKED else ""
+        return before + secrets[number - 1] if 0 < number <= len(secrets) else match[0]
+
+    # In the opposite order of masking: a secret is not searched for placeholders.
+    return _MASKED.sub(original_of, _MASKED_USERINFO.sub(original_of, text))
+
+
+def _placeholders(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield each placeholder in keys and values, with its path; entries of a list share the path of the list."""
+    if isinstance(value, str):
+        yield from ((path, int(found[1])) for found in _PLACEHOLDER.finditer(value))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _placeholders(item, path)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _placeholders(key, path)
+            yield from _placeholders(item, (*path, key))
+
+
+def _is_secret(path: tuple[str, ...]) -> bool:
+    """Return whether the key is a ``Secret``, which is never shown."""
+    match path:
+        case ("px", "api_key") | ("source", "write_key") | ("mapping", "attributes" | "traits", "hash_salt"):
+            return True
+        case ("mapping", "event", _, "attributes", "hash_salt"):
+            return True
+    return False
 
 
 def without_secrets(text: str) -> str:

@@ -218,8 +218,8 @@ def _append(tree: Any, value: Any) -> None:
 
 
 def full_text(file: ConfigFile, toml: str) -> str:
-    """Return the masked text with the file's own secrets put back."""
-    return restore_secrets(toml, mask_secrets(_text(Path(file.path)))[1])
+    """Return the masked text with the file's own secrets put back. Raises Failed or ConfigError."""
+    return restore_secrets(toml, _text(Path(file.path)))
 
 
 def save(file: ConfigFile, toml: str, sha256: str) -> Config:

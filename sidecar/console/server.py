@@ -131,12 +131,18 @@ class Console:
             return _error(401, "This page is not signed in: press Enter in the terminal of the console for a new link.")
         if request.path.startswith("/api/v1/"):
             if request.path in WITH_TEXT:
-                request = await trio.to_thread.run_sync(self._with_secrets, request)
+                try:
+                    request = await trio.to_thread.run_sync(self._with_secrets, request)
+                except ConfigError as error:
+                    return _error(409, str(error))
             return await self._upstream.pass_on(request, request.path.removeprefix("/api"), self._touch)
         return await self._answer_local(request)
 
     def _with_secrets(self, request: Request) -> Request:
-        """Return the request with the file's secrets put back into the text of the page, for the daemon alone."""
+        """Return the request with the file's secrets put back into the text of the page, for the daemon alone.
+
+        Raises ConfigError for a text that would show a secret.
+        """
         try:
             body = msgspec.json.decode(request.body, type=dict[str, Any])
             body["toml"] = config_file.full_text(self._options.config_file, body["toml"])

@@ -168,8 +168,13 @@ def test_no_secret_reaches_the_page(served):
     answers.append(console.post("/file/diff", {"toml": toml + "# x\n"})[1])
     answers.append(console.post("/v1/mapping/preview", {"toml": toml, "unmatched": True})[1])
     answers.append(console.post("/v1/config/check", {"toml": toml})[1])
-    assert "wk_very_secret" not in json.dumps(answers)
     assert answers[-1]["changes"] == []  # the secrets were put back for the daemon
+    stolen = toml + '\n[mapping.attributes]\nset = { stolen = "****1" }\n'
+    for path in ("/v1/mapping/preview", "/v1/config/check", "/v1/map"):
+        status, answer = console.post(path, {"toml": stolen} | ({"events": []} if path == "/v1/map" else {}))
+        assert status == 409
+        answers.append(answer)
+    assert "wk_very_secret" not in json.dumps(answers)
 
 
 def test_giant_deep_and_many_values_are_answered(served):
