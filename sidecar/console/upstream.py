@@ -26,6 +26,9 @@ CONNECT_S: Final = 5.0
 # The longest calls: reconcile asks PX for up to 25 s.
 ANSWER_S: Final = 60.0
 
+ENDLESS: Final = frozenset({"/v1/live", "/v1/tail"})
+"""Streams that end only with the daemon, which is not an error."""
+
 _TEMPLATES: Final = [(re.compile(path.replace("{id}", r"\d{1,18}")), path) for path in CALLS]
 
 
@@ -100,6 +103,7 @@ class Upstream:
             raise Failed(f"The daemon does not answer at {self.path}; the page continues once it runs again.") from None
 
     async def _stream(self, answer: ClientResponse, path: str, touch: Callable[[], None]) -> AsyncIterator[bytes]:
+        """Yield the daemon's answer as it arrives. One that is cut arrives cut at the page: half an export is not one."""
         try:
             rest = b""
             async for chunk in answer.chunks():
@@ -111,9 +115,9 @@ class Upstream:
                 shown = [msgspec.json.encode(self._hide(path, msgspec.json.decode(line))) for line in lines if line]
                 if shown:
                     yield b"\n".join(shown) + b"\n"
-        except ProtocolError:
-            # The daemon has ended. Its answer is passed on as incomplete as it is: without a last chunk.
-            raise trio.BrokenResourceError from None
+        except ProtocolError as error:
+            if path not in ENDLESS:
+                raise trio.BrokenResourceError from error
         finally:
             with trio.CancelScope(shield=True):
                 await answer.aclose()

@@ -27,12 +27,14 @@ class _Events:
 
     def __init__(self) -> None:
         self.content_type = ""
-        self.has_head = self.is_complete = False
+        self.has_head = self.is_complete = self.has_end = False
         self.parts: list[bytes] = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"content-type":
             self.content_type = value.decode("latin-1")
+        # Without a length and without chunks a body ends with its connection (RFC 9112 6.3).
+        self.has_end |= name.lower() in (b"content-length", b"transfer-encoding")
 
     def on_headers_complete(self) -> None:
         self.has_head = True
@@ -66,7 +68,7 @@ class ClientResponse:
         self.status = self._parser.get_status_code()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body as it arrives. Raises ProtocolError after what has arrived if the body ends too early."""
+        """Yield the body as it arrives. Raises ProtocolError for a body that ends too early."""
         while True:
             if self._events.parts:
                 parts, self._events.parts = self._events.parts, []
@@ -74,10 +76,12 @@ class ClientResponse:
             elif self._events.is_complete:
                 return
             elif not await self._receive():
-                raise ProtocolError("The server closed the connection in the middle of its answer.")
+                if self._events.has_end:
+                    raise ProtocolError("The server closed the connection in the middle of its answer.")
+                return
 
     async def read(self, max_bytes: int) -> bytes:
-        """Return the whole body. Raises ProtocolError if it ends too early, or is longer than ``max_bytes``."""
+        """Return the whole body. Raises ProtocolError if it is longer than ``max_bytes``, or ends too early."""
         body = bytearray()
         async for part in self.chunks():
             body += part
