@@ -39,11 +39,15 @@ DAY_MS: Final = 86_400_000
 
 
 class TraceQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """The parameters of ``GET /v1/trace``: one of ``message_id``, or ``user`` and ``event`` (a name), newest first.
+    """The parameters of ``GET /v1/trace``: ``id``, ``message_id``, or ``user`` and ``event`` (a name), newest first.
+
+    ``id`` finds every event that has a row: some that are dead have no message id, and a message id is known for
+    ``outbox.keep_ids`` only.
 
     ``instead`` asks only for what was received instead.
     """
 
+    id: Int64 | None = None
     message_id: str | None = None
     user: str | None = None
     event: str | None = None
@@ -83,14 +87,17 @@ class TraceRoutes:
         query = decode_query(params, TraceQuery)
         if query.instead:
             return json_response({"stories": [], "pruned": [], "next": None, "instead": await self._instead(query)})
-        if query.message_id is not None:
+        if query.id is not None:
+            by_id: queries.EventDetail | None = await self._outbox.read(partial(queries.get_event, event_id=query.id))
+            details, pruned, cursor = [] if by_id is None else [by_id], [], None
+        elif query.message_id is not None:
             found: MessageEvents = await self._outbox.read(partial(events_of_message, message_id=query.message_id))
             details, pruned, cursor = found.found, found.pruned, None
         elif query.user is not None or query.event is not None:
             details, cursor = await self._newest(query)
             pruned = []
         else:
-            raise RequestError(400, "Name the event: give message_id, user or event.")
+            raise RequestError(400, "Name the event: give id, message_id, user or event.")
         stories = [await self._story(detail) for detail in details if detail.event.received_ms >= query.since_ms]
         # Past the time that was asked for, the older pages hold nothing.
         over = bool(details) and details[-1].event.received_ms < query.since_ms

@@ -558,6 +558,59 @@ def test_an_event_that_is_not_there_shows_what_came_instead(browser, place):
         assert page.locator("thead").count() == 0
 
 
+def test_a_dead_letter_without_a_message_id_has_its_story(browser, place):
+    DaemonClient(place.unix).post("/v1/batch", {"batch": ["not an object"]})
+    place.daemon.settle()
+    with open_page(browser, place, screen="dead?reason=bad_event") as page:
+        page.click("section p a")
+        page.wait_for_selector("td >> text=dead: bad_event")
+
+
+def test_an_older_search_does_not_replace_a_newer_one(browser, place):
+    """Its pages came later, and were shown below the filter of the newer one."""
+    place.some_events()
+    old = place.daemon.client.get("/v1/events", {"name": "Feature Used"})
+    late = []
+    with open_page(browser, place, screen="events?name=Report+Exported") as page:
+        page.wait_for_selector("td >> text=Report Exported")
+        page.route("**/api/v1/events?name=Feature+Used*", lambda route: late.append(route))
+        page.goto(f"{place.console.origin}/#/events?name=Feature+Used")
+        page.wait_for_selector("text=Searching …")
+        assert page.locator("tbody tr").count() == 0  # not the rows of the filter before
+        page.goto(f"{place.console.origin}/#/events?name=Refused+Thing")
+        page.wait_for_selector("td >> text=Refused Thing")
+        late[0].fulfill(json=old)
+        page.wait_for_timeout(200)
+        assert page.locator("td >> text=Feature Used").count() == 0
+        assert page.locator("td >> text=Refused Thing").count() > 0
+
+
+def test_what_cannot_be_read_is_said(browser, place):
+    """Checks that gave no result were "Checking …" without end, and products that cannot be read an empty table."""
+    no = {"error": "It gave no result; run it in a terminal."}
+    with open_page(browser, place, expected=("409",)) as page:
+        page.route("**/api/checks", lambda route: route.fulfill(status=409, json=no))
+        page.route("**/api/v1/config", lambda route: route.fulfill(status=409, json=no))
+        for screen in ("health", "products"):
+            page.goto(f"{place.console.origin}/#/{screen}")
+            page.wait_for_selector("text=It gave no result")
+        assert page.locator("text=Checking …").count() == 0
+
+
+def test_a_product_with_sources_needs_a_write_key(browser, place):
+    """Over TCP an event without a write key is refused once there is a source."""
+    with open_page(browser, place, screen="products") as page:
+        page.wait_for_selector("td >> text=none, over the Unix socket only")
+
+
+def test_an_export_that_breaks_off_is_not_saved(browser, place):
+    place.some_events()
+    with open_page(browser, place, screen="dead?reason=refused&name=Refused+Thing", expected=("ERR_",)) as page:
+        page.route("**/api/v1/dead/export*", lambda route: route.abort())
+        page.click("text=Export")
+        page.wait_for_selector("text=The connection is lost")
+
+
 def test_events_are_searched_by_time(browser, place):
     place.daemon.track("u", "Feature Used")
     place.daemon.settle()
@@ -578,7 +631,8 @@ def test_the_support_bundle_holds_no_secret_and_no_body(browser, place):
         "warnings": [near],
         "problems": [
             {"severity": "limit", "message": near},
-            {"severity": "loss", "message": "1 call was refused. The last: carol@example.com"},
+            {"severity": "loss", "message": "1 call was refused. The last, 5 s ago: carol@example.com"},
+            {"severity": "loss", "message": "It is probed. The last try: no answer from dora@example.com"},
             *PROBLEMS,
         ],
         "last_problem": {"when": "2026-01-01T00:00:00Z", "message": quoted},

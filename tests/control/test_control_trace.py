@@ -6,6 +6,7 @@ import pytest
 from px_sidecar_client import Client
 from running_daemon import DaemonDir, always, wait_until
 
+from sidecar.control.client import DaemonClient
 from sidecar.errors import Failed
 from sidecar.px import PxAnswer
 
@@ -39,6 +40,19 @@ def test_a_story_names_the_call_that_decided_the_account_and_the_rule(configured
     assert story["via"] == "ndjson"
     assert (story["state"], story["status"], story["failures"], story["waits_for"]) == ("delivered", 201, None, None)
     assert "a@b.c" not in json.dumps(story)
+
+
+def test_an_event_without_a_message_id_has_a_story(configured: DaemonDir):
+    """The page of a dead letter asked by its message id and said "name the event"."""
+    with configured.running() as daemon:
+        DaemonClient(configured.unix).post("/v1/batch", {"batch": ["not an object"]})
+        daemon.settle()
+        answer = trace(daemon, id=1)
+        assert trace(daemon, id=2)["stories"] == []
+    assert answer["pruned"] == []
+    (story,) = answer["stories"]
+    assert (story["id"], story["state"], story["reason"], story["messageId"]) == (1, "dead", "bad_event", None)
+    assert story["mapped"]["requests"] == []
 
 
 def test_an_account_that_the_event_names_goes_first(configured: DaemonDir):

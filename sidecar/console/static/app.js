@@ -29,7 +29,6 @@ function App() {
   addEventListener('hashchange', moved)
   addEventListener('signedout', out)
   start()
-  return () => { removeEventListener('hashchange', moved); removeEventListener('signedout', out) }
  }, [])
  useEffect(() => { document.title = (screens[at.screen] || screens.live)[0] + ' · px-sidecar' }, [at.screen])
  if (!ready) return html`<main><h1>px-sidecar</h1>${error ? html`<p class="note" role="alert">${error.message}</p>` : html`<p>Signing in …</p>`}</main>`
@@ -42,6 +41,4 @@ function App() {
  <main id="main" tabindex="-1"><${Screen} key=${name} params=${at.params} /></main>
  <footer>Times are in ${zone}. px-sidecar ${about.version}.</footer>`
 }
-const root = document.getElementById('app')
-root.textContent = ''
-render(html`<${App} />`, root)
+render(html`<${App} />`, document.getElementById('app'))

@@ -11,9 +11,9 @@ export async function signIn(code) {
  sessionStorage.setItem(key, token)
 }
 
+const lost = e => { throw e.name === 'AbortError' ? e : new Error('The connection is lost; try again, or start the console again.') }
 async function open(method, path, body, signal) {
- const answer = await fetch(path, { method, signal, headers: { Authorization: 'Bearer ' + token, 'Content-Type': 'application/json' }, body: body && JSON.stringify(body) })
-  .catch(e => { throw e.name === 'AbortError' ? e : new Error('The console has ended; start it again with px-sidecar console.') })
+ const answer = await fetch(path, { method, signal, headers: { Authorization: 'Bearer ' + token, 'Content-Type': 'application/json' }, body: body && JSON.stringify(body) }).catch(lost)
  if (!answer.ok) {
   const e = new Error((await answer.json()).error)
   if (answer.status === 401) dispatchEvent(new CustomEvent('signedout', { detail: e }))
@@ -27,7 +27,7 @@ export async function* lines(path, params, signal) {
  const reader = (await open('GET', '/api' + path + query(params), undefined, signal)).body.getReader()
  const decoder = new TextDecoder()
  for (let rest = ''; ;) {
-  const { done, value } = await reader.read()
+  const { done, value } = await reader.read().catch(lost)
   if (done) return
   rest += decoder.decode(value, { stream: true })
   const whole = rest.split('\n')
@@ -35,7 +35,7 @@ export async function* lines(path, params, signal) {
   for (const line of whole) if (line) yield JSON.parse(line)
  }
 }
-export const query = params => {
+const query = params => {
  const given = Object.entries(params || {}).filter(([, value]) => value !== '' && value != null)
  return given.length ? '?' + new URLSearchParams(given) : ''
 }
@@ -63,8 +63,8 @@ export const span = s => {
  if (s < 7200) return Math.round(s / 60) + ' min'
  return s < 172800 ? Math.round(s / 3600) + ' h' : num(s / 86400) + ' days'
 }
-export const size = bytes => bytes == null ? '–' : bytes < 1 << 30 ? num(bytes / (1 << 20)) + ' MiB' : num(bytes / (1 << 30)) + ' GiB'
-export const json = value => {
+export const size = bytes => bytes == null ? '–' : bytes < 2 ** 30 ? num(bytes / 2 ** 20) + ' MiB' : num(bytes / 2 ** 30) + ' GiB'
+const json = value => {
  const text = JSON.stringify(value, null, 2)
  return text === undefined ? '–' : text.length > 20000 ? text.slice(0, 20000) + '\n… ' + num(text.length - 20000) + ' more characters' : text
 }
@@ -75,8 +75,8 @@ export const Json = ({ value, title, beside = value }) => {
  const other = new Set(json(beside).split('\n').map(bare))
  return html`<div><h3>${title}</h3><${Pre} label=${title} lines=${json(value).split('\n')} tag=${line => other.has(bare(line)) ? 'span' : 'mark'} /></div>`
 }
-export const cut = (text, length = 80) => text == null ? '' : String(text).length > length ? String(text).slice(0, length) + '…' : String(text)
-export const colors = { delivered: 'good', retry: 'warn', dropped: 'soft', dead: 'bad' }
+export const cut = (text, length = 80) => (text = String(text ?? '')).length > length ? text.slice(0, length) + '…' : text
+const colors = { delivered: 'good', retry: 'warn', dropped: 'soft', dead: 'bad' }
 export const State = ({ what, reason }) => html`<span class=${colors[what] || ''}>${what}${reason ? ': ' + reason : ''}</span>`
 // What `status` leads with, in its order.
 const tones = { accepting: 'bad', delivery: 'bad', loss: 'warn' }, kind = { limit: 'Near a limit: ', note: 'Note: ' }

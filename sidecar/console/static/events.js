@@ -1,5 +1,5 @@
 // Events.
-import { html, useEffect, useState, useTry, about, get, num, date, to, go, filters, Field, Select, State, Json, Problem, cut, Table } from '/base.js'
+import { html, useEffect, useRef, useState, useTry, about, get, num, date, to, go, filters, Field, Select, State, Json, Problem, cut, Table } from '/base.js'
 
 const states = [['', 'any state'], ['pending'], ['delivered'], ['dropped'], ['dead']]
 export function Events({ params }) {
@@ -10,24 +10,28 @@ function List({ params }) {
  const [busy, setBusy] = useState(true)
  const [instead, setInstead] = useState()
  const [error, attempt] = useTry()
+ const turn = useRef(0)
  const load = async (before, old) => {
-  const { since, until, ...which } = params
-  setBusy(true)
+  const { since, until, ...which } = params, mine = ++turn.current
+  setBusy(true); setPage({ events: old, next: before })
   await attempt(async () => {
    // An empty page can have a successor.
    for (let tries = 0, events = old; tries < 20; tries++) {
     const answer = await get('/v1/events', { ...which, since_ms: since && +new Date(since), until_ms: until && +new Date(until), before, limit: 50 })
+    if (mine !== turn.current) return // another search has begun
     events = [...events, ...answer.events]; before = answer.next
     setPage({ events, next: before })
     if (!before || answer.events.length) break
    }
   })
-  setBusy(false)
+  if (mine === turn.current) setBusy(false)
  }
  const none = !busy && !error && !page.events.length && !page.next
  useEffect(() => {
+  let over = false
   setInstead(null)
-  if (none && !about.hide_bodies && (params.name || params.user || params.message_id)) attempt(async () => setInstead((await get('/v1/trace', { event: params.name, user: params.user, instead: true })).instead))
+  if (none && !about.hide_bodies && (params.name || params.user || params.message_id)) attempt(async () => { const found = await get('/v1/trace', { event: params.name, user: params.user, instead: true }); over || setInstead(found.instead) })
+  return () => { over = true }
  }, [none, JSON.stringify(params)])
  useEffect(() => { load(undefined, []) }, [JSON.stringify(params)])
  const search = event => { const { id, ...form } = filters(event); go('events', id ? { id } : form) }
@@ -49,8 +53,8 @@ function Story({ id }) {
  useEffect(() => {
   setEvent(null); setShown(null)
   attempt(async () => {
-   const found = await get('/v1/events/' + encodeURIComponent(id)), { stories } = await get('/v1/trace', { message_id: found.messageId })
-   setEvent({ ...found, ...stories.find(story => story.id === found.id) })
+   await get('/v1/events/' + encodeURIComponent(id)) // says why there is none
+   setEvent((await get('/v1/trace', { id })).stories[0])
   })
  }, [id])
  if (!event) return html`<h1>Event ${id}</h1><${Problem} error=${error} />`

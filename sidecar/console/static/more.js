@@ -5,7 +5,7 @@ import { Saver, useFile } from '/mapping.js'
 const rest = ms => new Promise(done => setTimeout(done, ms))
 export function Products() {
  const { file, toml, edit, load, error } = useFile()
- const { value: config } = usePoll('/v1/config', 3)
+ const { value: config, error: unread } = usePoll('/v1/config', 3)
  const [key, setKey] = useState('')
  const [story, setStory] = useState([])
  const add = event => {
@@ -37,8 +37,8 @@ export function Products() {
   } catch (e) { say(e.message) }
  }
  const sources = config ? [{ property_key: config.px.property_key, default: true }, ...config.source] : []
- return html`<h1>Products</h1><${Problem} error=${error} /><${Table} label="Products in force" heads=${['Property key', 'Write key', 'Test']}>
- ${sources.map((source, index) => html`<tr><td class="t">${source.property_key}</td><td>${source.default ? 'none needed' : 'set, not shown'}</td><td>${!about.read_only && html`<button onClick=${() => test(index ? index - 1 : null)}>Send a test event</button>`}</td></tr>`)}<//><div role="status">${story.map(text => html`<p>${text}</p>`)}</div>
+ return html`<h1>Products</h1><${Problem} error=${error || unread} /><${Table} label="Products in force" heads=${['Property key', 'Write key', 'Test']}>
+ ${sources.map((source, index) => html`<tr><td class="t">${source.property_key}</td><td>${source.default ? sources[1] ? 'none, over the Unix socket only' : 'none needed' : 'set, not shown'}</td><td>${!about.read_only && html`<button onClick=${() => test(index ? index - 1 : null)}>Send a test event</button>`}</td></tr>`)}<//><div role="status">${story.map(text => html`<p>${text}</p>`)}</div>
  ${!about.read_only && file && html`<section><h2>Add a product</h2><p class="soft">Take its property key from PX (Administration, Products), add and save it here, give the write key to the app, send a test event.</p>
  <form onSubmit=${add}><${Field} label="Property key" name="product" placeholder="AP-XXXXXXXXXX-2" required /><button>Add</button></form>${key && html`<p role="status">Write key for the app, shown only now: <code>${key}</code></p>`}<${Saver} file=${file} toml=${toml} onSaved=${load} /></section>`}`
 }
@@ -67,7 +67,7 @@ function Fleet() {
 }
 export function Health() {
  const { value: status, error } = usePoll('/v1/status', 2)
- const { value: checks } = usePoll('/v1/checks', 0)
+ const { value: checks, error: unchecked } = usePoll('/v1/checks', 0)
  const { value: log } = usePoll('/v1/log', 5)
  const { value: audit } = usePoll('/v1/audit', 5)
  const [failed, attempt] = useTry()
@@ -76,14 +76,14 @@ export function Health() {
   const parts = { made: new Date().toISOString(), checks, log, audit }
   for (const name of ['status', 'series', 'config', 'dead/groups']) parts[name] = await get('/v1/' + name).catch(e => e.message)
   // Limits name users; PX's words and refused calls quote events.
-  download('px-sidecar-support.json', [JSON.stringify(parts, (key, value) => /slowest_user|warnings|last_message/.test(key) || value?.severity === 'limit' ? null : typeof value === 'string' ? value.replace(/(PX answered \d+) \(.*\)|( PX said| The last):.*/gs, '$1') : value, 1)])
+  download('px-sidecar-support.json', [JSON.stringify(parts, (key, value) => /slowest_user|warnings|last_message/.test(key) || value?.severity === 'limit' ? null : typeof value === 'string' ? value.replace(/(PX answered \d+) \(.*\)|( PX said| The last).*/gs, '$1') : value, 1)])
  }
  const paused = status && status.state === 'paused'
  return html`<h1>Health</h1><${Problem} error=${error || failed} />
  ${status && html`<section><h2>Delivery: ${state(status)}</h2><${Problems} status=${status} /><p class="soft">Version ${status.version}, running for ${span(status.uptime_s)}; outbox ${size(status.outbox.bytes)} of ${size(status.outbox.max_bytes)}.</p>
  <div class="row">${!about.read_only && html`<button onClick=${() => turn(paused ? 'resume' : 'pause')}>${paused ? 'Resume delivery' : 'Pause delivery'}</button><button onClick=${() => turn('reload')}>Reload configuration</button>`}<button onClick=${bundle}>Support bundle</button><span class="soft">without secrets and bodies</span></div></section>`}
  ${status && status.fleet && html`<${Fleet} />`}
- <div class="two"><section><h2>Checks</h2>${checks ? checks.findings.map(check => html`<p><b class=${{ ok: 'good', warning: 'warn', error: 'bad' }[check.level]}>${check.level}</b> ${check.what}: ${check.message}</p>`) : html`<p class="soft">Checking …</p>`}</section>
+ <div class="two"><section><h2>Checks</h2>${checks ? checks.findings.map(check => html`<p><b class=${{ ok: 'good', warning: 'warn', error: 'bad' }[check.level]}>${check.level}</b> ${check.what}: ${check.message}</p>`) : html`<p class="soft">${unchecked?.message || 'Checking …'}</p>`}</section>
  <section><h2>Who changed what</h2>${audit && audit.changes.map(row => html`<p>${date(row.at_ms)} <b>${row.action}</b> ${cut(row.detail, 200)} <span class="soft">${row.who}</span></p>`)}${audit && !audit.changes.length && html`<p class="soft">Nothing was changed yet.</p>`}</section></div>
  <section><h2>Log</h2><${Pre} label="Log lines" lines=${log && log.lines.length ? log.lines.slice(-200).map(line => time(line.time_ms) + ' ' + line.level + ' ' + line.message) : ['No lines yet.']} /></section>`
 }
