@@ -111,7 +111,8 @@ def managed_elsewhere(path: Path) -> str:
         about = None
     except OSError as error:
         return f"{path} cannot be looked at ({error.strerror})."
-    if path.parent.resolve() != path.parent or (about is not None and stat.S_ISLNK(about.st_mode)):
+    # A path with ".." in it is not a link; what it leads to is one if the system and the text of the path disagree.
+    if str(folder.resolve()) != os.path.normpath(folder) or (about is not None and stat.S_ISLNK(about.st_mode)):
         return f"{path} is a symbolic link: something else manages this file."
     if about is not None and not stat.S_ISREG(about.st_mode):
         return f"{path} is not a regular file."
@@ -250,17 +251,24 @@ def save(file: ConfigFile, toml: str, sha256: str) -> Config:
     return config
 
 
-def restore(file: ConfigFile) -> None:
-    """Put the newest old version back in place, after the daemon refused the new one. Raises Failed."""
+def restore(file: ConfigFile, sha256: str) -> None:
+    """Put the newest old version back in place, after the daemon refused the new one. Raises Failed.
+
+    ``sha256`` is what ``save`` got. Where there was no file, the new one is removed: an old version is older than that.
+    """
     path = Path(file.path).absolute()
+    old = _old(path, 1)
     try:
-        os.replace(_old(path, 1), path)
-        for number in range(2, OLD_VERSIONS + 1):
-            if _old(path, number).exists():
-                os.replace(_old(path, number), _old(path, number - 1))
+        if sha256 == _digest("") and not (old.exists() and _text(old) == ""):
+            path.unlink()
+        else:
+            os.replace(old, path)
+            for number in range(2, OLD_VERSIONS + 1):
+                if _old(path, number).exists():
+                    os.replace(_old(path, number), _old(path, number - 1))
         _sync_folder(path.parent)
     except OSError as error:
-        raise Failed(f"The old file could not be put back ({error.strerror}); it is {_old(path, 1)}.") from None
+        raise Failed(f"The old file could not be put back ({error.strerror}); it is {old}.") from None
 
 
 def _text(path: Path) -> str:

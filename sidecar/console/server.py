@@ -5,6 +5,7 @@ without use of the page.
 """
 
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -22,7 +23,7 @@ from sidecar.console.review import Review, review
 from sidecar.console.session import IDLE_S, Sessions, TooManyGuesses
 from sidecar.console.upstream import Upstream, hide
 from sidecar.control.reload import changes_between
-from sidecar.errors import ConfigError, Failed
+from sidecar.errors import ConfigError, Failed, NotRunning, SidecarError
 from sidecar.http import Request, Response, Shutdown, serve, serve_connection
 
 __all__ = ["Console", "Options"]
@@ -186,7 +187,7 @@ class Console:
             return _json(await call(request))
         except msgspec.DecodeError as error:
             return _error(400, f"The request is invalid: {error}.")
-        except (Failed, ConfigError) as error:
+        except SidecarError as error:
             return _error(409, str(error))
 
     async def _about(self, _request: Request) -> dict[str, Any]:
@@ -205,7 +206,7 @@ class Console:
         """Return the keys that the daemon's variables set; without a daemon none are known."""
         try:
             known = await self._upstream.call("GET", "/v1/config/file")
-        except Failed:
+        except SidecarError:
             return {}
         variables: dict[str, str] = known.get("variables", {})
         return variables
@@ -238,8 +239,8 @@ class Console:
                     return answer | {"note": "The daemon does not run; it reads the file when it starts."}
                 try:
                     result = await self._upstream.call("POST", "/v1/reload")
-                except Failed as error:
-                    await trio.to_thread.run_sync(config_file.restore, file)
+                except SidecarError as error:
+                    await trio.to_thread.run_sync(config_file.restore, file, text.sha256)
                     raise Failed(f"Not saved, the old file is back: {error}") from None
                 await self._note(f"saved {file.path}: {', '.join(changed) or 'no setting changed'}")
         return answer | {"reloaded": True, "waiting": result["waiting"], "note": ""}
@@ -248,10 +249,12 @@ class Console:
         """Have the daemon judge the text, in its own environment. Returns whether it runs. Raises Failed."""
         try:
             known = await self._upstream.call("GET", "/v1/config/file")
-        except Failed:
+        except NotRunning:
             return False
+        except Failed as error:  # it runs, and could not read what is saved
+            raise Failed(f"Not saved: {error}") from None
         path = str(self._options.config_file.path.absolute())
-        if known["path"] != path:
+        if not _is_same(path, known["path"]):
             raise Failed(f"Not saved: the daemon reads {known['path']}, not {path}; name its file with --config.")
         judged = await self._upstream.call("POST", "/v1/config/check", {"toml": full})
         if not judged["ok"]:
@@ -261,13 +264,18 @@ class Console:
     async def _note(self, detail: str) -> None:
         try:
             await self._upstream.call("POST", "/v1/audit/note", {"action": "configuration", "detail": detail})
-        except Failed as error:
+        except SidecarError as error:
             log.warning("The saved configuration is not in the audit trail: %s", error)
 
     def _refuse(self, _code: str, message: str, status: int) -> Response:
         response = _error(status, message)
         response.headers = self._headers
         return response
+
+
+def _is_same(path: str, other: str) -> bool:
+    """Return whether two absolute paths are the same, apart from ".."; links are refused elsewhere."""
+    return os.path.normpath(path) == os.path.normpath(other)
 
 
 def _edited(text: Text) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import trio
 from sidecar.control.answers import READING_POSTS
 from sidecar.control.openapi import CALLS, Call
 from sidecar.control.status import public_sentence
-from sidecar.errors import Failed
+from sidecar.errors import Failed, NotRunning
 from sidecar.http import ClientResponse, ProtocolError, Request, Response, open_response
 
 __all__ = ["SEARCHES", "SHOWN", "Upstream", "find_call", "hide"]
@@ -63,7 +63,7 @@ class Upstream:
         query = urlencode([pair for pair in given if self._hide is None or pair[0] not in SEARCHES])
         try:
             answer = await self._open(method, f"{path}?{query}" if query else path, request.body)
-        except Failed as error:
+        except NotRunning as error:
             return _error(502, str(error))
         if call.stream and answer.status == 200:
             return Response(200, self._stream(answer, path, touch), answer.content_type)
@@ -79,7 +79,7 @@ class Upstream:
         return Response(answer.status, body, answer.content_type or "application/json")
 
     async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Return the decoded answer to a call of this process's own. Raises Failed with the daemon's sentence."""
+        """Return the decoded answer to a call of this process. Raises NotRunning, or Failed with the daemon's sentence."""
         answer = await self._open(method, path, b"" if body is None else msgspec.json.encode(body))
         try:
             with trio.fail_after(ANSWER_S):
@@ -100,7 +100,9 @@ class Upstream:
             with trio.fail_after(ANSWER_S):
                 return await open_response(stream, method, target, body=body)
         except (OSError, ProtocolError, trio.TooSlowError, trio.BrokenResourceError, RuntimeError):
-            raise Failed(f"The daemon does not answer at {self.path}; the page continues once it runs again.") from None
+            raise NotRunning(
+                f"The daemon does not answer at {self.path}; the page continues once it runs again."
+            ) from None
 
     async def _stream(self, answer: ClientResponse, path: str, touch: Callable[[], None]) -> AsyncIterator[bytes]:
         """Yield the daemon's answer as it arrives. One that is cut arrives cut at the page: half an export is not one."""

@@ -58,9 +58,22 @@ def test_five_old_versions_are_kept(file):
 def test_the_old_file_can_be_put_back(file):
     loaded = read(file)
     save(file, loaded.toml + "# new\n", loaded.sha256)
-    restore(file)
+    restore(file, loaded.sha256)
     assert file.path.read_text() == TEXT
     assert not file.path.with_name("config.toml.old.1").exists()
+
+
+@pytest.mark.parametrize("old", [None, TEXT])
+def test_a_file_that_was_new_is_removed_again(tmp_path, old):
+    """It stayed, or a version from before the file was removed came back."""
+    file = ConfigFile(str(tmp_path / "config.toml"), {})
+    if old is not None:
+        file.path.with_name("config.toml.old.1").write_text(old)
+    loaded = read(file)
+    save(file, TEXT, loaded.sha256)
+    restore(file, loaded.sha256)
+    assert not file.path.exists()
+    assert file.path.with_name("config.toml.old.1").exists() == (old is not None)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +139,13 @@ def test_a_link_is_managed_elsewhere(tmp_path):
 def test_a_link_in_the_path_is_managed_elsewhere(tmp_path, file):
     (tmp_path / "link").symlink_to(tmp_path)
     assert "symbolic link" in read(ConfigFile(str(tmp_path / "link" / "config.toml"), {})).managed
+
+
+def test_a_path_with_dots_is_not_a_link(tmp_path, file):
+    (tmp_path / "folder").mkdir()
+    assert read(ConfigFile(str(tmp_path / "folder" / ".." / "config.toml"), {})).managed == ""
+    (tmp_path / "folder" / "link").symlink_to("/usr/lib")
+    assert "symbolic link" in config_file.managed_elsewhere(tmp_path / "folder" / "link" / ".." / "config.toml")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away needs root")

@@ -328,6 +328,28 @@ def test_a_save_without_a_daemon_is_read_at_its_start(own):
     assert daemon.daemon_dir.file.read_text().endswith("# x\n")
 
 
+def test_a_daemon_that_cannot_read_the_file_is_not_taken_for_none(tmp_path):
+    """The text was saved and never reloaded, with "the daemon does not run; it reads the file when it starts"."""
+    daemon_dir = DaemonDir(tmp_path, SOURCE)
+    before = daemon_dir.file.read_text()
+    with daemon_dir.running(), running_console(daemon_dir.file) as console:
+        loaded = console.sign_in().get("/file")[1]
+        status, answer = console.post("/file/save", {"toml": loaded["toml"] + "# x\n", "sha256": loaded["sha256"]})
+    assert status == 409
+    assert "Not saved: There is no configuration file to read" in answer["error"]
+    assert daemon_dir.file.read_text() == before
+
+
+def test_a_file_is_the_daemons_however_its_path_is_written(own):
+    daemon, _ = own
+    dotted = daemon.daemon_dir.file.parent / "folder" / ".." / "config.toml"
+    (daemon.daemon_dir.file.parent / "folder").mkdir()
+    with running_console(dotted) as console:
+        loaded = console.sign_in().get("/file")[1]
+        status, saved = console.post("/file/save", {"toml": loaded["toml"] + "# x\n", "sha256": loaded["sha256"]})
+    assert (status, saved.get("reloaded")) == (200, True), saved
+
+
 def test_the_console_survives_a_restart_of_the_daemon(own):
     daemon, console = own
     daemon.stop()
