@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from sidecar.config.schema_document import json_schema
     from sidecar.config.show import as_toml, effective, mask_secrets, restore_secrets, without_secrets
+    from sidecar.config.text_file import load_toml
 
 __all__ = [
     "AttributeRules",
@@ -56,6 +57,7 @@ __all__ = [
     "json_schema",
     "load",
     "load_text",
+    "load_toml",
     "mask_secrets",
     "property_key",
     "property_key_warning",
@@ -90,5 +92,6 @@ __getattr__ = lazy_exports(
             "SourceConfig",
         ),
         "show": ("as_toml", "effective", "mask_secrets", "restore_secrets", "without_secrets"),
+        "text_file": ("load_toml",),
     },
 )

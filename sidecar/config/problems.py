@@ -19,6 +19,7 @@ import msgspec
 
 from sidecar.config.error_messages import describe, value_at
 from sidecar.config.schema import Config, decode_text_type
+from sidecar.config.text_file import load_toml
 from sidecar.config.toml_positions import Path
 from sidecar.errors import ConfigError
 
@@ -55,7 +56,7 @@ def parse_toml(text: str, name: str) -> tuple[dict[str, Any] | None, str, list[C
     problems: list[ConfigProblem] = []
     while len(problems) < MAX_PROBLEMS:
         try:
-            return tomllib.loads("\n".join(lines)), "\n".join(lines), problems
+            return load_toml("\n".join(lines)), "\n".join(lines), problems
         except tomllib.TOMLDecodeError as error:
             found = _LINE.search(str(error))
             number = int(found[1]) if found else None

@@ -15,6 +15,7 @@ from typing import Any, Final
 from sidecar.config.error_messages import dotted, mask_userinfo
 from sidecar.config.problems import parse_toml
 from sidecar.config.schema import Config, Duration, Limit, Secret, Size, Table
+from sidecar.config.text_file import load_toml
 from sidecar.errors import ConfigError
 
 __all__ = ["SECRET_KEYS", "as_toml", "effective", "mask_secrets", "restore_secrets", "shown", "without_secrets"]
@@ -151,7 +152,7 @@ def restore_secrets(text: str, original: str) -> str:
     """
     masked, secrets = mask_secrets(original)
     try:
-        edited = set(_placeholders(tomllib.loads(text)))
+        edited = set(_placeholders(load_toml(text)))
     except tomllib.TOMLDecodeError:
         return text
     tree, _, _ = parse_toml(masked, "")  # without the lines that are not TOML, which the edit may correct

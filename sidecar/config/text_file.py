@@ -1,14 +1,17 @@
-"""Read a configuration or key file as text; where it is not plain UTF-8, say in one sentence what to write."""
+"""Read a configuration or key file as text, and TOML from it; where it is not plain UTF-8, say in one sentence what to write."""
 
+import tomllib
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sidecar.errors import ConfigError
 
-__all__ = ["MAX_FILE_BYTES", "decode_text", "read_text"]
+__all__ = ["MAX_FILE_BYTES", "decode_text", "load_toml", "read_text"]
 
 # A configuration has some kilobytes. The limit keeps a wrong path (a log, a device) from being read into memory.
 MAX_FILE_BYTES: Final = 4 * 2**20
+
+MAX_DEPTH: Final = 100  # of tables and lists; the deepest setting has five
 
 _UTF8_MARK: Final = b"\xef\xbb\xbf"
 _UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
@@ -52,3 +55,18 @@ def decode_text(data: bytes) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(f"is not UTF-8 text (line {line}); save it as UTF-8") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def load_toml(text: str) -> dict[str, Any]:
+    """Return the tree of a TOML text. Raises tomllib.TOMLDecodeError, also for values that are nested too deeply."""
+    try:
+        tree = tomllib.loads(text)
+    except RecursionError:
+        raise tomllib.TOMLDecodeError("Values are nested too deeply") from None
+    level: list[Any] = [tree]
+    for _ in range(MAX_DEPTH):
+        inner = (value for item in level for value in (item.values() if isinstance(item, dict) else item))
+        level = [value for value in inner if isinstance(value, dict | list)]
+        if not level:
+            return tree
+    raise tomllib.TOMLDecodeError("Values are nested too deeply")  # what looks at the tree is recursive

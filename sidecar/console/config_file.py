@@ -28,7 +28,7 @@ import msgspec
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from sidecar.config import Config, ConfigFile, mask_secrets, restore_secrets
+from sidecar.config import Config, ConfigFile, load_toml, mask_secrets, restore_secrets
 from sidecar.errors import ConfigError, Failed
 
 __all__ = [
@@ -283,7 +283,7 @@ def _text(path: Path) -> str:
 
 def _loads(text: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        return load_toml(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"The text is not valid TOML ({error}); correct its syntax.") from None
 

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 import tomlkit
 
+from sidecar.config import load_toml
+
 __all__ = ["Review", "review"]
 
 
@@ -37,7 +39,7 @@ def review(before: str, after: str, variables: Mapping[str, str]) -> Review:
 def _tree(text: str) -> dict[str, Any]:
     """Return the tree of a text; empty if it is not TOML, which the file can be until it is corrected here."""
     try:
-        return tomllib.loads(text)
+        return load_toml(text)
     except tomllib.TOMLDecodeError:
         return {}
 

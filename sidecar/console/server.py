@@ -147,7 +147,7 @@ class Console:
         try:
             body = msgspec.json.decode(request.body, type=dict[str, Any])
             body["toml"] = config_file.full_text(self._options.config_file, body["toml"])
-        except (msgspec.DecodeError, Failed, KeyError, TypeError):
+        except (msgspec.DecodeError, RecursionError, Failed, KeyError, TypeError):
             return request  # without a text, or a bad request, which the daemon answers
         return msgspec.structs.replace(request, body=msgspec.json.encode(body))
 
@@ -187,6 +187,8 @@ class Console:
             return _json(await call(request))
         except msgspec.DecodeError as error:
             return _error(400, f"The request is invalid: {error}.")
+        except RecursionError:
+            return _error(400, "The request is invalid: it is nested too deeply.")
         except SidecarError as error:
             return _error(409, str(error))
 

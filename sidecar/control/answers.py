@@ -55,5 +55,8 @@ def decode_query(params: Params, kind: type[T]) -> T:
 
 
 def decode_body(request: Request, kind: type[T]) -> T:
-    """Return the parameters of a POST; an empty body has none. Raises msgspec.DecodeError."""
-    return msgspec.json.decode(request.body or b"{}", type=kind)
+    """Return the parameters of a POST; an empty body has none. Raises msgspec.DecodeError or RequestError."""
+    try:
+        return msgspec.json.decode(request.body or b"{}", type=kind)
+    except RecursionError:
+        raise RequestError(400, "The request is invalid: it is nested too deeply.") from None

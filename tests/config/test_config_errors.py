@@ -267,6 +267,13 @@ def test_an_error_is_one_sentence(text, sentence):
     assert caught.value.exit_code == 78
 
 
+@pytest.mark.parametrize("text", ["x = " + "[" * 5_000, "x = " + "{a=" * 5_000, ".".join("a" * 3_000) + " = 1"])
+def test_values_that_are_nested_too_deeply_are_one_sentence(text):
+    """A RecursionError would have ended the daemon at a reload."""
+    with pytest.raises(ConfigError, match=r"not valid TOML \(Values are nested too deeply\)"):
+        load_text(text, {}, "config.toml")
+
+
 def test_the_line_is_not_taken_from_a_string_or_comment():
     text = '[px]\nproperty_key = """\nregion = "none"\n"""\n# region = "none"\n\n  region   =  "none"\n'
     with pytest.raises(ConfigError, match=r"line 7: px\.region"):

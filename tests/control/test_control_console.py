@@ -362,6 +362,19 @@ def test_a_call_with_a_body_that_is_wrong_does_nothing(daemon_dir: DaemonDir, bo
         assert daemon.status()["state"] != "paused"
 
 
+def test_a_body_that_is_nested_too_deeply_is_a_bad_request(daemon_dir: DaemonDir):
+    """It was "a bug; report it"."""
+    body = b'{"events": [' + b'{"a":' * 5_000 + b"1" + b"}" * 5_000 + b"]}"
+    with daemon_dir.running() as daemon, socket.socket(socket.AF_UNIX) as client:
+        client.connect(daemon_dir.config.listen.control)
+        head = f"POST /v1/map HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        client.sendall(head.encode() + body)
+        answer = b"".join(iter(lambda: client.recv(65_536), b""))
+        assert daemon.status()["state"] == "open"
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"nested too deeply" in answer
+
+
 def test_a_reload_that_is_refused_is_no_change(daemon_dir: DaemonDir):
     with running(daemon_dir) as daemon:
         daemon_dir.file.write_text("broken =")

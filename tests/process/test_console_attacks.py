@@ -189,6 +189,11 @@ def test_giant_deep_and_many_values_are_answered(served):
     assert status == 200
     assert len(answer["rows"]) == 1
     assert time.monotonic() - began < 2
+    for toml in ("x = " + "[" * 5_000, "x = " + "{a=" * 5_000, ".".join("a" * 3_000) + " = 1"):
+        assert "nested too deeply" in console.post("/file/edit", {"toml": toml})[1]["error"]
+        assert console.post("/file/diff", {"toml": toml})[0] == 200
+        for path in ("/v1/config/check", "/v1/mapping/preview"):
+            assert "nested too deeply" in console.post(path, {"toml": toml})[1]["error"]
     assert console.request("POST", "/api/v1/map", {"events": [{}] * 1_001})[0] == 400
     assert console.request("POST", "/api/v1/map", {"x": "y" * 6_000_000})[0] == 413
 
