@@ -59,7 +59,8 @@ class ConfigRoutes:
         return json_response(answer | {"changes": _with_restart(running, config)})
 
     async def _check(self, request: Request, _params: Params) -> Response:
-        config = check_text(self._known_file(), decode_body(request, ConfigText).toml)
+        text = decode_body(request, ConfigText).toml
+        config = await trio.to_thread.run_sync(check_text, self._known_file(), text)  # a long text takes a second
         if isinstance(config, dict):
             return json_response(config)
         running = self._settings.now.config

@@ -83,7 +83,7 @@ class MappingRoutes:
         if len(command.events) > 1_000:
             raise RequestError(400, f"There are {len(command.events):,} events; send at most 1,000.")
         settings = self._settings.now
-        config = settings.config if command.toml is None else self._judged(command.toml)
+        config = settings.config if command.toml is None else await self._judged(command.toml)
         if isinstance(config, dict):
             return json_response(config)
         results = await trio.to_thread.run_sync(_map_events, command.events, config)
@@ -92,17 +92,17 @@ class MappingRoutes:
     async def _preview(self, request: Request, _params: Params) -> Response:
         command = decode_body(request, PreviewCommand)
         settings = self._settings.now
-        then = settings.config if command.toml is None else self._judged(command.toml)
+        then = settings.config if command.toml is None else await self._judged(command.toml)
         if isinstance(then, dict):
             return json_response(then)
         recent = await self._outbox.read(partial(_recent, name=command.name))
         work = partial(_compare, settings, then, recent, unmatched=command.unmatched)
         return json_response({"ok": True, "error": None, "line": None} | await trio.to_thread.run_sync(work))
 
-    def _judged(self, toml: str) -> Config | dict[str, Any]:
+    async def _judged(self, toml: str) -> Config | dict[str, Any]:
         if self._file is None:
             raise Failed("There is no configuration file to compare with; run the daemon with --config.")
-        return check_text(self._file, toml)
+        return await trio.to_thread.run_sync(check_text, self._file, toml)
 
 
 def _recent(store: Store, name: str | None) -> _Recent:

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import threading
 
 import pytest
 from running_daemon import DaemonDir, always, wait_until
@@ -205,6 +206,36 @@ def test_a_wrong_text_is_answered_with_its_line(configured: DaemonDir, old, new,
     assert said in checked["error"]
     if line:
         assert checked["line"] == line
+
+
+@pytest.mark.parametrize(
+    ("function", "method", "path", "given"),
+    [
+        ("config_calls.check_text", "post", "/v1/config/check", {"toml": ""}),
+        ("mapping_preview.check_text", "post", "/v1/mapping/preview", {"toml": ""}),
+        ("trace._nearest", "get", "/v1/trace", {"event": "Clickd"}),
+    ],
+)
+def test_long_work_does_not_hold_the_event_loop(
+    configured: DaemonDir, monkeypatch: pytest.MonkeyPatch, function: str, method: str, path: str, given: dict
+):
+    """A text of some megabytes, and a name that is searched among 10,000, stopped accepting and delivery for a second."""
+    begun, ended, in_time = threading.Event(), threading.Event(), []
+
+    def work(*_: object) -> object:
+        begun.set()
+        in_time.append(ended.wait(5))
+        return [] if "trace" in path else {"ok": False}
+
+    monkeypatch.setattr(f"sidecar.control.{function}", work)
+    with configured.running(config_file=ConfigFile(str(configured.file), {})) as daemon:
+        caller = threading.Thread(target=getattr(daemon.client, method), args=(path, given))
+        caller.start()
+        assert begun.wait(10)
+        daemon.client.get("/v1/status")
+        ended.set()
+        caller.join()
+    assert in_time == [True]
 
 
 def test_check_lists_the_changes_and_what_waits_for_a_restart(configured: DaemonDir):
