@@ -4,7 +4,7 @@ Entries of several hosts are merged by type and name. Two catalogues are compare
 by mistake: names, what they become in PX, attributes and their types; counts and times are not compared.
 """
 
-import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -17,8 +17,6 @@ __all__ = ["NameEntry", "differences", "findings", "kind_of", "merged"]
 MAX_NAMES: Final = 2_000
 MAX_ATTRIBUTES: Final = 50
 NEAR_SHARE: Final = 0.8
-
-_WORD: Final = re.compile(r"[\W_]+")
 
 
 class NameEntry(msgspec.Struct, kw_only=False):
@@ -69,7 +67,7 @@ def findings(names: Sequence[NameEntry]) -> list[str]:
     by_word: defaultdict[str, list[NameEntry]] = defaultdict(list)
     for entry in names:
         if entry.name:
-            by_word[_WORD.sub("", entry.name).casefold()].append(entry)
+            by_word[_bare(entry.name)].append(entry)
     for twins in by_word.values():
         spellings = sorted({entry.name for entry in twins})
         if len(spellings) > 1 and len({entry.px or entry.name for entry in twins}) > 1:
@@ -92,7 +90,7 @@ def _of_entry(entry: NameEntry) -> list[str]:
             found.append(f"{entry.label}: attribute {attribute} is {kinds}; PX keeps one type per attribute.")
     words: defaultdict[str, list[str]] = defaultdict(list)
     for attribute in entry.attributes:
-        words[_WORD.sub("", attribute).casefold()].append(attribute)
+        words[_bare(attribute)].append(attribute)
     for twins in words.values():
         if len(twins) > 1:
             found.append(f"{entry.label}: attributes {_quoted(sorted(twins))} differ only in spelling.")
@@ -108,6 +106,19 @@ def _of_entry(entry: NameEntry) -> list[str]:
             f"{entry.px}: PX answered 201 and shows none; some plans want the name registered under Administration > Events."
         )
     return found
+
+
+def _bare(name: str) -> str:
+    """Return a name without what only spells it: case, blanks, punctuation.
+
+    Vowel signs of many scripts (category M), and symbols such as emoji (So), tell names apart.
+    """
+    kept = [char for char in unicodedata.normalize("NFKC", name) if _tells(unicodedata.category(char))]
+    return "".join(kept).casefold() or name
+
+
+def _tells(category: str) -> bool:
+    return category[0] in "LMN" or category == "So"
 
 
 def _quoted(texts: Iterable[str]) -> str:

@@ -21,6 +21,23 @@ def test_twins_that_become_one_event_are_not_reported():
     assert finding.startswith('"Feature Used", "feature_used" differ only in spelling')
 
 
+@pytest.mark.parametrize(
+    ("name", "other", "are_twins"),
+    [
+        ("Feature Used", "feature-used", True),
+        ("Caf\u00e9", "cafe\u0301", True),
+        ("\U0001f44d", "\U0001f44e", False),  # thumbs up and down
+        ("!", "?", False),
+        ("\u0e14\u0e35", "\u0e14\u0e39", False),  # "good" and "look" in Thai
+        ("\u0915\u093f\u0932", "\u0915\u0941\u0932", False),  # "nail" and "family" in Hindi
+    ],
+)
+def test_names_are_twins_only_if_they_mean_the_same(name, other, are_twins):
+    """Names of emoji, and words that differ in their vowels alone, were said to differ only in spelling."""
+    assert bool(findings([entry(name, px=name), entry(other, px=other)])) is are_twins
+    assert bool(findings([entry(attributes={name: {"string": 1}, other: {"string": 1}})])) is are_twins
+
+
 def test_what_was_cut_is_reported():
     (finding,) = findings([entry(cut=2, sampled=5)])
     assert "2 of 5 events" in finding
