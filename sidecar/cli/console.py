@@ -17,7 +17,7 @@ from sidecar.cli.common import expected_error, global_option
 from sidecar.config import ConfigFile
 from sidecar.config.schema import LABEL_RULE, can_be_looked_up, is_loopback_host
 from sidecar.console import Console, Options
-from sidecar.console.guard import EVERY_ADDRESS
+from sidecar.console.guard import EVERY_ADDRESS, as_browsers_write
 from sidecar.control.client import DaemonClient
 from sidecar.errors import NotRunning
 
@@ -139,7 +139,7 @@ def _host_port(address: str) -> tuple[str, int]:
         raise click.BadParameter("write HOST:PORT, as in 127.0.0.1:8330", param_hint="--address")
     if not can_be_looked_up(host):
         raise click.BadParameter(f"{host!r} is not a host {LABEL_RULE}", param_hint="--address")
-    return host.strip("[]") or "127.0.0.1", int(port)
+    return as_browsers_write(host.strip("[]") or "127.0.0.1"), int(port)
 
 
 def _answering(daemon: DaemonClient) -> tuple[str, bool]:

@@ -4,6 +4,7 @@ A server on loopback can be reached by every page in a browser on the same host.
 (sidecar/console/README.md#attacks); all of them are checked on every request, streams included.
 """
 
+import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Final
@@ -11,11 +12,23 @@ from typing import Final
 from sidecar.config.schema import is_loopback_host
 from sidecar.http import Request
 
-__all__ = ["EVERY_ADDRESS", "Guard", "headers"]
+__all__ = ["EVERY_ADDRESS", "Guard", "as_browsers_write", "headers"]
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST"})
 EVERY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what may be asked for, and what is printed for it
 """Addresses that stand for all addresses of this host, and the one of them that a browser on this host opens."""
+
+
+def as_browsers_write(address: str) -> str:
+    """Return an address or name as a browser sends it in ``Host`` (https://url.spec.whatwg.org/#host-parsing)."""
+    try:
+        return str(ip_address(address))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(address))  # 127.1 and 0 are addresses, too
+    except OSError:
+        return address.lower()
 
 
 class Guard:

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from sidecar.cli.console import serve_console
+from sidecar.cli.console import _host_port, serve_console
 from sidecar.config import ConfigFile
 from sidecar.console import Console, Options
 from sidecar.console.guard import Guard, headers
@@ -132,6 +132,22 @@ def test_another_address_admits_itself_only():
     guard = Guard("192.0.2.7", 8330)
     assert guard.refusal(request(host="192.0.2.7:8330")) is None
     assert guard.refusal(request(host="127.0.0.1:8330")) is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "host", "sent"),
+    [
+        ("MyHost.Example:8330", "myhost.example", "myhost.example:8330"),
+        ("[FD00::0:A]:8330", "fd00::a", "[fd00::a]:8330"),
+        ("[0:0:0:0:0:0:0:1]:8330", "::1", "[::1]:8330"),
+        ("127.1:8330", "127.0.0.1", "127.0.0.1:8330"),
+        ("0:8330", "0.0.0.0", "192.0.2.7:8330"),
+    ],
+)
+def test_an_address_is_that_which_browsers_send(given, host, sent):
+    """The page of the printed address was refused, because "the Host header names another server"."""
+    assert _host_port(given) == (host, 8330)
+    assert Guard(host, 8330).refusal(request(host=sent)) is None
 
 
 def test_every_loopback_address_admits_what_a_tunnel_leads_to():
