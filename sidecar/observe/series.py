@@ -12,6 +12,7 @@ __all__ = ["COUNTERS", "GAUGES", "Series"]
 
 SECONDS: Final = 600
 MINUTES: Final = 1440
+BACK: Final = 10
 COUNTERS: Final = ("accepted", "delivered", "dropped", "dead", "requests")
 """Numbers in each step, from totals that only grow."""
 GAUGES: Final = ("pending",)
@@ -30,7 +31,7 @@ class Series:
         """Add what was counted since the call before, and set the gauges, at the present step.
 
         A total that shrinks counts as unchanged: replayed dead letters leave their state. A clock that was set back
-        adds to the newest step.
+        adds to the newest step, by more than ``BACK`` steps it empties the ring.
         """
         last, self._last = self._last or totals, dict(totals)
         added = {name: max(0, totals[name] - last[name]) for name in COUNTERS}
@@ -60,6 +61,10 @@ class _Ring:
         step = now_s // self._step_s
         gap = min(step - self._end, self._length)
         newest = {name: self._values[name][self._end % self._length] for name in GAUGES}
+        if self._end - step > BACK:  # else nothing would be seen until the time of the newest step comes again
+            self._first = self._end = step
+            for values in self._values.values():
+                values[step % self._length] = 0
         if step - self._end > self._length:  # after a suspend or a clock that jumped: nothing of the ring is left
             self._first = self._end = step - self._length
         for _ in range(gap):

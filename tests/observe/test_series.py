@@ -50,6 +50,26 @@ def test_a_total_that_shrinks_counts_nothing():
     assert series.as_dict()["seconds"]["dead"] == [0, 0]
 
 
+def test_a_clock_that_is_set_back_does_not_stop_the_series():
+    """Nothing new was seen for as long as the clock had been ahead."""
+    series = Series(START_MS)
+    for second in range(5):
+        series.record(START_MS + 1000 * second, totals(0))
+    set_back_ms = START_MS - 3_600_000
+    for second in range(4):
+        series.record(set_back_ms + 1000 * second, totals(10 * second))
+    seconds = series.as_dict()["seconds"]
+    assert (seconds["start_s"], seconds["accepted"]) == (set_back_ms // 1000, [0, 10, 10])
+
+
+def test_a_small_step_of_the_clock_keeps_the_series():
+    series = Series(START_MS)
+    for at_s, count in enumerate([0, 1, 2, 3, 4]):
+        series.record(START_MS + 1000 * (at_s if at_s < 3 else at_s - 2), totals(count))
+    series.record(START_MS + 3000, totals(4))
+    assert series.as_dict()["seconds"]["accepted"] == [0, 1, 3]
+
+
 @given(st.lists(st.integers(-100_000_000, 400_000_000), max_size=30))
 def test_the_size_is_bounded_whatever_the_clock_does(jumps_ms):
     series, now_ms = Series(START_MS), START_MS
