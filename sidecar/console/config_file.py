@@ -63,7 +63,10 @@ _RULES: Final = {
 
 
 class Edit(msgspec.Struct, forbid_unknown_fields=True):
-    """One edit: the value at ``path``; None removes it. A list is addressed by position, ``-`` appends."""
+    """One edit: the value at ``path``; None removes it. A list is addressed by position, ``-`` appends.
+
+    A text in place of a number or a boolean is read as such, if it can be: forms know texts only.
+    """
 
     path: list[str | int]
     value: Any = None
@@ -206,7 +209,18 @@ def _apply(tree: Any, path: Sequence[str | int], value: Any) -> None:
         if was_table and not tree:  # TOML has no empty array of tables: without its last table it is absent
             del above[parents[-1]]
     else:
-        tree[last] = value
+        tree[last] = _like(tree.get(last) if isinstance(tree, dict) else None, value)
+
+
+def _like(before: Any, value: Any) -> Any:
+    """Return the value, a text with the type of the number or boolean that it replaces."""
+    if not isinstance(value, str) or not isinstance(before, bool | int | float):
+        return value
+    try:
+        typed = msgspec.json.decode(value, type=bool if isinstance(before, bool) else int | float)
+    except msgspec.DecodeError:
+        return value
+    return typed
 
 
 def _append(tree: Any, value: Any) -> None:

@@ -597,6 +597,15 @@ def test_what_cannot_be_read_is_said(browser, place):
         assert page.locator("text=Checking …").count() == 0
 
 
+def test_a_write_key_is_shown_only_if_it_is_in_the_text(browser, place):
+    with open_page(browser, place, screen="products", expected=("409",)) as page:
+        page.route("**/api/file/edit", lambda route: route.fulfill(status=409, json={"error": "It does not fit."}))
+        page.fill("input[name=product]", "AP-ZZZZZZZZZZ-2")
+        page.click("form >> text=Add")
+        page.wait_for_selector("text=It does not fit.")
+        assert page.locator("text=Write key for the app").count() == 0
+
+
 def test_a_product_with_sources_needs_a_write_key(browser, place):
     """Over TCP an event without a write key is refused once there is a source."""
     with open_page(browser, place, screen="products") as page:

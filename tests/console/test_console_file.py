@@ -175,6 +175,19 @@ def test_a_missing_file_is_empty_and_can_be_created(tmp_path):
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [("6", "n = 6"), ("2.5", "n = 2.5"), ("six", 'n = "six"'), ("true", 'n = "true"'), ("", 'n = ""')],
+)
+def test_a_form_keeps_the_type_of_what_it_changes(text, written):
+    """The number 5 became the text "5" with a click on "Change", and PX keeps one type per attribute."""
+    path = ["mapping", "attributes", "set", "n"]
+    for toml in ("[mapping.attributes]\nset = { n = 5 }\n", "[mapping.attributes.set]\nn = 5\n"):
+        assert written in edit(toml, [Edit(path, text)])
+    assert "n = false" in edit("[mapping.attributes.set]\nn = true\n", [Edit(path, "false")])
+    assert 'n = "6"' in edit('[mapping.attributes.set]\nn = "5"\n', [Edit(path, "6")])
+
+
 def test_an_edit_keeps_comments_and_order():
     changed = edit(
         TEXT,

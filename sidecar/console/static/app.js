@@ -30,10 +30,9 @@ function App() {
   addEventListener('signedout', out)
   start()
  }, [])
- useEffect(() => { document.title = (screens[at.screen] || screens.live)[0] + ' · px-sidecar' }, [at.screen])
+ const name = shown().includes(at.screen) ? at.screen : 'live', [title, Screen] = screens[name]
+ useEffect(() => { document.title = title + ' · px-sidecar' }, [title])
  if (!ready) return html`<main><h1>px-sidecar</h1>${error ? html`<p class="note" role="alert">${error.message}</p>` : html`<p>Signing in …</p>`}</main>`
- const name = shown().includes(at.screen) ? at.screen : 'live'
- const [, Screen] = screens[name]
  return html`<a class="skip" href="#main" onClick=${event => { event.preventDefault(); document.getElementById('main').focus() }}>Skip to content</a>
  <header><b>px-sidecar</b><span class="soft">${about.host}</span>
  <nav aria-label="Screens">${shown().map(key => html`<a href=${to(key)} aria-current=${key === name ? 'page' : undefined}>${screens[key][0]}</a>`)}</nav>

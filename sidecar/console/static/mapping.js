@@ -29,7 +29,7 @@ export function useFile() {
  const [error, attempt] = useTry()
  const load = () => attempt(async () => { const value = await get('/file'); setFile(value); setToml(value.toml) })
  useEffect(() => { load() }, [])
- const edit = changes => attempt(async () => setToml((await post('/file/edit', { toml, changes })).toml))
+ const edit = changes => attempt(async () => { setToml((await post('/file/edit', { toml, changes })).toml); return true })
  return { file, toml, setToml, load, edit, error }
 }
 

@@ -8,10 +8,9 @@ export function Products() {
  const { value: config, error: unread } = usePoll('/v1/config', 3)
  const [key, setKey] = useState('')
  const [story, setStory] = useState([])
- const add = event => {
+ const add = async event => {
   const { product } = filters(event), made = 'wk_' + [...crypto.getRandomValues(new Uint8Array(16))].map(byte => byte.toString(16).padStart(2, '0')).join('')
-  setKey(made)
-  edit([{ path: ['source', '-'], value: { write_key: made, property_key: product } }])
+  if (await edit([{ path: ['source', '-'], value: { write_key: made, property_key: product } }])) setKey(made)
  }
  const test = async source => {
   const say = text => setStory(old => [...old, text]), name = 'px-sidecar test', user = 'px-sidecar-test', at = Date.now()
