@@ -4,9 +4,10 @@ All of it is about masked texts: an old secret is a placeholder in both.
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import tomlkit
@@ -14,6 +15,8 @@ import tomlkit
 from sidecar.config import load_toml
 
 __all__ = ["Review", "review"]
+
+_PLACEHOLDER: Final = re.compile(r"\*{4}\d")
 
 
 class Review(msgspec.Struct, frozen=True):
@@ -51,7 +54,9 @@ def _at(tree: Any, key: str) -> Any:
 
 
 def _snippet(old: dict[str, Any], new: dict[str, Any]) -> str:
-    return tomlkit.dumps(_added(old, new)) + "".join(f"# removed: {what}\n" for what in _gone(old, new))
+    added = tomlkit.dumps(_added(old, new))
+    masked = "# write the secrets themselves in place of ****\n" if _PLACEHOLDER.search(added) else ""
+    return masked + added + "".join(f"# removed: {what}\n" for what in _gone(old, new))
 
 
 def _added(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

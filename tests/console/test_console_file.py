@@ -239,6 +239,14 @@ def test_the_review_is_of_the_masked_texts(file):
     assert "wk_secret" not in "\n".join(changed.lines)
 
 
+def test_a_snippet_says_that_it_holds_placeholders():
+    """Pasted where the file comes from, `write_key = "****1"` refused every event of the app."""
+    before = '[[source]]\nwrite_key = "****1"\nproperty_key = "AP-A-2"\n'
+    snippet = review(before, before.replace("AP-A-2", "AP-B-2"), {}).snippet
+    assert "# write the secrets themselves in place of ****" in snippet
+    assert tomllib.loads(snippet) == {"source": [{"write_key": "****1", "property_key": "AP-B-2"}]}
+
+
 def test_the_snippet_holds_what_is_new_and_names_what_is_gone():
     before = RULES + '[[source]]\nwrite_key = "****1"\nproperty_key = "AP-A-2"\n'
     edits = [
