@@ -7,6 +7,7 @@ a browser's request reaches the socket.
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
@@ -158,8 +159,9 @@ def hide(path: str, answer: Any) -> Any:
 
 def _public(status: dict[str, Any]) -> dict[str, Any]:
     """Return the status with sentences that name no user and do not quote what PX or the daemon answered."""
-    sentences = {key: [public_sentence(text) for text in status[key]] for key in ("reasons", "warnings")}
-    problems = [problem | {"message": public_sentence(problem["message"])} for problem in status["problems"]]
+    public = partial(public_sentence, outbox=status["outbox"]["path"])
+    sentences = {key: [public(text) for text in status[key]] for key in ("reasons", "warnings")}
+    problems = [problem | {"message": public(problem["message"])} for problem in status["problems"]]
     return status | sentences | {"problems": problems}
 
 

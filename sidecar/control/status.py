@@ -12,6 +12,7 @@ Rules
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Final, Literal
 
 import msgspec
@@ -243,8 +244,14 @@ _PX_WORDS = re.compile(r"(?<= answered \d\d\d) \(.*\)(?=[:.]|$)", re.DOTALL)
 _LAST_TRY = re.compile(r" The last try: .*", re.DOTALL)  # else the words between two answers would be taken for PX's
 
 
-def public_sentence(sentence: str) -> str:
-    """Return a sentence without paths of this host, users, sessions, and what PX or this daemon answered."""
+def public_sentence(sentence: str, outbox: str = "") -> str:
+    """Return a sentence without paths of this host, users, sessions, and what PX or this daemon answered.
+
+    ``outbox`` is the outbox's own path, which is removed by its text: one with a blank in it has no end that could be
+    recognized.
+    """
+    for own in (outbox, outbox.rpartition("/")[0]):
+        sentence = sentence.replace(own, "…") if own else sentence
     return _PATH.sub("…", _PX_WORDS.sub("", _LAST_TRY.sub("", _SUBJECT.sub("… ", sentence))))
 
 
@@ -254,15 +261,7 @@ def public_view(status: Status) -> Status:
     It shows neither user ids, nor excerpts of PX's answers, which may quote values of events, nor paths.
     """
     slowest, problem, fleet = status.slowest_user, status.last_problem, status.fleet
-    outbox = status.outbox.path
-    folder = outbox.rpartition("/")[0]
-
-    def public(sentence: str) -> str:
-        # The outbox's own path by its text: a path with a blank in it has no end that could be recognized.
-        for own in (outbox, folder):
-            sentence = sentence.replace(own, "…") if own else sentence
-        return public_sentence(sentence)
-
+    public = partial(public_sentence, outbox=status.outbox.path)
     return msgspec.structs.replace(
         status,
         reasons=[public(reason) for reason in status.reasons],

@@ -80,7 +80,8 @@ class LogLines(logging.Handler):
 
     def after(self, last_id: int) -> list[dict[str, Any]]:
         """Return the lines that came after the line ``last_id``, oldest first."""
-        return [line for line in self._lines if line["id"] > last_id]
+        # Of a copy, which is made in one step: other threads write lines meanwhile.
+        return [line for line in list(self._lines) if line["id"] > last_id]
 
 
 class LogStream(Protocol):

@@ -216,9 +216,11 @@ def test_hidden_answers_hold_names_states_and_counts_only():
         "slowest_user": {"user": "ann"},
         "refused": {"last_message": "ann"},
     }
-    status |= {"reasons": [], "warnings": [spoken], "problems": [{"severity": "limit", "message": spoken}]}
+    status |= {"reasons": ["The disk of /srv/my app/outbox.db is full."], "outbox": {"path": "/srv/my app/outbox.db"}}
+    status |= {"warnings": [spoken], "problems": [{"severity": "limit", "message": spoken}]}
     shown = hide("/v1/status", status)
     assert "ann" not in str(shown)
+    assert shown["reasons"] == ["The disk of … is full."]
     assert shown["problems"] == [{"severity": "limit", "message": spoken.replace("ann@example.com", "…")}]
     assert (shown["pending"], shown["last_problem"]) == (1, None)
     assert hide("/v1/series", {"seconds": 1}) == {"seconds": 1}

@@ -289,3 +289,21 @@ def test_arguments_that_do_not_fit_end_nothing(capsys):
     configure(LogConfig(), io.StringIO(), {}, lines=LogLines())
     logging.getLogger("library").warning("%d connections", "many")
     assert "--- Logging error ---" in capsys.readouterr().err
+
+
+def test_the_newest_lines_can_be_read_while_others_are_written():
+    """A thread that logged just then made the console's log an internal error."""
+    lines = LogLines()
+    record = logging.LogRecord("sidecar", logging.INFO, "", 0, "written", None, None)
+
+    class Writing(int):
+        """An id that writes a line each time it is compared, as another thread may."""
+
+        def __lt__(self, other):
+            lines.emit(record)
+            return True
+
+    lines.emit(record)
+    lines.emit(record)
+    assert [line["id"] for line in lines.after(Writing(0))] == [1, 2]
+    assert [line["id"] for line in lines.after(2)] == [3, 4]
