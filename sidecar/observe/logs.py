@@ -9,7 +9,7 @@ Rules
   event's name cannot forge a line or control a terminal.
 * A warning or error that repeats within ``REPEAT_EVERY_S`` is suppressed. The next record of its kind, or the last
   suppressed one when the time is over and anything else is logged, says how many were left out. Records are of the same
-  kind if logger, level and message before formatting are equal.
+  kind if logger, level and message before formatting are equal; of a message that is nothing but ``%s``, the value.
 * A record with ``extra={"always": True}`` is never suppressed: its writer limits itself.
 * Records must not contain secrets. A secret that gets into one is masked before it is written: API keys and passwords
   wherever they stand, write keys only in values that come from a client or the configuration, and only as a whole word. A
@@ -307,7 +307,8 @@ class RepeatFilter:
             yield record
             return
         now_s = self._monotonic_s()
-        key = (record.name, record.levelno, str(record.msg))
+        # "%s" alone stands for whole sentences, which have nothing in common.
+        key = (record.name, record.levelno, repr(record.args) if record.msg == "%s" else str(record.msg))
         repeated = self._repeated.get(key)
         if repeated is not None and now_s - repeated.written_s < REPEAT_EVERY_S:
             repeated.count += 1

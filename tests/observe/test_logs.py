@@ -243,6 +243,18 @@ def test_only_equal_warnings_and_errors_repeat():
         assert admitted(repeats, record("Listening at %s", "a", level=logging.INFO))
 
 
+def test_sentences_that_are_logged_whole_repeat_only_if_they_are_equal():
+    """A second problem of the fleet's engine, or a second socket that vanished, was held back as a repeat of the first."""
+    stream = io.StringIO()
+    configure(LogConfig(format="text"), stream, {})
+    for sentence in ("The socket a has vanished.", "The socket b has vanished.", "The socket a has vanished."):
+        log.error("%s", sentence)
+    assert [line.rsplit(": ")[-1] for line in stream.getvalue().splitlines()] == [
+        "The socket a has vanished.",
+        "The socket b has vanished.",
+    ]
+
+
 def test_memory_is_bounded_and_every_record_is_counted():
     repeats = RepeatFilter(Clock())
     written = []
