@@ -2,12 +2,14 @@
 
 PX takes texts, numbers and booleans in it and nothing nested (sidecar/mapping/README.md#fields); nested values are sent
 as text. As in RudderStack, the event's own object is sent alone: ``globalContext.NAME`` applies only to events without
-one.
+one. The caps of PX are those of attributes.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from sidecar.mapping.attributes import MAX_ATTRIBUTES, MAX_KEY, report_no_object
+from sidecar.mapping.model import Change
 from sidecar.mapping.paths import Field
 from sidecar.mapping.values import as_text, clean_text, json_text, within_64_bits
 
@@ -31,14 +33,35 @@ class GlobalContext:
         whole = field(_PREFIX.rstrip("."))
         return cls(whole, members) if whole.reads or members else None
 
-    def __call__(self, event: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the global context of this event."""
-        own = self._whole.object(event)
+    def __call__(self, event: dict[str, Any], changes: list[Change]) -> dict[str, Any] | None:
+        """Return the global context of this event; append what the caps of PX change to ``changes``."""
+        own = self._own_object(event, changes)
         if own is not None:
             pairs = [(clean_text(name), to_scalar(own[name])) for name in sorted(own)]
         else:
             pairs = [(field.name.removeprefix(_PREFIX), _first_scalar(field, event)) for field in self._members]
-        return {name: value for name, value in pairs if name and value is not None} or None
+        sent: dict[str, Any] = {}
+        for name, value in pairs:
+            final = name[:MAX_KEY]
+            if not name or value is None:
+                continue
+            if final in sent or len(sent) == MAX_ATTRIBUTES:
+                why = "another has the same name in PX" if final in sent else f"over {MAX_ATTRIBUTES} values"
+                changes.append(Change(f"globalContext.{final[:40]}", f"left out: {why}"))
+                continue
+            if final != name:
+                changes.append(Change(f"globalContext.{final[:40]}…", f"name cut: over {MAX_KEY:,} characters"))
+            sent[final] = value
+        return sent or None
+
+    def _own_object(self, event: dict[str, Any], changes: list[Change]) -> dict[str, Any] | None:
+        """Return the first complete object that is not empty; report values before it that are no objects."""
+        for path, read in zip(self._whole.paths, self._whole.reads, strict=True):
+            value = read(event)
+            if type(value) is dict and value:
+                return value
+            report_no_object("globalContext", path, value, changes)
+        return None
 
 
 def _first_scalar(field: Field, event: dict[str, Any]) -> Any:

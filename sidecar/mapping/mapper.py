@@ -255,7 +255,7 @@ class Mapper:
         for field in rules.page_texts if event.get("type") == "page" else rules.texts:
             if text := field.text(event, changes):
                 body[field.name] = text
-        if rules.global_context is not None and (context := rules.global_context(event)):
+        if rules.global_context is not None and (context := rules.global_context(event, changes)):
             body["globalContext"] = context
         for key, value in body.items():
             if type(value) is str and not value.isascii():

@@ -98,14 +98,6 @@ class Field(msgspec.Struct, frozen=True):
                 return value.upper()
         return None
 
-    def object(self, event: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the first value that is an object and not empty; None if no path has one."""
-        for read in self.reads:
-            value = read(event)
-            if type(value) is dict and value:
-                return value
-        return None
-
     def ms(self, event: dict[str, Any], received_ms: int, changes: list[Change]) -> int:
         """Return the first readable date in epoch milliseconds, else ``received_ms``; report what was not usable."""
         for path, read in zip(self.paths, self.reads, strict=True):

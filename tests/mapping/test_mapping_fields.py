@@ -248,3 +248,20 @@ def test_field_that_is_no_text_is_reported(value: object):
     assert {"sessionId", "accountId", "url"} <= set(changes_by_field(mapped))
     assert "sessionId" not in body_of(mapped)
     assert "accountId" not in body_of(mapped)
+
+
+def test_global_context_stays_within_the_caps_of_px():
+    """PX refused the whole event for one long name."""
+    values = {f"v{number:02}": number for number in range(50)} | {"k" * 1_100: 1}
+    mapped = map_one(track(properties={"where": values}), '[mapping.fields]\nglobalContext = "properties.where"\n')
+    assert body_of(mapped)["globalContext"] == {"k" * 1_024: 1} | {f"v{number:02}": number for number in range(49)}
+    changes = changes_by_field(mapped)
+    assert changes["globalContext.v49"] == "left out: over 50 values"
+    assert changes["globalContext." + "k" * 40 + "…"] == "name cut: over 1,024 characters"
+
+
+def test_a_global_context_that_is_no_object_is_reported():
+    """It was neither sent nor an attribute, and nothing said so."""
+    rules = '[mapping.fields]\nglobalContext = "properties.where"\n'
+    changes = changes_by_field(map_one(track(properties={"where": "here"}), rules))
+    assert changes == {"globalContext": "properties.where left out: str, not an object"}
