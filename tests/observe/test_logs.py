@@ -243,7 +243,7 @@ def test_only_equal_warnings_and_errors_repeat():
         assert admitted(repeats, record("Listening at %s", "a", level=logging.INFO))
 
 
-def test_sentences_that_are_logged_whole_repeat_only_if_they_are_equal():
+def test_whole_sentences_repeat_only_if_they_are_equal():
     """A second problem of the fleet's engine, or a second socket that vanished, was held back as a repeat of the first."""
     stream = io.StringIO()
     configure(LogConfig(format="text"), stream, {})
