@@ -148,7 +148,7 @@ def test_the_client_needs_only_the_standard_library():
     ("library", "homes"),
     [
         ("httpx", ("sidecar/px/proxy_lane.py",)),
-        ("httpcore", ("sidecar/px/transport.py", "sidecar/px/connection.py")),
+        ("httpcore", ("sidecar/px/transport.py", "sidecar/px/connection.py", "sidecar/px/proxy_lane.py")),
         ("sqlite3", ("sidecar/outbox/",)),
         ("sqlite_utils", ("sidecar/outbox/",)),
         ("httptools", ("sidecar/http/",)),

@@ -51,6 +51,7 @@ __all__ = [
     "DirectLane",
     "WireStream",
     "causes_of",
+    "ends_exactly",
     "innermost_text",
     "read_leniently",
 ]
@@ -95,14 +96,14 @@ class WireStream(httpcore.AsyncNetworkStream):
         self._status: int | None = None
         self._closed = False
         self.received = bytearray()
-        self.overflowed = self.sent = False
+        self.sent = False
 
     def begin(self, departure: Departure, scope: trio.CancelScope) -> None:
         """Start an exchange within ``scope``, whose deadline is shortened once the rest of the answer matters little."""
         self._outgoing.clear()
         self._departure, self._scope, self._status = departure, scope, None
         self.received = bytearray()
-        self.overflowed = self.sent = False
+        self.sent = False
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
         """Collect; ``read`` sends everything in one piece."""
@@ -123,8 +124,6 @@ class WireStream(httpcore.AsyncNetworkStream):
             self.received += data
             if self._status is None:
                 self._note_status()
-        else:
-            self.overflowed = True
         return data
 
     def _note_status(self) -> None:
@@ -248,7 +247,7 @@ class DirectLane:
             exchange.error = error
             return False
         exchange.complete = True
-        return connection.is_idle() and _ends_exactly(wire, response)
+        return connection.is_idle() and ends_exactly(wire.received, response.status, response.headers)
 
     async def _connected(self) -> tuple[httpcore.AsyncHTTP11Connection, WireStream]:
         if self._connection is not None and self._wire is not None:
@@ -350,16 +349,16 @@ def read_leniently(received: bytes) -> tuple[int, Headers, bytes] | None:
     return status, [(name.strip(), value.strip()) for name, colon, value in lines if colon], body[:BODY_MAX_BYTES]
 
 
-def _ends_exactly(wire: WireStream, response: httpcore.Response) -> bool:
+def ends_exactly(received: bytes | bytearray, status: int, raw_headers: Headers) -> bool:
     """Return whether nothing was received after the answer; bytes there would be taken for the next answer."""
-    found = final_status(wire.received)
-    end = _BLANK_LINE.search(wire.received, found[1]) if found else None
-    if end is None or wire.overflowed:
+    found = final_status(received)
+    end = _BLANK_LINE.search(received, found[1]) if found else None
+    if end is None or len(received) >= KEPT_BYTES:  # there may have been more than what is kept
         return False
-    body = wire.received[end.end() :]
-    headers = {name.lower(): value for name, value in response.headers}
+    body = received[end.end() :]
+    headers = {name.lower(): value for name, value in raw_headers}
     # No body, whatever its headers say (RFC 9110 section 15.3.5).
-    if response.status == 204:
+    if status == 204:
         return not body
     if b"transfer-encoding" in headers:
         # The first blank line must be the end of the last chunk. One within a chunk's data only costs a connection.

@@ -6,14 +6,18 @@ Theory
   header merging for nearly twice the processor time.
 * **Sent or not sent.** httpcore asks for the body's bytes once the headers are written; if the deadline passes before
   that, no server can have a complete request.
-* The rest is as in ``connection.py``: one connection, one deadline, and the status decides.
+* **The status line decides**, as in ``connection.py``: the bytes of PX's answer are kept, and read leniently if h11 refuses
+  them. The proxy's own answer to CONNECT comes before the last TLS layer and is never taken for one of PX.
+* The rest is as in ``connection.py``: one connection, one deadline.
 """
 
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import lru_cache
+from typing import Any
 
+import httpcore
 import httpx
 import trio
 
@@ -25,11 +29,14 @@ from sidecar.px.connection import (
     BODY_MAX_BYTES,
     CLOSE_TIMEOUT_S,
     KEEPALIVE_S,
+    KEPT_BYTES,
     LIFE_S,
     Headers,
     causes_of,
+    ends_exactly,
     innermost_text,
     not_connected,
+    read_leniently,
 )
 from sidecar.px.network import AT_ONCE, Departure, wait_until_due
 from sidecar.px.requests import PxRequest
@@ -81,16 +88,73 @@ class Proxy:
     ) -> "HttpxLane":
         """Return a new lane to ``origin``; it connects with its first request."""
         return HttpxLane(
-            self._transport, origin, headers, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s, mask=mask
+            self._transport_to(origin),
+            origin,
+            headers,
+            timeout_s=timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            mask=mask,
         )
 
-    def _transport(self) -> httpx.AsyncHTTPTransport:
-        """Return a new transport for one connection."""
-        return httpx.AsyncHTTPTransport(
-            verify=self._tls,
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_S),
-            proxy=self._proxy,
+    def _transport_to(self, origin: str) -> Callable[[bytearray], httpx.AsyncHTTPTransport]:
+        """Return the maker of a transport for one connection, which keeps what PX answers in the bytes that it is given."""
+        layers = (self._proxy.url.scheme == "https") + origin.startswith("https:")
+        return lambda received: _RecordingTransport(self._proxy, self._tls, _RecordingBackend(received, layers))
+
+
+class _RecordingTransport(httpx.AsyncHTTPTransport):
+    """httpx's transport over a network backend of this module; httpx itself does not take one."""
+
+    def __init__(self, proxy: httpx.Proxy, tls: ssl.SSLContext, backend: httpcore.AsyncNetworkBackend) -> None:
+        super().__init__(verify=tls, proxy=proxy)
+        url = proxy.url
+        self._pool = httpcore.AsyncHTTPProxy(
+            httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            proxy_auth=proxy.raw_auth,
+            proxy_headers=proxy.headers.raw,
+            proxy_ssl_context=proxy.ssl_context,
+            ssl_context=tls,
+            max_connections=1,
+            max_keepalive_connections=1,
+            keepalive_expiry=KEEPALIVE_S,
+            network_backend=backend,
         )
+
+
+class _RecordingBackend(httpcore.AsyncNetworkBackend):
+    """Connects as httpcore does; ``received`` gets what is read behind as many TLS layers as PX's answers have."""
+
+    def __init__(self, received: bytearray, layers: int) -> None:
+        self._backend = httpcore.TrioBackend()
+        self._received, self._layers = received, layers
+
+    async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        return _RecordingStream(await self._backend.connect_tcp(*args, **options), self._received, self._layers)
+
+
+class _RecordingStream(httpcore.AsyncNetworkStream):
+    """A stream below ``layers`` more TLS layers; the innermost one keeps what it reads."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, received: bytearray, layers: int) -> None:
+        self._stream, self._received, self._layers = stream, received, layers
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        data = await self._stream.read(max_bytes, timeout)
+        if self._layers == 0 and len(self._received) < KEPT_BYTES:
+            self._received += data
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        return _RecordingStream(await self._stream.start_tls(*args, **options), self._received, self._layers - 1)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
 
 
 class HttpxLane:
@@ -98,7 +162,7 @@ class HttpxLane:
 
     def __init__(
         self,
-        transport: Callable[[], httpx.AsyncHTTPTransport],
+        transport: Callable[[bytearray], httpx.AsyncHTTPTransport],
         origin: str,
         headers: Callable[[], Headers],
         *,
@@ -115,6 +179,7 @@ class HttpxLane:
         # Parsing a URL costs more than building the rest of a request; nearly all requests share one path.
         self._url = lru_cache(maxsize=64)(lambda path: httpx.URL(origin + path))
         self._transport: httpx.AsyncHTTPTransport | None = None
+        self._received = bytearray()  # of PX's answer
         self._renew_at_s = 0.0
         self._busy = False
 
@@ -127,6 +192,7 @@ class HttpxLane:
         assert not self._busy, "a lane carries one request at a time"
         self._busy, reusable = True, False
         exchange = _ProxyExchange(_RequestBody(request.body, departure))
+        self._received.clear()
         try:
             with trio.move_on_after(self._timeout_s):
                 reusable = await self._run(request, exchange)
@@ -149,7 +215,7 @@ class HttpxLane:
         if self._transport is not None and boot_s() >= self._renew_at_s:
             await self.aclose()
         if self._transport is None:
-            self._transport, self._renew_at_s = self._new_transport(), boot_s() + LIFE_S
+            self._transport, self._renew_at_s = self._new_transport(self._received), boot_s() + LIFE_S
         try:
             prepared = self._request(request, exchange.request_body)
             response = await self._transport.handle_async_request(prepared)
@@ -165,7 +231,7 @@ class HttpxLane:
             exchange.error = error
             return False
         exchange.complete = True
-        return True
+        return ends_exactly(self._received, response.status_code, response.headers.raw)
 
     def _request(self, request: PxRequest, body: "_RequestBody") -> httpx.Request:
         """Convert a request to httpx's form, with the headers that all requests share."""
@@ -177,8 +243,11 @@ class HttpxLane:
 
     def _reply(self, exchange: "_ProxyExchange") -> Reply:
         # The order matters: once there is a status, neither an error nor the deadline changes the outcome.
-        if exchange.response is not None:
-            return self._answer(exchange.response, exchange)
+        if (response := exchange.response) is not None:
+            body = bytes(exchange.body[:BODY_MAX_BYTES])
+            return self._answer(response.status_code, response.headers.raw, body, complete=exchange.complete)
+        if exchange.request_body.requested and (answer := read_leniently(bytes(self._received))) is not None:
+            return self._answer(*answer, complete=False)
         if exchange.error is None:
             return exchange.timeout_reply(self._timeout_s)
         reason = self._mask(_describe_error(exchange.error).encode()).decode()
@@ -196,15 +265,17 @@ class HttpxLane:
             return not_connected(error, self._origin).advice
         return "check that the proxy in px.proxy runs and that this host can reach it"
 
-    def _answer(self, response: httpx.Response, exchange: "_ProxyExchange") -> PxAnswer:
-        headers = {name.lower(): self._mask(value) for name, value in response.headers.raw}
+    def _answer(
+        self, status: int, raw_headers: Iterable[tuple[bytes, bytes]], body: bytes, *, complete: bool
+    ) -> PxAnswer:
+        headers = {name.lower(): self._mask(value) for name, value in raw_headers}
         retry_after = headers.get(b"retry-after")
         return PxAnswer(
-            response.status_code,
-            self._mask(bytes(exchange.body[:BODY_MAX_BYTES])),
+            status,
+            self._mask(body),
             None if retry_after is None else retry_after.decode("latin-1"),
             headers.get(b"content-type", b"").decode("latin-1"),
-            not exchange.complete,
+            not complete,
         )
 
 

@@ -345,6 +345,72 @@ async def test_plain_http_goes_through_the_proxy():
         await lane.aclose()
 
 
+BROKEN_HEAD = b"HTTP/1.1 201 Created\r\nBad Name: 1\r\n\r\n{}"
+
+
+def tunnel(authority, answers, connect_answer=b"HTTP/1.1 200 Connection established\r\n\r\n"):
+    """A proxy that is the destination of its own tunnels, too."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("px.example").configure_cert(context)
+
+    async def handle(stream, server):
+        await read_request(stream, server)
+        await stream.send_all(connect_answer)
+        inner = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        for data in answers:
+            if await read_request(inner, server):
+                await inner.send_all(data)
+
+    return handle
+
+
+@pytest.mark.parametrize("first", [BROKEN_HEAD, b"HTTP/1.1 204 No Content\r\nX: y\r\n"], ids=["broken head", "cut off"])
+async def test_the_status_line_decides_through_a_proxy_too(authority, ca_file, first):
+    """h11 refused the answer, and the event was sent again for as long as the server answered so."""
+    async with serving(tunnel(authority, [first])) as server:
+        proxy = f"http://127.0.0.1:{server.port}"
+        lane = server.network(0.5, base_url="https://px.example", proxy=proxy, ca_file=ca_file).lane()
+        reply = await lane.send(EVENT)
+        assert (reply.status, reply.cut) == (int(first[9:12]), True)
+        assert server.requests[0].startswith(b"CONNECT px.example:443 ")
+        await lane.aclose()
+    async with serving(answering(BROKEN_HEAD)) as server:
+        lane = server.network(base_url="http://localhost:9", proxy=f"http://127.0.0.1:{server.port}").lane()
+        assert [(await lane.send(EVENT)).status for _ in range(2)] == [201, 201]
+        assert server.connections == 2
+        await lane.aclose()
+
+
+async def test_the_answer_to_connect_is_no_answer_of_px(authority, ca_file):
+    answer_to_connect = b"HTTP/1.1 201 Created\r\nBad Name: 1\r\n\r\n"
+    async with serving(tunnel(authority, [], answer_to_connect)) as server:
+        proxy = f"http://127.0.0.1:{server.port}"
+        lane = server.network(base_url="https://px.example", proxy=proxy, ca_file=ca_file).lane()
+        assert not isinstance(await lane.send(EVENT), PxAnswer)
+        assert len(server.requests) == 1
+        await lane.aclose()
+
+
+async def test_bytes_behind_a_body_are_no_answer_through_a_proxy(authority, ca_file):
+    """They were taken for the answer to the next event, which PX then never got."""
+    async with serving(tunnel(authority, [CREATED + CREATED, CREATED])) as server:
+        proxy = f"http://127.0.0.1:{server.port}"
+        lane = server.network(base_url="https://px.example", proxy=proxy, ca_file=ca_file).lane()
+        assert [(await lane.send(EVENT)).status for _ in range(2)] == [201, 201]
+        assert sum(request.startswith(b"POST ") for request in server.requests) == 2
+        assert server.connections == 2
+        await lane.aclose()
+
+
+async def test_a_tunnel_is_used_again(authority, ca_file):
+    async with serving(tunnel(authority, [CREATED, CREATED])) as server:
+        proxy = f"http://127.0.0.1:{server.port}"
+        lane = server.network(base_url="https://px.example", proxy=proxy, ca_file=ca_file).lane()
+        assert [(await lane.send(EVENT)).status for _ in range(2)] == [201, 201]
+        assert server.connections == 1
+        await lane.aclose()
+
+
 @pytest.mark.parametrize(
     ("status", "expected"), [("407 Proxy Authentication Required", PxAnswer), ("502 Bad", NotSent)]
 )
