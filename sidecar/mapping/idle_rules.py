@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sidecar.config import AttributeRules, MappingConfig
 from sidecar.mapping.filters import DropFilter
-from sidecar.mapping.mapper import call_values
+from sidecar.mapping.mapper import USER_TYPES, call_values
 from sidecar.mapping.names import CALL_NAMES
 from sidecar.mapping.paths import compile_path
 from sidecar.mapping.privacy import PLAIN_CALL_KEYS, fold, forms, json_in
@@ -171,6 +171,9 @@ class IdleRules:
                         yield f"{table}.{key} names {name!r}, which `drop` removes first; it never does anything."
                     elif key == "rename" and rules.keep and name not in rules.keep:
                         yield f"{table}.rename names {name!r}, which is not in `keep`; it never does anything."
+        for path in _paths_of(config, "userType"):
+            if path.startswith("=") and path[1:].upper() not in USER_TYPES:
+                yield f"mapping.fields.userType names {path!r}, which is not a user type of PX; it never does anything."
         for name in config.event:
             if config.events.get(name) == "":
                 yield f'mapping.event."{name}" never does anything: mapping.events maps that name to nothing.'

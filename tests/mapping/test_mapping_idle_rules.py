@@ -91,6 +91,7 @@ def test_rule_that_matched_nothing_is_named(toml: str, said: str):
         ),
         ('[mapping.attributes]\nkeep = ["a"]\nrename = { c = "b" }\n', "which is not in `keep`"),
         ('[mapping.events]\nX = ""\n[mapping.event.X]\npriority = "high"\n', "maps that name to nothing"),
+        ('[mapping.fields]\nuserType = ["traits.kind", "=ADMIN"]\n', "'=ADMIN', which is not a user type of PX"),
     ],
 )
 def test_rule_that_can_never_match_is_named_without_events(toml: str, said: str):
