@@ -297,3 +297,15 @@ def test_rudderstack_vectors_that_it_refuses():
     assert map_one({"type": "track", "event": "Product Added"}, RUDDERSTACK).dropped == "no_user"
     assert map_one(call("group", traits=ECORP), RUDDERSTACK).dropped == "remembered"
     assert len(upserts(map_one(call("group", groupId="ecorp-id", traits=ECORP), RUDDERSTACK))) == 2
+
+
+def test_rudderstack_router_vectors():
+    """Those of its router: nested lists in a track, and a group of a warehouse, whose groupId is a trait."""
+    nested = {"array": [1, 2, 3], "nested": {"json": "test"}, "deep": [{"a": 1, "b": 2}, {"a": 1, "b": [1, 2, 3]}]}
+    times = {"timestamp": "2021-06-26T16:11:22.335+05:30", "originalTimestamp": "2021-06-26T10:41:22.316Z"}
+    sent = body({**call("track", event="nested test2", properties=nested), **times}, RUDDERSTACK)
+    texts = {"array": "[1,2,3]", "nested": '{"json":"test"}', "deep": '[{"a":1,"b":2},{"a":1,"b":[1,2,3]}]'}
+    assert (sent["date"], sent["attributes"]) == (1624704082335, texts)
+    account, user = upserts(map_one(call("group", traits={"name": ",sleep(100)", "groupId": "myGId"}), RUDDERSTACK))
+    assert account == UpsertAccount("myGId", {"name": ",sleep(100)", "propertyKeys": [KEY]}, {})
+    assert user.fields["accountId"] == "myGId"
