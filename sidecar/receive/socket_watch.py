@@ -31,12 +31,21 @@ async def keep_open(
 ) -> None:
     """Bind ``path`` again each time that it has vanished, and pass the new listener to ``reopened``; never returns.
 
-    The new listeners live as long as ``stack``. What stands at the path instead is never touched.
+    The new listeners live as long as ``stack``. What stands at the path instead is never touched, but named in the log.
     """
     reported = ""
+    ours = named = identity_of(Path(path))
     while True:
         await trio.sleep(LOOK_EVERY_S)
-        if identity_of(Path(path)) is not None:
+        found = identity_of(Path(path))
+        if found is not None:
+            if found not in (ours, named):
+                named = found  # once, not every second
+                log.error(
+                    "Another file stands at the socket %s, and clients do not reach this daemon; remove it, and the socket is "
+                    "opened again.",
+                    path,
+                )
             continue
         try:
             listener = stack.enter_context(bind())
@@ -45,7 +54,7 @@ async def keep_open(
                 reported = str(error)
                 log.error("The socket %s has vanished: %s", path, error)
             continue
-        reported = ""
+        reported, ours = "", identity_of(Path(path))
         if listener is not None:
             log.warning("The socket %s had vanished; it is open again.", path)
             reopened(listener)

@@ -32,12 +32,7 @@ def bind_unix(path: Path, mode: int, group: str = "") -> Iterator[socket.socket]
     """
     group_id = _group_id(group) if group else -1
     _ensure_path_is_free(path)
-    try:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    except OSError as error:  # no descriptor is left
-        raise Failed(
-            f"The socket {path} cannot be created ({error.strerror}); raise the limit of open files."
-        ) from None
+    listener = _new_socket(path)
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +80,16 @@ def identity_of(path: Path) -> tuple[int, int, int] | None:
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
+def _new_socket(path: Path) -> socket.socket:
+    """Return a Unix socket for ``path``. Raises Failed, as while descriptors are short."""
+    try:
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise Failed(
+            f"The socket {path} cannot be created ({error.strerror or error}); raise LimitNOFILE in the unit, or `ulimit -n`."
+        ) from None
+
+
 def _ensure_path_is_free(path: Path) -> None:
     """Raise Failed if a live process listens on ``path``, or if ``path`` is not a socket."""
     try:
@@ -93,7 +98,7 @@ def _ensure_path_is_free(path: Path) -> None:
         return  # binding reports what is wrong with the folder
     if not stat.S_ISSOCK(kind):
         raise Failed(f"{path} exists and is not a socket; remove it or choose another path in [listen].")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with _new_socket(path) as probe:
         probe.settimeout(1)
         try:
             probe.connect(str(path))

@@ -251,8 +251,8 @@ BUGS = (
     Bug(
         "a vanished socket that stays closed",
         "sidecar/receive/socket_watch.py",
-        "        if identity_of(Path(path)) is not None:\n",
-        "        if True:\n",
+        "        if found is not None:\n",
+        "        if found is not None or ours is not None:\n",
         "sockets",
     ),
     Bug(
