@@ -1,10 +1,12 @@
 """One outbox, one process: even without the lock file, by a second name, and through a link."""
 
+import errno
 import os
 import subprocess
 import sys
 
 import pytest
+from outbox_files import raiser
 
 from sidecar.config import load_text
 from sidecar.errors import Failed
@@ -85,3 +87,9 @@ def test_a_file_that_is_renamed_to_the_outbox_is_locked_before(tmp_path):
     lock.release()
     with pytest.raises(Failed, match="cannot be written"):
         take_lock(tmp_path / "missing" / "o.db")
+
+
+def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path, monkeypatch):
+    """The pid in the lock file is for people, and its five bytes kept a daemon from starting and settling."""
+    monkeypatch.setattr(os, "pwrite", raiser(OSError(errno.ENOSPC, "No space left on device")))
+    take_lock(tmp_path / "o.db").release()
