@@ -58,6 +58,8 @@ __all__ = [
 MAGIC: Final = b"SQLite format 3\x00"
 # SQLite's integrity check of this many pages takes about 20 ms; larger files are not checked at the start.
 CHECKED_PAGES: Final = 2_000
+# The index of a log has 32 KiB; what a start writes before housekeeping looks at the disk takes a few pages.
+OPENING_BYTES: Final = 2**20
 _DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 
 
@@ -125,6 +127,7 @@ def open_outbox(
     was an outbox, and Failed if the recovery could not be completed.
     """
     opened = partial(Store, path, durability=durability, claim=claim, configured=configured)
+    _make_room(path)
     marker = _marker(path)
     # A marker without a name and without files is left from an outbox that an operator has removed since.
     if marker.exists() and (path.exists() or wal_path(path).exists() or marker.read_text()):
@@ -363,6 +366,16 @@ def _free_space(path: Path) -> int:
     if _free_bytes(path.parent) < needed_bytes:
         path.with_name(path.name + RESERVE).unlink(missing_ok=True)
     return needed_bytes
+
+
+def _make_room(path: Path) -> None:
+    """Remove the reserve if the disk is full: after a clean stop there is neither a log nor its index, and opening makes both.
+
+    Without them nothing could be settled, which is what the reserve is for. Housekeeping allocates it again.
+    """
+    with suppress(OSError):  # opening the file reports what is wrong with the folder
+        if _free_bytes(path.parent) < OPENING_BYTES:
+            path.with_name(path.name + RESERVE).unlink(missing_ok=True)
 
 
 def _free_bytes(folder: Path) -> int:

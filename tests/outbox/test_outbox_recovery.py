@@ -22,6 +22,7 @@ from outbox_files import (
 
 from sidecar.errors import ConfigError, Failed
 from sidecar.outbox import Store, open_outbox, recovery
+from sidecar.outbox.capacity import RESERVE
 from sidecar.outbox.database import damaged
 from sidecar.outbox.recovery import contradiction, damage_in, mark_damaged
 from sidecar.outbox.salvage import salvage
@@ -365,6 +366,16 @@ def test_a_failed_recovery_says_what_it_needs_and_leaves_nothing(path, monkeypat
     assert not {name for name in names(path) if "recovering" in name or "reserve" in name}
     monkeypatch.undo()
     open_outbox(path, durability="process").close()
+
+
+@pytest.mark.parametrize(("free_bytes", "kept"), [(0, False), (recovery.OPENING_BYTES, True)])
+def test_a_start_on_a_full_disk_uses_the_reserve(path, monkeypatch, free_bytes, kept):
+    """After a clean stop there is no log, and without space for one the daemon did not start beside a reserve of 24 MiB."""
+    reserve = path.with_name(path.name + RESERVE)
+    reserve.write_bytes(b"reserved")
+    monkeypatch.setattr(recovery, "_free_bytes", lambda _folder: free_bytes)
+    open_outbox(path, durability="process").close()
+    assert reserve.exists() == kept
 
 
 def test_a_salvage_is_one_complete_file(path):
