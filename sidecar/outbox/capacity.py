@@ -130,9 +130,13 @@ class Capacity:
     def release_reserve(self) -> DiskFull:
         """Remove the reserve and refuse events because the disk is full; return the error to raise."""
         self.full = "disk_full"
-        with suppress(OSError):  # the error of the disk is what is reported; the next step of housekeeping tries again
-            self._reserve.unlink(missing_ok=True)
+        self.remove_reserve()
         return self._disk_full()
+
+    def remove_reserve(self) -> None:
+        """Give the space of the reserve back, if that is possible; housekeeping allocates it again."""
+        with suppress(OSError):  # the error of the disk that led here is what is reported
+            self._reserve.unlink(missing_ok=True)
 
     def has_fewer_bytes(self, wanted_bytes: int) -> bool:
         """Return True if fewer bytes are free; False if the file system does not say: it has another problem then."""

@@ -15,6 +15,7 @@ first time the batch is retried, as with a failing disk; the second time the pro
 """
 
 import copy
+import errno
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ _DISK_ERRORS: Final = frozenset(
         sqlite3.SQLITE_PROTOCOL,
     }
 )
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class StoreFailed(StorageUnavailable):
@@ -202,6 +204,8 @@ class Committer:
 
     def _gone(self, error: Exception) -> OutboxGone:
         path = self._store.path
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in _NO_SPACE:
+            self._capacity.remove_reserve()  # for the next attempt: nothing can be settled before it succeeds
         self._alive()  # if the watchdog ended the process, the content that only it has would be lost
         return OutboxGone(
             f"The outbox {path} is gone from its path and could not be put back ({error}); its events are in this process "

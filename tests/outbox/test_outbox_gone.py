@@ -72,6 +72,21 @@ def message_id(store, event_id):
     return body.split(b'"')[3].decode()[1:]
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), sqlite_error(sqlite3.SQLITE_FULL)])
+def test_the_reserve_makes_room_for_the_copy(store, monkeypatch, error):
+    """The outbox could not be put back on a full disk, while the reserve beside it stayed."""
+    capacity = Capacity(store.path, 2**30)
+    committer = Committer(store, capacity)
+    assert committer.maintain(lambda *_: False, Batch(0)) == (False, None)
+    reserve = store.path.with_name("o.db.reserve")
+    assert reserve.exists()
+    store.path.unlink()
+    monkeypatch.setattr(rescue, "copy_database", raiser(error))
+    assert isinstance(one_more(committer, "a")[0], OutboxGone)
+    assert not reserve.exists()
+    assert capacity.full is None
+
+
 async def test_no_empty_file_is_made_by_reopening(store, monkeypatch, autojump_clock):
     """After an error of the disk the connection is opened again: where the file was gone, that made an empty outbox."""
     async with running(store) as (outbox, _):
