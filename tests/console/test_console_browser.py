@@ -620,6 +620,16 @@ def test_an_export_that_breaks_off_is_not_saved(browser, place):
         page.wait_for_selector("text=The connection is lost")
 
 
+def test_a_search_that_is_not_at_its_end_does_not_say_no(browser, place):
+    """Of ten million events it looks through a part, and offers the rest."""
+    with open_page(browser, place) as page:
+        page.route("**/api/v1/events?*", lambda route: route.fulfill(json={"events": [], "next": "0.5"}))
+        page.goto(f"{place.console.origin}/#/events?name=Rare")
+        page.wait_for_selector("text=None so far.")
+        page.wait_for_selector("text=Older events")
+        assert page.locator("text=No event found").count() == 0
+
+
 def test_events_are_searched_by_time(browser, place):
     place.daemon.track("u", "Feature Used")
     place.daemon.settle()

@@ -11,7 +11,7 @@ export async function signIn(code) {
  sessionStorage.setItem(key, token)
 }
 
-const lost = e => { throw e.name === 'AbortError' ? e : new Error('The connection is lost; try again, or start the console again.') }
+const lost = e => { throw e.name === 'AbortError' ? e : new Error('The connection is lost; try again, or restart the console.') }
 async function open(method, path, body, signal) {
  const answer = await fetch(path, { method, signal, headers: { Authorization: 'Bearer ' + token, 'Content-Type': 'application/json' }, body: body && JSON.stringify(body) }).catch(lost)
  if (!answer.ok) {

@@ -18,7 +18,7 @@ function List({ params }) {
    // An empty page can have a successor.
    for (let tries = 0, events = old; tries < 20; tries++) {
     const answer = await get('/v1/events', { ...which, since_ms: since && +new Date(since), until_ms: until && +new Date(until), before, limit: 50 })
-    if (mine !== turn.current) return // another search has begun
+    if (mine !== turn.current) return // a newer search runs
     events = [...events, ...answer.events]; before = answer.next
     setPage({ events, next: before })
     if (!before || answer.events.length) break
@@ -38,7 +38,7 @@ function List({ params }) {
  return html`<h1>Events</h1><form role="search" onSubmit=${search}><${Select} label="State" name="state" value=${params.state} options=${states} /><${Field} label="Name" name="name" value=${params.name} />
  ${!about.hide_bodies && html`<${Field} label="User" name="user" value=${params.user} /><${Field} label="Message id" name="message_id" value=${params.message_id} /><${Field} label="Number" name="id" inputmode="numeric" pattern="[0-9]*" />`}<${Field} label="From" name="since" type="datetime-local" value=${params.since} /><${Field} label="To" name="until" type="datetime-local" value=${params.until} /><button class="main">Search</button></form><${Problem} error=${error} />
  ${page.events.length > 0 && html`<${Table} label="Events found" heads=${['#Number', 'Received', 'State', 'Name', '~User', '~Settled']}>${page.events.map(row => html`<tr><td class="n">${about.hide_bodies ? row.id : html`<a href=${to('events', { id: row.id })}>${row.id}</a>`}</td><td class="t">${date(row.received_ms)}</td><td><${State} what=${row.state} reason=${row.reason} /></td><td>${cut(row.name, 100)}</td><td class="wide">${cut(row.user, 60)}</td><td class="wide t">${date(row.settled_ms)}</td></tr>`)}<//>`}
- ${!page.events.length && html`<p class="soft" role="status">${busy ? 'Searching …' : 'No event found. Delivered and dropped ones are shown for outbox.keep_delivered.'}</p>`}${instead && html`<${Instead} ...${instead} user=${params.user} />`}
+ ${!page.events.length && html`<p class="soft" role="status">${busy ? 'Searching …' : page.next ? 'None so far.' : 'No event found. Delivered and dropped ones are shown for outbox.keep_delivered.'}</p>`}${instead && html`<${Instead} ...${instead} user=${params.user} />`}
  ${page.next && html`<button disabled=${busy} onClick=${() => load(page.next, page.events)}>Older events</button>`}`
 }
 function Instead({ names = [], newest_names = [], same_user = [], refused, user }) {
@@ -53,7 +53,7 @@ function Story({ id }) {
  useEffect(() => {
   setEvent(null); setShown(null)
   attempt(async () => {
-   await get('/v1/events/' + encodeURIComponent(id)) // says why there is none
+   await get('/v1/events/' + encodeURIComponent(id)) // or why not
    setEvent((await get('/v1/trace', { id })).stories[0])
   })
  }, [id])
