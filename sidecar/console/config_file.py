@@ -61,6 +61,8 @@ _RULES: Final = {
     **{kind: ("attributes", kind) for kind in ("keep", "drop", "hash", "rename", "set")},
 }
 
+_LISTS: Final = frozenset({"source", "keep", "drop", "hash"})  # in a table "-" is a name
+
 
 class Edit(msgspec.Struct, forbid_unknown_fields=True):
     """One edit: the value at ``path``; None removes it. A list is addressed by position, ``-`` appends.
@@ -197,7 +199,7 @@ def _apply(tree: Any, path: Sequence[str | int], value: Any) -> None:
         if isinstance(tree, dict) and key not in tree:
             if value is None:
                 return
-            tree[key] = [] if following == "-" else {}
+            tree[key] = [] if following == "-" and key in _LISTS else {}
         above, tree = tree, tree[key]
     if last == "-" and not isinstance(tree, dict):
         _append(tree, value)

@@ -625,8 +625,17 @@ def test_a_search_that_is_not_at_its_end_does_not_say_no(browser, place):
     with open_page(browser, place) as page:
         page.route("**/api/v1/events?*", lambda route: route.fulfill(json={"events": [], "next": "0.5"}))
         page.goto(f"{place.console.origin}/#/events?name=Rare")
-        page.wait_for_selector("text=None so far.")
+        page.wait_for_selector("text=None yet.")
         page.wait_for_selector("text=Older events")
+        assert page.locator("text=No event found").count() == 0
+
+
+def test_a_search_that_fails_does_not_say_no(browser, place):
+    no = {"error": "The outbox cannot be read."}
+    with open_page(browser, place, expected=("503",)) as page:
+        page.route("**/api/v1/events?*", lambda route: route.fulfill(status=503, json=no))
+        page.goto(f"{place.console.origin}/#/events?name=Rare")
+        page.wait_for_selector("text=The outbox cannot be read.")
         assert page.locator("text=No event found").count() == 0
 
 

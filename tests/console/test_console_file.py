@@ -224,6 +224,12 @@ NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
 )
 
 
+@pytest.mark.parametrize("table", ["events", "fields"])
+def test_a_dash_is_a_name_in_a_table(table):
+    changed = edit("", [Edit(["mapping", table, "-"], "Dash"), Edit(["mapping", "attributes", "set", "-"], "d")])
+    assert tomllib.loads(changed)["mapping"] == {table: {"-": "Dash"}, "attributes": {"set": {"-": "d"}}}
+
+
 @given(names=st.dictionaries(NAMES, NAMES, min_size=1, max_size=5))
 def test_any_name_can_be_mapped(names):
     changed = edit(TEXT, [Edit(["mapping", "events", name], value) for name, value in names.items()])
