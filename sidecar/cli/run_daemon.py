@@ -16,7 +16,15 @@ from sidecar.config.schema import Config, Secret
 from sidecar.daemon import serve_daemon
 from sidecar.errors import SidecarError
 from sidecar.observe.log_queue import QueuedStream
-from sidecar.observe.logs import LogLines, configure, is_text, missing_note, secrets_of, write_keys_of
+from sidecar.observe.logs import (
+    LogLines,
+    configure,
+    is_text,
+    missing_note,
+    secrets_of,
+    write_keys_of,
+    write_suppressed,
+)
 from sidecar.startup import Claimed
 
 __all__ = ["run_daemon"]
@@ -44,7 +52,10 @@ def run_daemon(config: Config, key: Secret, config_flag: str | None, claimed: Cl
     )
     file = ConfigFile(config_flag, instance=instance)
     try:
-        trio.run(serve_daemon, config, key, file, claimed, lines, masks, clock=FreezeClock())
+        try:
+            trio.run(serve_daemon, config, key, file, claimed, lines, masks, clock=FreezeClock())
+        finally:
+            write_suppressed()
     except BaseExceptionGroup as group:
         raise _logged(expected_error(group), config) from None
     except SidecarError as error:

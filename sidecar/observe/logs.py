@@ -34,7 +34,16 @@ from sidecar.errors import with_instance
 from sidecar.observe.log_queue import MISSING
 from sidecar.units import show_duration
 
-__all__ = ["LogLines", "LogMasks", "configure", "is_text", "missing_note", "secrets_of", "write_keys_of"]
+__all__ = [
+    "LogLines",
+    "LogMasks",
+    "configure",
+    "is_text",
+    "missing_note",
+    "secrets_of",
+    "write_keys_of",
+    "write_suppressed",
+]
 
 REPEAT_EVERY_S: Final = 60.0
 REPEAT_KEYS_MAX: Final = 200
@@ -160,6 +169,13 @@ def configure(
     return masks
 
 
+def write_suppressed() -> None:
+    """Write the last record of each kind that is suppressed at this moment, because the process ends."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Handler):
+            handler.write_suppressed()
+
+
 def is_text(log: LogConfig, stream: LogStream) -> bool:
     """Return whether the lines are text, not JSON."""
     return log.format == "text" or (log.format == "auto" and stream.isatty())
@@ -270,10 +286,14 @@ class _Handler(logging.StreamHandler[LogStream]):
             lines = prefix + lines.replace("\n", f"\n{prefix}")
         return lines
 
-    def close(self) -> None:
-        """Write the last record of each suppressed kind, and close."""
+    def write_suppressed(self) -> None:
+        """Write the last record of each suppressed kind."""
         for suppressed in self._repeats.flush():
             super().emit(suppressed)
+
+    def close(self) -> None:
+        """Write the last record of each suppressed kind, and close."""
+        self.write_suppressed()
         super().close()
 
 

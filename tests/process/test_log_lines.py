@@ -27,6 +27,22 @@ def test_each_line_of_a_run_fits_the_schema(harness: ProcessHarness):
     assert any("Stopping on SIGTERM" in line["message"] for line in given)
 
 
+def test_a_repeat_before_the_end_is_logged(harness: ProcessHarness):
+    """It waited for its minute to be over, and the process ended first."""
+    harness.start_sandbox()
+    harness.write_config()
+    daemon = harness.start_daemon()
+    (harness.folder / "config.toml").write_text("[deliver]\nhosts = 0\n")
+    daemon.send_signal(signal.SIGHUP)
+    wait_until(lambda: "was not reloaded" in harness.log("run"), what="the refused reload")
+    (harness.folder / "config.toml").write_text("[deliver]\nhosts = -7\n")
+    daemon.send_signal(signal.SIGHUP)
+    wait_until(lambda: "hosts is -7" in json.dumps(harness.status()), what="the second refused reload")
+    assert "hosts is -7" not in harness.log("run")
+    assert harness.stop(daemon) == 0
+    assert "hosts is -7" in harness.log("run").splitlines()[-1]
+
+
 def test_a_pause_is_logged_and_so_is_its_end_and_a_start_during_it(harness: ProcessHarness):
     """An operator's pause left no line: the log gave no reason why the daemon sent nothing."""
     harness.start_sandbox()
