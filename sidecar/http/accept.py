@@ -4,8 +4,9 @@ Rules
 -----
 * A connection slot is acquired before accepting, so that at most ``max_connections`` are open. Further clients wait in
   the kernel's queue, where they need neither a descriptor nor memory of this process.
-* Running out of descriptors, memory or buffers is temporary: report it, pause, accept again. Every other error of a
-  listener means that it is unusable, and is raised.
+* Running out of descriptors, memory or buffers is temporary: report it, pause, accept again. A client that has gone before it
+  was accepted is an error of accept(2) on some systems, and none of the listener. Every other error means that the listener is
+  unusable, and is raised.
 * An error in one connection never ends another connection or the loop.
 * A listener that is closed with clients in its queue resets them (tcp(7)), and a client cannot know whether its request
   was read. So a listener of our own is emptied before it is closed, at once: later clients are refused and try again.
@@ -26,6 +27,8 @@ OnError = Callable[[BaseException], None]
 # connection stays in the queue, and the listener stays readable.
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _RETRY_PAUSE_S = 0.1
+# The client has gone: BSD, macOS and gVisor report it, Linux returns its socket.
+_CLIENT_GONE = frozenset({errno.ECONNABORTED, errno.EPROTO})
 
 
 def shortage(error: BaseException) -> str | None:
@@ -127,6 +130,8 @@ class _Acceptor(NamedTuple):
                 stream = await listener.accept()
             except OSError as error:
                 self.free_slots.release()
+                if error.errno in _CLIENT_GONE:
+                    continue
                 if error.errno not in _OUT_OF_RESOURCES:
                     raise
                 self._report(error)
@@ -149,6 +154,8 @@ class _Acceptor(NamedTuple):
                 try:
                     stream = await listener.accept()
                 except OSError as error:
+                    if error.errno in _CLIENT_GONE:
+                        continue
                     self._report(error)
                     return
                 self.free_slots.acquire_nowait()

@@ -79,6 +79,24 @@ async def test_accept_is_retried_when_resources_run_out(autojump_clock, number):
     assert trio.current_time() == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO])
+async def test_a_client_that_has_gone_is_no_error_of_the_listener(autojump_clock, number):
+    """It ended the daemon where accept(2) reports such clients, as on macOS."""
+    listener = FakeListener()
+    reported = []
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                listener.fail(OSError(number, "gone"))
+            client = listener.connect()
+            nursery.start_soon(lambda: serve([listener], answer_one, max_connections=1, on_error=reported.append))
+            await client.send_all(REQUEST)
+            assert await client.receive_some() == b"answered"
+            scope.cancel()
+    assert reported == []
+    assert trio.current_time() == 0
+
+
 async def answer_one(stream) -> None:
     await stream.receive_some()
     await stream.send_all(b"answered")
