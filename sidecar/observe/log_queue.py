@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, TextIO
 
 __all__ = ["MISSING", "QueuedStream"]
@@ -22,7 +23,7 @@ class QueuedStream:
     """Writes what it is given to ``stream`` in a thread of its own, in order.
 
     While the stream takes nothing, the newest ``lines_max`` texts wait; further ones are dropped. What it refuses, as a full
-    disk does, is lost. The first text that is written afterwards is preceded by the line ``note(n)``, which says how many.
+    disk does, is lost. The line ``note(n)`` says how many: before the first text that is written afterwards, or at the end.
     """
 
     def __init__(
@@ -71,7 +72,10 @@ class QueuedStream:
         """Give the thread ``CLOSE_TIMEOUT_S`` to write what is queued; what the stream does not take by then is lost."""
         deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
         try:
-            self._queue.put(None, timeout=CLOSE_TIMEOUT_S)
+            if self._dropped:
+                self._queue.put(self._dropped, timeout=CLOSE_TIMEOUT_S)
+                self._dropped = 0
+            self._queue.put(None, timeout=max(0.0, deadline_s - time.monotonic()))
         except queue.Full:
             return
         self._thread.join(max(0.0, deadline_s - time.monotonic()))
@@ -89,6 +93,9 @@ class QueuedStream:
                 self._put(text)
             except (OSError, ValueError):
                 missing += 1  # closed, or a disk that is full: the next line may pass
+        if missing:
+            with suppress(OSError, ValueError):
+                self._put(self._note(missing))
 
     def _put(self, text: str) -> None:
         self._stream.write(text)

@@ -49,6 +49,17 @@ def test_a_stalled_stream_drops_lines_and_says_how_many():
     assert lines[-2] == f"The log could not be written for a while; {missing} lines are missing here."
 
 
+def test_lines_that_were_dropped_last_are_counted_at_the_end():
+    stalled = StalledStream()
+    stream = QueuedStream(stalled, lines_max=3)
+    for number in range(20):
+        stream.write(f"{number}\n")
+    stalled.resume.set()
+    stream.close()
+    *lines, note = stalled.getvalue().splitlines()
+    assert note == f"The log could not be written for a while; {20 - len(lines)} lines are missing here."
+
+
 def test_a_stream_that_fails_causes_no_error():
     class ClosedStream(io.StringIO):
         def write(self, text: str) -> int:
