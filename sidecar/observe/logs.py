@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
+from urllib.parse import unquote
 
 import msgspec
 
@@ -56,6 +57,7 @@ _PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}  # 
 # Attributes that are not data from ``extra``: those of every record, "more", which this module adds, and
 # "always", which speaks to it.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "more", "always"}
+_URL_PASSWORD = re.compile(r"//[^:@]*:(.+)@")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -194,8 +196,13 @@ def missing_note(log: LogConfig, stream: LogStream, environ: Mapping[str, str]) 
 
 
 def secrets_of(config: Config) -> list[Secret]:
-    """Return the secrets of the configuration, except write keys. An API key in ``px.api_key_file`` is not among them."""
-    return list(_secrets_in(msgspec.structs.replace(config, source=[])))
+    """Return the secrets of the configuration, except write keys: also the password in the address of the proxy.
+
+    An API key in ``px.api_key_file`` is not among them.
+    """
+    password = _URL_PASSWORD.search(config.px.proxy)
+    in_proxy = [] if password is None else [Secret(password[1]), Secret(unquote(password[1]))]
+    return [*_secrets_in(msgspec.structs.replace(config, source=[])), *in_proxy]
 
 
 def write_keys_of(config: Config) -> list[Secret]:

@@ -157,6 +157,14 @@ def test_all_secrets_of_the_configuration_are_found():
     assert revealed == {f"MARKED-{number}" for number in range(1, 6)}
 
 
+def test_the_password_of_the_proxy_is_a_secret():
+    config = load_text('[px]\nproxy = "http://user:MARKED%40pass@proxy.example:3128"')
+    stream = io.StringIO()
+    configure(LogConfig(format="text"), stream, {}, secrets_of(config))
+    log.warning("%s and %s failed at proxy.example", config.px.proxy, "MARKED@pass")
+    assert "http://user:****@proxy.example:3128 and **** failed at proxy.example" in stream.getvalue()
+
+
 @pytest.mark.parametrize("format_", ["text", "json"])
 def test_a_message_cannot_forge_a_line_or_control_a_terminal(format_):
     stream = io.StringIO()
