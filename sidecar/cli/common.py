@@ -126,20 +126,35 @@ def print_json(value: Any) -> None:
 
 
 def print_document(text: str) -> None:
-    """Print what is kept as a file: in UTF-8 whatever the locale, except on a terminal, which shows marks instead."""
+    """Print what is kept as a file: in UTF-8 whatever the locale, except on a terminal, which shows marks instead.
+
+    There a mark also stands for a control character: event names come from apps, and a terminal would execute them.
+    """
+    if sys.stdout.isatty():
+        text = text.replace("\r\n", "\n")  # the ends of lines in CSV; a single one would write over its line
+        text = "".join(char if char.isprintable() or char == "\n" else "·" for char in text)
     click.echo(text if sys.stdout.isatty() else text.encode(), nl=False)
 
 
 def json_for(stream: Any, data: bytes) -> str:
-    """Return JSON as a text that ``stream`` can hold: with escapes where its encoding is not UTF-8."""
+    """Return JSON as a text that ``stream`` can hold: with escapes where its encoding is not UTF-8.
+
+    On a terminal they also stand for control characters, which it would execute: those beyond ASCII need none in JSON.
+    """
     text = data.decode()
+    if stream.isatty():
+        text = "".join(char if char.isprintable() or char == "\n" else _escaped(char) for char in text)
     try:
         text.encode(getattr(stream, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
-        import json
-
-        text = "".join(char if char < "\x80" else json.dumps(char)[1:-1] for char in text)
+        text = "".join(char if char < "\x80" else _escaped(char) for char in text)
     return text
+
+
+def _escaped(char: str) -> str:
+    import json
+
+    return json.dumps(char)[1:-1]
 
 
 def print_json_error(message: str, exit_code: int) -> None:
