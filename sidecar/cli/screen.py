@@ -41,7 +41,10 @@ def console(*, stderr: bool = False) -> Console:
     The environment variable NO_COLOR turns colors off (rich reads it).
     """
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=min(WIDTH, columns(stream)), highlight=False)
+    made = Console(file=stream, width=min(WIDTH, columns(stream)), highlight=False)
+    if made.is_dumb_terminal:
+        made.height = made.size.height  # with a width alone rich takes 80 columns there
+    return made
 
 
 def columns(stream: TextIO) -> int:
