@@ -21,6 +21,8 @@ __all__ = ["dead"]
 
 # A copy of sidecar.observe.DEAD_REASONS (a test compares them): importing that package loads prometheus_client.
 REASONS = ("bad_event", "refused", "firewall", "too_old", "failing", "mapping_error")
+# Ids are at most 19 digits long, and a request line at most 32 KiB (``Limits`` in sidecar/http/message.py).
+IDS_A_CALL = 1_000
 F = TypeVar("F", bound=Callable[..., Any])
 Selection = dict[str, Any]
 
@@ -55,13 +57,15 @@ def _selection(
 
 def _letter_pages(backend: ControlApi, selection: Selection) -> Iterator[dict[str, Any]]:
     """Yield all pages of the selected letters."""
-    ids = selection["ids"]
-    params = selection | {"ids": ",".join(map(str, ids)) if ids else None}
-    after: int | None = 0
-    while after is not None:
-        page = backend.get("/v1/dead", params | {"after": after})
-        after = page["next"]
-        yield page
+    ids = sorted(set(selection["ids"] or ()))  # pages are in the order of the ids
+    parts: list[list[int] | None] = [ids[at : at + IDS_A_CALL] for at in range(0, len(ids), IDS_A_CALL)] or [None]
+    for part in parts:
+        params = selection | {"ids": ",".join(map(str, part)) if part else None}
+        after: int | None = 0
+        while after is not None:
+            page = backend.get("/v1/dead", params | {"after": after})
+            after = page["next"]
+            yield page
 
 
 @click.group()

@@ -136,6 +136,12 @@ def test_export_prints_one_line_per_letter(refusing, verb):
     assert "2 dead letters are exported" in ran.err
 
 
+def test_as_many_ids_as_a_command_line_takes_are_listed(refusing, verb):
+    """All of them stood in one URL, which the daemon refuses above 32 KiB: "the headers of the request are too large"."""
+    ran = verb("dead", "export", "4", *map(str, range(9_000, 0, -1)), *refusing.daemon_dir.flags)
+    assert [json.loads(line)["id"] for line in ran.out.splitlines()] == [1, 2, 4]
+
+
 def test_every_action_works_without_a_daemon(daemon_dir: DaemonDir, verb):
     px = Px()
     with daemon_dir.running(px) as daemon:
