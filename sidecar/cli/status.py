@@ -170,7 +170,10 @@ def _lines(snapshot: dict[str, Any]) -> list[tuple[str, object]]:
         waits = show_duration(slowest["waiting_for_s"])
         user = printable(slowest["user"]) if slowest["user"] is not None else "an event without a user"
         lines.append(
-            ("slowest", f"{user} waiting for {waits}, {slowest['attempts']} attempts: {printable(slowest['detail'])}")
+            (
+                "slowest",
+                f"{user} waiting for {waits}, {counted(slowest['attempts'], 'attempt')}: {printable(slowest['detail'])}",
+            )
         )
     problem = snapshot["last_problem"]
     if problem and problem["message"] not in snapshot["reasons"]:  # shown above as a problem otherwise
@@ -214,7 +217,7 @@ def _pace(snapshot: dict[str, Any]) -> str:
         return f"idle; up to {text} once events come"
     if not snapshot["delivering"] and not snapshot["in_flight"]:
         return f"nothing is sent now; up to {text} once delivery continues"
-    return f"{text}, {snapshot['in_flight']} in flight, {snapshot['lanes']} connections"
+    return f"{text}, {snapshot['in_flight']} in flight, {counted(snapshot['lanes'], 'connection')}"
 
 
 def _quota(quota: dict[str, Any]) -> str:

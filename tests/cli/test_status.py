@@ -207,6 +207,13 @@ def test_delivered_shows_retries_and_unknown_outcomes(healthy: dict):
     assert ";" not in line(healthy, "delivered")
 
 
+def test_one_connection_and_one_attempt_are_singular(healthy: dict):
+    slow = {"user": "u1", "waiting_for_s": 2.0, "attempts": 1, "detail": "PX answered 503."}
+    status = healthy | {"pending": 1, "in_flight": 1, "lanes": 1, "slowest_user": slow}
+    assert line(status, "pace").endswith("1 in flight, 1 connection")
+    assert line(status, "slowest") == "u1 waiting for 2.0s, 1 attempt: PX answered 503."
+
+
 def test_a_full_outbox_and_an_unknown_size_are_shown(healthy: dict):
     outbox = healthy["outbox"] | {"bytes": None, "max_bytes": 2**30}
     assert line(healthy | {"outbox": outbox, "full": "disk"}, "outbox").startswith("? of 1 GiB, FULL (disk)")
