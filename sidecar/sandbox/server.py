@@ -283,8 +283,11 @@ class Sandbox:
         return _json({"entries": entries, "next": stop if stop < len(self.journal) else None})
 
     async def _event_lines(self) -> AsyncIterator[bytes]:
-        lines = []
+        lines: list[bytes] = []
+        columns = self.journal.columns
         for index in self.journal.stored():
+            if self.journal.columns is not columns:
+                return  # a reset between two parts of the answer: the index now is that of another request, or of none
             # In JSON a line end can only stand between tokens, so this changes no value.
             lines.append(self.journal.body(index).replace(b"\n", b" "))
             if len(lines) == 500:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sandbox_client import EVENTS, client_of, event
 
 from sidecar.clock import SystemClock
-from sidecar.http import Shutdown
+from sidecar.http import Request, Shutdown
 from sidecar.sandbox import Faults, OpenAnswers, Outage, Sandbox, serve_sandbox
 from sidecar.sandbox.report import largest_window
 
@@ -323,6 +323,18 @@ async def test_all_stored_events_are_listed_one_per_line(make_box, count):
             await call("POST", EVENTS, event(seq=number))
         _, _, body = await call("GET", "/sandbox/events", b"")
     assert [json.loads(line) for line in body.splitlines()] == [event(seq=number) for number in range(count)]
+
+
+async def test_a_reset_ends_a_list_of_events_that_is_being_sent(make_box):
+    box = make_box(per_second=0, per_day=0)
+    async with client_of(box) as call:
+        for number in range(600):
+            await call("POST", EVENTS, event(seq=number))
+    response = await box.handle(Request("GET", "/sandbox/events", "", [], b"", "1.1", True))
+    parts = [len((await anext(response.body)).splitlines())]
+    box.reset()
+    parts += [len(part.splitlines()) async for part in response.body]
+    assert parts == [500]
 
 
 @pytest.mark.parametrize("content", [b"my notes\nof a year\n", b"SQLite format 3\0", b"5 apples\n"])
