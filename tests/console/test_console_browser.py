@@ -436,7 +436,7 @@ def test_a_product_is_added_step_by_step(browser, place):
 def test_reconcile_says_that_nothing_was_delivered(browser, place):
     with open_page(browser, place, screen="reconcile") as page:
         page.click("text=Ask PX")
-        page.wait_for_selector("text=Nothing was delivered in this time")
+        page.wait_for_selector("text=Nothing was delivered then")
         assert page.locator("tbody tr").count() == 0
 
 

@@ -169,7 +169,7 @@ def test_a_second_session_leaves_the_folder_of_the_first_as_it_is(tmp_path):
     """It wrote its own addresses into the configuration, and cut the log of what PX got, before it failed."""
     state = tmp_path / "my state"
     with running(tmp_path, "--state", "my state") as dev:
-        assert shlex.split(dev.line("Other verbs"))[-1] == str(state / "config.toml"), "quoted for a shell"
+        assert shlex.split(dev.line("Other verbs"))[-1].endswith("my state/config.toml"), "quoted for a shell"
         before = (state / "config.toml").read_text()
         options = ["dev", "--listen", f":{free_ports(1)[0]}", "--state", str(state)]
         result = CliRunner().invoke(main, options)

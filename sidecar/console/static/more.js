@@ -56,7 +56,7 @@ export function Reconcile({ params }) {
  return html`<h1>Reconcile</h1><p class="soft">What this host delivered beside what PX says it has. The newest 15 minutes are left out, because PX shows events late.</p>
  <form onSubmit=${ask}><${Field} label="Hours back" name="hours" type="number" min="1" max="4560" value=${params.hours || '24'} /><button class="main" disabled=${busy}>${busy ? 'Asking PX …' : 'Ask PX'}</button></form><${Problem} error=${error} />
  ${found && html`<div><p class="soft">${date(found.since_ms)} to ${date(found.until_ms)}${found.complete_since_ms > found.since_ms ? '. The history of this host begins ' + date(found.complete_since_ms) : ''}</p>${found.problem && html`<p class="note">${found.problem}</p>`}
- <${Table} label="Counts" heads=${['Name in PX', '#Delivered', '#In PX', 'Verdict']}>${found.names.map(row => html`<tr><td>${cut(row.name, 100)}</td><td class="n">${num(row.delivered)}</td><td class="n">${num(row.px)}</td><td class=${row.px != null && row.px < row.delivered ? 'bad' : ''}>${verdict(row)}</td></tr>`)}<//>${found.left_out > 0 && html`<p>And ${num(found.left_out)} more names.</p>`}${!found.names.length && html`<p class="soft">Nothing was delivered in this time.</p>`}</div>`}`
+ <${Table} label="Counts" heads=${['Name in PX', '#Delivered', '#In PX', 'Verdict']}>${found.names.map(row => html`<tr><td>${cut(row.name, 100)}</td><td class="n">${num(row.delivered)}</td><td class="n">${num(row.px)}</td><td class=${row.px != null && row.px < row.delivered ? 'bad' : ''}>${verdict(row)}</td></tr>`)}<//>${found.left_out > 0 && html`<p>And ${num(found.left_out)} more names.</p>`}${!found.names.length && html`<p class="soft">Nothing was delivered then.</p>`}</div>`}`
 }
 
 function Fleet() {
