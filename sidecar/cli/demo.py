@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.live import Live
 
@@ -69,6 +70,9 @@ def demo(events: int, users: int, keep: bool, with_console: bool, hosts: int | N
     os.environ["no_proxy"] = "*"  # all of it is on this host, where no proxy leads; the Segment SDK would use one
     console = Console(highlight=False)
     if hosts is not None:
+        chosen = click.get_current_context().get_parameter_source("users") is not ParameterSource.DEFAULT
+        if keep or with_console or chosen:
+            raise click.UsageError("--fleet takes --events alone; leave out --users, --keep and --console.")
         from sidecar.cli.demo_fleet import run_fleet_demo
 
         sys.exit(0 if run_fleet_demo(console, hosts, events) else 1)

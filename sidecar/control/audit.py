@@ -5,6 +5,7 @@ give another name than its own. What is recorded of a call is its parameters, wi
 """
 
 import hashlib
+import logging
 import os
 import pwd
 import socket
@@ -12,9 +13,10 @@ import struct
 from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
+import trio
 
 from sidecar.control.answers import (
     Int64,
@@ -26,11 +28,25 @@ from sidecar.control.answers import (
     decode_query,
     json_response,
 )
+from sidecar.errors import SidecarError
 from sidecar.http import Request, Response
 from sidecar.outbox import Outbox
 from sidecar.outbox.operations import add_audit, audit_page
 
-__all__ = ["AUDITED", "AuditQuery", "AuditRoutes", "Note", "PagedCalls", "describe_peer", "describe_self", "peer"]
+__all__ = [
+    "AUDITED",
+    "AuditQuery",
+    "AuditRoutes",
+    "Note",
+    "PagedCalls",
+    "Peer",
+    "describe",
+    "peer",
+    "peer_of",
+    "this_process",
+]
+
+log = logging.getLogger(__name__)
 
 AUDITED: Final = {
     "/v1/pause": "pause",
@@ -55,8 +71,19 @@ _OF_THE_PAGE: Final = frozenset({"after", "next", "events", "total"})
 MAX_DETAIL: Final = 2_000
 PAGED_MAX: Final = 1_000
 
-peer: ContextVar[str] = ContextVar("peer", default="this process")
-"""The peer that is connected: set for each connection, in its task."""
+NAME_S: Final = 1.0  # for the name of a user, which may come over the network
+
+
+class Peer(NamedTuple):
+    """A process at the other end of a Unix socket; ``where`` is added to its description."""
+
+    uid: int
+    pid: int
+    where: str = ""
+
+
+peer: ContextVar[Peer | None] = ContextVar("peer", default=None)
+"""The peer that is connected: set for each connection, in its task. None if the kernel does not say."""
 
 
 class AuditQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -73,27 +100,38 @@ class Note(msgspec.Struct, forbid_unknown_fields=True):
     detail: str = ""
 
 
-def describe_peer(connection: socket.socket | Any) -> str:
-    """Return the user and process at the other end of a Unix socket, such as ``root (uid 0, pid 4711)``."""
+def peer_of(connection: socket.socket | Any) -> Peer | None:
+    """Return the user and process at the other end of a Unix socket."""
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, uid, _ = struct.unpack("3i", raw)
     except (OSError, AttributeError):
-        return "unknown"
-    return _describe(uid, pid)
+        return None
+    return Peer(uid, pid)
 
 
-def describe_self() -> str:
+def this_process() -> Peer:
     """Return the user and process that runs this, for changes that are made without a daemon."""
-    return f"{_describe(os.getuid(), os.getpid())}, without a daemon"
+    return Peer(os.getuid(), os.getpid(), ", without a daemon")
 
 
-def _describe(uid: int, pid: int) -> str:
-    try:
-        name = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        name = "?"
-    return f"{name} (uid {uid}, pid {pid})"
+def describe(who: Peer, name: str | None = None) -> str:
+    """Return a process as the trail shows it, such as ``root (uid 0, pid 4711)``; ``name`` is looked up if it is None."""
+    if name is None:
+        try:
+            name = pwd.getpwuid(who.uid).pw_name
+        except KeyError:
+            name = "?"
+    return f"{name} (uid {who.uid}, pid {who.pid}){who.where}"
+
+
+async def _description(who: Peer | None) -> str:
+    """Return a peer as ``describe`` does. A directory of users that does not answer (LDAP, sssd) holds nothing up."""
+    if who is None:
+        return "unknown"
+    with trio.move_on_after(NAME_S):
+        return await trio.to_thread.run_sync(describe, who, abandon_on_cancel=True)
+    return describe(who, name="?")
 
 
 class PagedCalls:
@@ -105,7 +143,7 @@ class PagedCalls:
     def __init__(self) -> None:
         self._recorded: dict[bytes, None] = {}
 
-    def is_later_page(self, who: str, action: str, given: Mapping[str, Any]) -> bool:
+    def is_later_page(self, who: Peer | None, action: str, given: Mapping[str, Any]) -> bool:
         """Return whether the request continues a call of the same caller that is recorded; else note it as recorded."""
         selection = {key: value for key, value in given.items() if key not in _OF_THE_PAGE}
         call = hashlib.sha256(msgspec.json.encode([who, action, selection], order="sorted")).digest()
@@ -126,15 +164,24 @@ class AuditRoutes:
         self.routes: RouteTable = {"/v1/audit": ("GET", self._list), "/v1/audit/note": ("POST", self._note)}
 
     async def record(self, request: Request) -> None:
-        """Record a call that has succeeded, if it is one of ``AUDITED``: of a paged call the page that comes first."""
+        """Record a call that has succeeded, if it is one of ``AUDITED``: of a paged call the page that comes first.
+
+        One that cannot be recorded, as with a full disk, is in the log: the call is done, and must not be repeated.
+        """
         action = AUDITED.get(call_path(request))
         given: dict[str, Any] = msgspec.json.decode(request.body or b"{}", type=dict[str, Any]) if action else {}
-        if action is not None and not self._paged.is_later_page(peer.get(), action, given):
-            shown = {key: value if key in _SHOWN else "…" for key, value in given.items() if key != "after" or value}
+        if action is None or self._paged.is_later_page(peer.get(), action, given):
+            return
+        shown = {key: value if key in _SHOWN else "…" for key, value in given.items() if key != "after" or value}
+        try:
             await self._add(action, msgspec.json.encode(shown).decode() if shown else "")
+        except SidecarError as error:
+            log.warning(
+                "%s by %s is done, and is not in the audit trail: %s", action, await _description(peer.get()), error
+            )
 
     async def _add(self, action: str, detail: str) -> None:
-        caller = peer.get()
+        caller = await _description(peer.get())
         await self._outbox.write(
             lambda store, now_ms: add_audit(store, now_ms, caller, action[:100], detail[:MAX_DETAIL])
         )

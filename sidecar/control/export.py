@@ -13,7 +13,7 @@ from typing import Final, cast
 
 import msgspec
 
-from sidecar.control.audit import describe_self
+from sidecar.control.audit import describe, this_process
 from sidecar.control.outbox_admin import ExportedEvent
 from sidecar.control.selection import Class
 from sidecar.events import decode_stored
@@ -66,7 +66,7 @@ def note_export(store: Store, note: ExportNote) -> None:
         store.set_meta(NOTE, msgspec.json.encode(note).decode())
         if note.moved:
             detail = f"{counted(note.moved, 'event')} to {note.file}"
-            add_audit(store, note.at_ms, describe_self(), "outbox export", detail)
+            add_audit(store, note.at_ms, describe(this_process()), "outbox export", detail)
 
 
 def export_note(store: Store) -> ExportNote | None:

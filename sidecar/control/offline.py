@@ -19,7 +19,7 @@ import trio
 
 from sidecar.clock import SystemClock
 from sidecar.config import Config
-from sidecar.control.audit import AuditRoutes, PagedCalls, describe_self, peer
+from sidecar.control.audit import AuditRoutes, PagedCalls, peer, this_process
 from sidecar.control.backlog import BacklogRoutes
 from sidecar.control.client import Params, with_params
 from sidecar.control.dead_groups import DeadGroupRoutes
@@ -104,7 +104,7 @@ class OfflineBackend:
 
     async def _answer(self, request: Request) -> Response:
         """Answer one request, with a writer task that ends with it."""
-        peer.set(describe_self())
+        peer.set(this_process())
         limits = self.config.outbox
         capacity = Capacity(self.store.path, limits.max_bytes, when_full=limits.when_full)
         outbox = Outbox(self.store, self.clock, capacity, InlineRunner())

@@ -37,7 +37,7 @@ from sidecar.control.answers import (
     decode_query,
     json_response,
 )
-from sidecar.control.audit import AuditRoutes, describe_peer, peer
+from sidecar.control.audit import AuditRoutes, peer, peer_of
 from sidecar.control.delivery_control import DeliveryControl
 from sidecar.control.outbox_admin import DeadLetterFilter, ExportedEvent, OutboxAdmin
 from sidecar.control.pages import status_of
@@ -334,7 +334,7 @@ async def serve_control(
     """Serve the API on the bound control socket. Returns once ``shutdown`` is set and the last request is answered."""
 
     async def connection(stream: trio.SocketStream) -> None:
-        peer.set(describe_peer(stream.socket))
+        peer.set(peer_of(stream.socket))
         await serve_connection(stream, routes.answer, shutdown=shutdown, refuse=refuse, on_error=_log_error)
 
     listening = trio.SocketListener(trio.socket.from_stdlib_socket(listener))

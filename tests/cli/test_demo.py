@@ -69,3 +69,10 @@ def test_the_demo_draws_in_a_terminal_and_can_keep_its_folder(folder: Path):
     assert max(len(line) for line in text.replace("\r", "\n").splitlines() if "│" in line) <= 80
     (kept,) = folder.iterdir()
     assert {"config.toml", "outbox.db", "run.log", "sandbox.log"} <= {path.name for path in kept.iterdir()}
+
+
+@pytest.mark.parametrize("flag", [["--console"], ["--keep"], ["--users", "5"]], ids=str)
+def test_the_demo_of_a_fleet_refuses_what_it_would_ignore(verb, flag):
+    ran = verb("demo", "--fleet", "2", *flag)
+    assert ran.code == 2
+    assert "leave out --users, --keep and --console" in ran.err

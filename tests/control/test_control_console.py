@@ -12,6 +12,7 @@ from sidecar.client import Client
 from sidecar.config import ConfigFile
 from sidecar.control.offline import open_file
 from sidecar.errors import Failed
+from sidecar.outbox import StoreFailed
 from sidecar.px import PxAnswer
 
 REFUSED = always(400, b'{"message":"propertyKey is wrong"}')
@@ -280,6 +281,28 @@ def test_every_change_is_audited_with_the_peer(daemon_dir: DaemonDir):
     assert rows[1]["detail"] == '{"name":"Opened"}'
     assert rows[2]["detail"] == '{"user":"…"}'
     assert f"uid {os.getuid()}, pid {os.getpid()}" in rows[0]["who"]
+
+
+def test_a_call_that_is_done_is_answered_also_without_its_row(daemon_dir: DaemonDir, monkeypatch):
+    """With a full disk it was answered 503, and the operator repeated what was done."""
+
+    def fails(*_):
+        raise StoreFailed("The outbox cannot be written (database or disk is full).")
+
+    monkeypatch.setattr("sidecar.control.audit.add_audit", fails)
+    with daemon_dir.running() as daemon:
+        assert daemon.client.post("/v1/dead/retry", {"all": True})["next"] is None
+
+
+def test_a_directory_of_users_that_does_not_answer_holds_no_call_up(daemon_dir: DaemonDir, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr("sidecar.control.audit.NAME_S", 0.05)
+    monkeypatch.setattr("sidecar.control.audit.pwd.getpwuid", lambda _: gate.wait(10))
+    with daemon_dir.running() as daemon:
+        daemon.client.post("/v1/pause")
+        (row,) = daemon.client.get("/v1/audit")["changes"]
+        gate.set()
+    assert row["who"] == f"? (uid {os.getuid()}, pid {os.getpid()})"
 
 
 @pytest.mark.parametrize(
