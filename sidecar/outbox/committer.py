@@ -172,7 +172,9 @@ class Committer:
         except OSError:
             return None  # the look at the end of the batch reports it
         except sqlite3.Error as error:
-            if not recovery.is_damage(error):
+            # Any other error is one of the statement: the file has not the tables of an outbox, and opening it again would
+            # make a new, empty one there.
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_ERRORS:
                 self._suspect = True
                 return self.failure(error)
             why = str(error)

@@ -338,6 +338,25 @@ def test_a_smaller_copy_is_noticed_while_the_outbox_itself_may_shrink(store):
     assert isinstance(one_more(committer, "b")[0], Damaged)
 
 
+@pytest.mark.parametrize("content", ["", "another database"])
+def test_a_copy_without_the_tables_of_an_outbox_is_damage(store, tmp_path, content):
+    """It was opened again as an outbox: a new, empty one was made there, and all events were gone without a word."""
+    store.close()
+    store.reopen()  # without a log SQLite takes the size of the file from the file
+    committer = Committer(store, Capacity(store.path, 2**30))
+    batch = Batch(0)
+    batch.reads = [WriteRequest(Store.pending)]
+    assert committer.run_batch(batch) is None
+    other = tmp_path / "other.db"
+    other.touch()
+    if content:
+        with closing(sqlite3.connect(other)) as connection:
+            connection.execute("CREATE TABLE notes (note)")
+    shutil.copyfile(other, store.path)
+    assert isinstance(one_more(committer, "b")[0], Damaged)
+    assert recovery.recovery_is_unfinished(store.path)
+
+
 def test_a_file_that_another_program_leaves_intact_is_not_damage(store):
     """A `touch`, and the checkpoint of another program, change the time of the file as a copy over it does."""
     committer = Committer(store, Capacity(store.path, 2**30))
