@@ -62,7 +62,8 @@ async def keep_open(
 
 async def watch_inherited(listeners: Sequence[socket.socket], report: Callable[[list[str]], None]) -> None:
     """Report, each second, the inherited Unix sockets that clients cannot reach any more; never returns."""
-    known = {path: identity_of(path) for path in map(_path_of, listeners) if path is not None}
+    paths = [path for path in map(_path_of, listeners) if path is not None and _may_be_looked_at(path)]
+    known = {path: identity_of(path) for path in paths}
     reported: list[str] = []
     while True:
         sentences = _vanished(known)
@@ -82,6 +83,17 @@ def _vanished(known: dict[Path, tuple[int, int, int] | None]) -> list[str]:
         # Without an identity it was gone before this process began, as after a restart of the service alone.
         if identity is None or identity_of(path) != identity
     ]
+
+
+def _may_be_looked_at(path: Path) -> bool:
+    """Return False in a folder that this process may not search, as with ``ProtectHome=``: clients may reach the socket there."""
+    try:
+        path.lstat()
+    except PermissionError:
+        return False
+    except OSError:
+        pass  # it is not there
+    return True
 
 
 def _path_of(listener: socket.socket) -> Path | None:
