@@ -123,6 +123,7 @@ class FileWatch:
         index = file_id(self._index_text)
         file = file_id(self._path_text)
         if self.in_place():
+            self._copy = None  # of before: the file was put back by hand, and changes from now on
             self._ensure_found(path)
             self._ensure_not_cut()
             return self._renew_index(path, index)

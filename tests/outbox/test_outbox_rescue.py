@@ -90,6 +90,22 @@ def test_a_copy_that_cannot_be_renamed_is_used_again(store, monkeypatch):
     assert len(pending_ids(store)) == 5
 
 
+def test_a_copy_is_not_used_again_once_the_file_was_back(store, monkeypatch):
+    """A copy of before held none of the events that were stored since, and would have been put in their place."""
+    watch = FileWatch(store)
+    aside = store.path.rename(store.path.with_name("aside.db"))
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "claim", raiser(OSError(errno.EIO, "I/O error")))
+        with pytest.raises(OSError, match="I/O error"):
+            watch.check()
+    aside.rename(store.path)
+    assert watch.check() is None
+    accept(store, [event("later")])
+    store.path.unlink()
+    assert "put back" in (watch.check() or "")
+    assert len(pending_ids(store)) == 6
+
+
 def test_a_copy_in_its_place_is_not_taken_for_another_file(store, monkeypatch):
     """The folder could not be synced: the next look found the copy that it had just put there, and ended the daemon."""
     watch = FileWatch(store)
