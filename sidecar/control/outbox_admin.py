@@ -42,6 +42,7 @@ __all__ = ["DeadLetterFilter", "ExportedEvent", "OutboxAdmin"]
 # Mapping this many events blocks the event loop for about 15 ms.
 DELIVERED_ROWS: Final = 500
 DAY_MS: Final = 86_400_000
+DATE_BYTES: Final = 200  # most that an import adds to an event: the key of its date, and the time of its receipt
 
 
 class ExportedEvent(msgspec.Struct, frozen=True, rename="camel"):
@@ -319,8 +320,8 @@ class OutboxAdmin:
             )
         # Without a usable date of its own the event would be dated by its import.
         event = self._settings.now.mapper.keep_date(exported.event, exported.received_ms)
-        # An exported event holds what its batch had added to it, which was judged by itself: twice the limit.
-        judged = judge(event, 2 * self._settings.now.config.outbox.max_event_bytes)
+        # An exported event holds what its batch had added to it, or a repair: twice the limit, and here the date.
+        judged = judge(event, 2 * self._settings.now.config.outbox.max_event_bytes + DATE_BYTES)
         if judged.bad is not None or judged.event is None:
             raise ValueError(f"event {position} cannot be accepted: {judged.bad}")
         carried = None if exported.account is None else Account(exported.account, exported.account_from)

@@ -86,6 +86,19 @@ def test_an_undated_event_keeps_its_time_of_receipt(daemon_dir: DaemonDir, other
     assert json.loads(sent.body)["date"] == 1_717_689_600_000
 
 
+def test_a_date_that_is_added_does_not_make_an_event_too_large(other: DaemonDir, verb, tmp_path):
+    """An undated event near the limit of what is stored was refused, and all events of its file behind it stayed there."""
+    file = tmp_path / "moved.ndjson"
+    event = {"type": "track", "event": "Feature Used", "userId": "u1", "messageId": "m1", "properties": {"p": ""}}
+    event["properties"]["p"] = "x" * (2 * 32_768 - len(json.dumps(event, separators=(",", ":"))))
+    line = {"propertyKey": "AP-XXXXXXXXXX-2", "receivedMs": 1_717_689_600_000, "event": event}
+    for _ in range(2):  # a second time with the date
+        file.write_text(json.dumps(line) + "\n")
+        with other.running():
+            assert verb("outbox", "import", str(file), "--json", *other.flags).json == {"accepted": 1, "repeated": 0}
+        line["event"] |= {"timestamp": 1_717_689_600_000, "messageId": "m2"}
+
+
 def test_export_applies_the_privacy_rules(tmp_path, verb):
     daemon_dir = DaemonDir(tmp_path, '[mapping.attributes]\ndrop = ["email"]\n')
     with daemon_dir.running() as daemon:
