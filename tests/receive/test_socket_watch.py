@@ -131,10 +131,9 @@ async def test_an_inherited_socket_that_was_gone_before_the_start_is_named(path,
 async def test_an_inherited_socket_out_of_sight_is_not_reported(path, nursery, autojump_clock, monkeypatch):
     """In a folder that only clients may search it was called vanished, and `/health` was 503."""
     reports = []
-    with bind_unix(path, 0o600) as listener:
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "lstat", raiser(PermissionError(errno.EACCES, "Permission denied")))
-            nursery.start_soon(watch_inherited, [listener], reports.append)
-            await trio.sleep(2)
-            nursery.cancel_scope.cancel()
+    with bind_unix(path, 0o600) as listener, monkeypatch.context() as patch:
+        patch.setattr(Path, "lstat", raiser(PermissionError(errno.EACCES, "Permission denied")))
+        nursery.start_soon(watch_inherited, [listener], reports.append)
+        await trio.sleep(2)
+        nursery.cancel_scope.cancel()
     assert reports == []
