@@ -169,6 +169,9 @@ class Committer:
             if not self._watch.was_written():
                 return None
             why = recovery.damage_in_use(self._store, self._watch.size_bytes)
+            if why is None:
+                self._watch.found_intact()
+                return None
         except OSError:
             return None  # the look at the end of the batch reports it
         except sqlite3.Error as error:
@@ -178,8 +181,6 @@ class Committer:
                 self._suspect = True
                 return self.failure(error)
             why = str(error)
-        if why is None:
-            return None
         self._damage_count = 1  # no second attempt: what another program has overwritten stays overwritten
         return self._damaged(f"another program has copied another file over it: {why}")
 

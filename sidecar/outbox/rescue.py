@@ -110,6 +110,7 @@ class FileWatch:
         self._file, self._wal, self._index = self._store.file_ids
         self.size_bytes = 0
         self._written_ns: int | None = None
+        self._version = self._data_version()
         self._copy: Path | None = None  # a complete copy of the open file that could not be put in its place yet
 
     def check(self) -> str | None:
@@ -173,6 +174,19 @@ class FileWatch:
         """
         now_ns = self._written_now_ns()
         return None not in (now_ns, self._written_ns) and now_ns != self._written_ns
+
+    def found_intact(self) -> None:
+        """Take the file as another program has left it: a smaller one, too, if that program has committed, as by a VACUUM.
+
+        Raises sqlite3.Error or OSError.
+        """
+        version = self._data_version()
+        if version != self._version:
+            self._version, self.size_bytes = version, os.stat(self._path_text).st_size
+
+    def _data_version(self) -> int:
+        # It changes with the commits of other connections, but neither with own ones nor with what `cp` writes.
+        return int(self._store.connection.execute("PRAGMA data_version").fetchone()[0])
 
     def written(self) -> None:
         """Take the file as it is now: this process has written into it since the last look."""

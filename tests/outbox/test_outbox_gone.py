@@ -368,6 +368,26 @@ def test_a_file_that_another_program_leaves_intact_is_not_damage(store):
     assert one_more(committer, "c") == (None, None)
 
 
+def test_a_vacuum_of_another_program_is_not_damage(store):
+    """The file was smaller, which ended the daemon, and cost a recovery."""
+    committer = Committer(store, Capacity(store.path, 2**30))
+    with store.transaction():
+        store.connection.execute("CREATE TABLE notes AS SELECT zeroblob(400000)")
+        store.connection.execute("DELETE FROM notes")
+    for _ in range(3):
+        store.checkpoint()
+    before_bytes = store.path.stat().st_size
+    assert one_more(committer, "a") == (None, None)
+    with closing(sqlite3.connect(store.path)) as other:
+        other.execute("VACUUM")
+        assert other.execute("PRAGMA wal_checkpoint").fetchone()[0] == 0
+    assert one_more(committer, "b") == (None, None)
+    assert store.path.stat().st_size < before_bytes
+    assert not store.may_shrink
+    os.truncate(store.path, store.path.stat().st_size - 4096)
+    assert isinstance(one_more(committer, "c")[0], Damaged)
+
+
 def test_own_writes_are_not_taken_for_those_of_another_program(store, monkeypatch):
     monkeypatch.setattr(recovery, "damage_in_use", lambda *_: pytest.fail("it was written by this process"))
     committer = Committer(store, Capacity(store.path, 2**30))
