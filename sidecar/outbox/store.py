@@ -157,6 +157,8 @@ class Store:
         disk is not an error here.
         """
         try:
+            # The lock of another program, such as a backup that reads, is not waited for: a stop would look like a disk that hangs.
+            self.connection.execute("PRAGMA busy_timeout = 0")
             with self.transaction():
                 self.flush_ids(everything=True)
                 self.names.flush()

@@ -3,7 +3,8 @@
 import sqlite3
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+import time
+from contextlib import asynccontextmanager, closing
 
 import pytest
 import trio
@@ -32,6 +33,18 @@ connection.execute("SELECT count(*) FROM events").fetchone()
 print("reading", flush=True)
 sys.stdin.read()
 """
+
+
+def test_closing_waits_for_no_reader(tmp_path):
+    """It waited for five seconds, which a stop after its timeout took for a disk that hangs, and ended with an error."""
+    store = Store(tmp_path / "o.db")
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM events").fetchone()
+        accept(store, [event("new")])
+        began_s = time.monotonic()
+        store.close()
+        assert time.monotonic() - began_s < 2
 
 
 def test_readers_are_found_in_the_table_of_locks():
