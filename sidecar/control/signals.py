@@ -13,8 +13,9 @@ from sidecar.outbox import Outbox
 
 __all__ = ["HUNG_S", "end_if_disk_hangs", "handle_signals"]
 
-# A call of the outbox takes milliseconds; one that has run for so long waits for a disk that hangs.
-HUNG_S: Final = 5.0
+# A call of the outbox takes milliseconds, or BUSY_TIMEOUT_S if another program holds a lock; one that has run for so long waits
+# for a disk that hangs.
+HUNG_S: Final = 8.0
 LOG_S: Final = 0.5  # for the thread that writes the log
 
 log = logging.getLogger(__name__)

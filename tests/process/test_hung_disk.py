@@ -21,6 +21,7 @@ from sidecar.control.signals import end_if_disk_hangs, handle_signals
 from sidecar.daemon import Seams, build, serve
 from sidecar.observe import heartbeats
 from sidecar.outbox import InlineRunner, Store, ThreadRunner
+from sidecar.outbox.database import BUSY_TIMEOUT_S
 from sidecar.px.network import FakeNetwork
 from sidecar.systemd import Notifier
 
@@ -145,14 +146,14 @@ async def test_a_stop_ends_within_its_timeout_although_the_disk_hangs(tmp_path, 
         assert "its disk has not answered for 10 s" in said[0]
 
 
-async def test_a_stop_waits_for_a_slow_disk_and_for_a_rescue(tmp_path, monkeypatch, autojump_clock):
+async def test_a_stop_waits_for_a_slow_disk_a_lock_and_a_rescue(tmp_path, monkeypatch, autojump_clock):
     async with running(tmp_path, monkeypatch) as (app, _runner, _notifier), trio.open_nursery() as nursery:
         stop, ended, hung = trio.Event(), [], Hung()
         nursery.start_soon(end_if_disk_hangs, stop, hung, app.outbox, 10.0, lambda: ended.append(1))
         stop.set()
         for _ in range(20):
             hung.since_s = trio.current_time()
-            await trio.sleep(3)
+            await trio.sleep(BUSY_TIMEOUT_S + 1)  # as long as a call waits for the lock of another program
         monkeypatch.setattr(type(app.outbox), "rescuing", True)
         await trio.sleep(600)
         assert ended == []
