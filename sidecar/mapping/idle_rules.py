@@ -16,7 +16,7 @@ from sidecar.mapping.filters import DropFilter
 from sidecar.mapping.mapper import USER_TYPES, call_values
 from sidecar.mapping.names import CALL_NAMES
 from sidecar.mapping.paths import compile_path
-from sidecar.mapping.privacy import PLAIN_CALL_KEYS, fold, forms, json_in
+from sidecar.mapping.privacy import CONTAINER_CALL_KEYS, PLAIN_CALL_KEYS, fold, forms, json_in
 from sidecar.mapping.rules import merge_rules
 from sidecar.mapping.urls import parameter_names, rewrite_form, rewrite_parameters
 from sidecar.mapping.values import as_text
@@ -45,9 +45,14 @@ class _SeenNames:
         for values in sent:
             self._note_sent(values, "")
         for key, value in event.items():
-            if key not in PLAIN_CALL_KEYS:  # no rule covers an id of the call
-                # Names and paths of rules begin inside of these objects.
-                self._walk(value, "" if key in ("properties", "traits", "context") else fold(key))
+            if key == "context" and isinstance(value, dict):
+                # Names and paths begin again in its traits, which obey the rules for traits.
+                self._walk({name: None if name == "traits" else inner for name, inner in value.items()}, "")
+                self._walk(value.get("traits"), "")
+            elif key not in PLAIN_CALL_KEYS:  # no rule covers an id of the call
+                self._walk(value, "")
+                if key not in CONTAINER_CALL_KEYS:  # a path of a field begins with such a key
+                    self._walk(value, fold(key))
 
     def _note_sent(self, values: Any, prefix: str) -> None:
         if len(self.sent) < _SPELLINGS_MAX:
@@ -66,14 +71,16 @@ class _SeenNames:
                 # As `PrivacyRules` matches: also a part of a name that the app itself dotted.
                 for name in (key, *key.split(".")) if "." in key else (key,):
                     self.anywhere.update(forms(name))
-                below = "" if key == "traits" and not path else fold(key)
-                self._walk(inner, f"{path}.{below}" if path and below else below or path)
+                self._walk(inner, f"{path}.{fold(key)}" if path else fold(key))
         elif isinstance(value, list):
             for item in value:
                 self._walk(item, path)
-        elif isinstance(value, str) and not self._walk_json(value) and "=" in value:
-            rewrite_parameters(value, self._note_parameter)
-            rewrite_form(value, self._note_parameter)
+        elif isinstance(value, str) and not self._walk_json(value):
+            if "=" in value:
+                rewrite_parameters(value, self._note_parameter)
+                rewrite_form(value, self._note_parameter)
+            if "?" in value:
+                rewrite_parameters(value, self._note_kept, bare=True)
 
     def _walk_json(self, text: str) -> bool:
         """Walk the value of a text that is JSON, in which names and paths begin again; False if it is another text."""
@@ -85,9 +92,12 @@ class _SeenNames:
 
     def _note_parameter(self, name: str, value: str) -> str:
         names = [form for part in parameter_names(name) for form in forms(part)]
-        self.parameters.update(names)
         self.anywhere.update(names)
         self._walk_json(value)
+        return value
+
+    def _note_kept(self, name: str, value: str) -> str:
+        self.parameters.add(fold(name))  # as `url_query` compares: the whole name, also of one without a value
         return value
 
 

@@ -154,3 +154,28 @@ def test_a_path_in_keep_matches_only_what_is_flattened():
 
 def test_an_id_of_the_call_is_not_what_a_rule_matches():
     assert len(idle('[mapping.attributes]\ndrop = ["messageId"]\n', [track(messageId="m")] * MIN_EVENTS)) == 1
+
+
+def test_a_parameter_without_a_value_is_one_that_url_query_keeps():
+    visits = [{"type": "page", "userId": "u", "context": {"page": {"url": "https://a.test/?beta&q=1"}}}] * MIN_EVENTS
+    assert idle('[mapping]\nurl_query = ["beta"]\n', visits) == []
+
+
+@pytest.mark.parametrize(
+    ("event", "rule"),
+    [
+        (track(properties={"traits": {"email": "x"}}), "traits.email"),
+        (track(properties={"body": '{"traits": {"email": "x"}}'}), "traits.email"),
+        ({**track(), "extra": {"address": {"email": "x"}}}, "address.email"),
+    ],
+)
+def test_path_that_begins_in_an_object_of_data_is_not_named(event: dict, rule: str):
+    toml = f'[mapping.attributes]\ndrop = ["{rule}"]\n'
+    assert mapper(toml).redact(event) != event
+    assert idle(toml, [event] * MIN_EVENTS) == []
+
+
+def test_path_in_the_traits_of_the_context_begins_below_them():
+    event = track(context={"traits": {"address": {"email": "x"}}})
+    assert idle('[mapping.attributes]\ndrop = ["address.email"]\n', [event] * MIN_EVENTS) == []
+    assert len(idle('[mapping.attributes]\ndrop = ["traits.address.email"]\n', [event] * MIN_EVENTS)) == 1
