@@ -35,6 +35,7 @@ class _SeenNames:
     def __init__(self, *, flatten: bool = False) -> None:
         self.events = 0
         self.sent: set[str] = set()
+        self.above: set[str] = set()  # of dotted names that are sent flat: what they are below
         self.anywhere: set[str] = set()
         self.parameters: set[str] = set()
         self._flatten = flatten
@@ -57,9 +58,11 @@ class _SeenNames:
     def _note_sent(self, values: Any, prefix: str) -> None:
         if len(self.sent) < _SPELLINGS_MAX:
             for key, value in _object(values).items():
-                self.sent.add(prefix + key)
+                name = prefix + key
+                self.sent.add(name)
                 if self._flatten:
-                    self._note_sent(value, f"{prefix}{key}.")
+                    self.above.update(_above(name))
+                    self._note_sent(value, f"{name}.")
 
     def _walk(self, value: Any, path: str) -> None:
         if len(self.anywhere) >= _SPELLINGS_MAX:
@@ -167,19 +170,22 @@ class IdleRules:
     def _never(self) -> Iterator[str]:
         """Yield the rules that can never match, whatever the apps send."""
         config = self._config
-        tables = [("mapping.attributes", config.attributes), ("mapping.traits", config.traits)]
-        tables += [
-            (f'mapping.event."{name}".attributes', rules.attributes)
-            for name, rules in config.event.items()
-            if rules.attributes
+        tables = [
+            ("mapping.attributes", config.attributes, _is_flat(config, config.attributes)),
+            ("mapping.traits", config.traits, _is_flat(config, config.traits)),
         ]
-        for table, rules in tables:
+        tables += [
+            (f'mapping.event."{name}".attributes', own, _is_flat(config, merge_rules(config.attributes, own)))
+            for name, own in ((name, rules.attributes) for name, rules in config.event.items())
+            if own
+        ]
+        for table, rules, flat in tables:
             dropped = {fold(name) for name in rules.drop}
             for key, names in (("keep", rules.keep), ("hash", rules.hash), ("rename", list(rules.rename))):
                 for name in names:
                     if fold(name) in dropped:
                         yield f"{table}.{key} names {name!r}, which `drop` removes first; it never does anything."
-                    elif key == "rename" and rules.keep and name not in rules.keep:
+                    elif key == "rename" and rules.keep and not _is_kept(name, rules.keep, flat=flat):
                         yield f"{table}.rename names {name!r}, which is not in `keep`; it never does anything."
         for path in _paths_of(config, "userType"):
             if path.startswith("=") and path[1:].upper() not in USER_TYPES:
@@ -231,9 +237,12 @@ class IdleRules:
 
     def _idle_spellings(self, table: str, rules: AttributeRules, seen: _SeenNames) -> Iterator[str]:
         """Yield names of ``keep`` and ``rename``, which are compared with what the apps send, letter for letter."""
-        for key, names in (("keep", rules.keep), ("rename", list(rules.rename))):
+        for key, names, matched in (
+            ("keep", rules.keep, seen.sent | seen.above),  # keeps what is below it, too
+            ("rename", list(rules.rename), seen.sent),
+        ):
             for name in names:
-                if name not in seen.sent:
+                if name not in matched:
                     yield _idle(f"{table}.{key}", name, seen.events, self._alike(name))
 
     def _alike(self, name: str) -> str:
@@ -257,6 +266,16 @@ def _idle(rule: str, name: str, events: int, alike: str = "") -> str:
 def _paths_of(config: MappingConfig, field: str) -> list[str]:
     paths = config.fields.get(field, [])
     return [paths] if isinstance(paths, str) else paths
+
+
+def _above(name: str) -> Iterator[str]:
+    """Yield what a dotted name is below: ``a.b.c`` is below ``a`` and ``a.b``."""
+    parts = name.split(".")
+    return (".".join(parts[:count]) for count in range(1, len(parts)))
+
+
+def _is_kept(name: str, keep: list[str], *, flat: bool) -> bool:
+    return name in keep or (flat and any(above in keep for above in _above(name)))
 
 
 def _is_flat(config: MappingConfig, rules: AttributeRules) -> bool:

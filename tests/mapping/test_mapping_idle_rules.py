@@ -179,3 +179,13 @@ def test_path_in_the_traits_of_the_context_begins_below_them():
     event = track(context={"traits": {"address": {"email": "x"}}})
     assert idle('[mapping.attributes]\ndrop = ["address.email"]\n', [event] * MIN_EVENTS) == []
     assert len(idle('[mapping.attributes]\ndrop = ["traits.address.email"]\n', [event] * MIN_EVENTS)) == 1
+
+
+def test_keep_matches_what_a_name_with_dots_is_below_where_names_are_flat():
+    sent = [track(properties={"plan.name": "pro"})] * MIN_EVENTS
+    rules = '[mapping.attributes]\nkeep = ["plan"]\nrename = { "plan.name" = "plan_name" }\n'
+    assert idle('[mapping]\nnested = "flatten"\n' + rules, sent) == []
+    apart = idle(rules, sent)
+    assert len(apart) == 2
+    assert "mapping.attributes.rename names 'plan.name', which is not in `keep`" in apart[0]
+    assert "mapping.attributes.keep 'plan' matched none" in apart[1]
