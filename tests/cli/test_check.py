@@ -17,7 +17,6 @@ from sidecar.cli.check import classify_key_check
 from sidecar.config import ConfigFile
 from sidecar.control import checks, host_checks
 from sidecar.control.host_checks import check_outbox_folder
-from sidecar.errors import Failed
 from sidecar.outbox import Capacity, StoreFailed
 from sidecar.px import NotSent, PxAnswer, classify
 
@@ -558,14 +557,17 @@ def test_the_daemon_of_another_file_is_not_asked_about_this_one(daemon_dir: Daem
     assert "exceed what PX documents" in findings
 
 
-def test_a_folder_that_does_not_answer_ends_the_call_with_a_sentence(daemon_dir: DaemonDir, monkeypatch):
+def test_a_folder_that_does_not_answer_is_a_finding(daemon_dir: DaemonDir, verb, monkeypatch):
+    """The verb took an error of the call for a daemon that cannot look, and waited for the same disk without end."""
     gate = threading.Event()
     monkeypatch.setattr(checks, "LOOK_S", 0.05)
     monkeypatch.setattr(checks, "_look", lambda *_: gate.wait(10))
-    with daemon_dir.running() as daemon:
-        with pytest.raises(Failed, match="did not end within"):
-            daemon.client.get("/v1/checks")
+    monkeypatch.setattr("sidecar.cli.check._check_here", lambda *_: pytest.fail("this process has looked itself"))
+    with daemon_dir.running(config_file=ConfigFile(str(daemon_dir.file))):
+        done = verb("check", "--json", *daemon_dir.flags)
         gate.set()
+    assert done.code == 1
+    assert "did not end within" in json.loads(done.out)["findings"][-1]["message"]
 
 
 @pytest.mark.parametrize(("running", "level"), [(False, "error"), (True, "ok")])
