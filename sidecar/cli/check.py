@@ -135,6 +135,9 @@ def _check_all(control_flag: str | None, config_flag: str | None, *, live: bool)
         config = load_config(config_flag)
     except ConfigError:
         yield from _found_by_daemon(control_flag, file, config_flag) or check_broken_file(file, effective_key)
+        if live:  # the daemon may have found nothing wrong: it can read what this user cannot
+            sentence = "PX was not asked: this user cannot load the configuration; correct what is wrong, or use sudo."
+            yield CheckResult("error", "PX", sentence)
         return
     found = _found_by_daemon(control_flag, file, config_flag)
     yield from _check_here(config, file, connect_daemon(control_flag, config_flag)) if found is None else found

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 from running_daemon import DaemonDir, always, wait_until
@@ -17,6 +18,7 @@ from sidecar.cli.check import classify_key_check
 from sidecar.config import ConfigFile
 from sidecar.control import checks, host_checks
 from sidecar.control.host_checks import check_outbox_folder
+from sidecar.errors import ConfigError
 from sidecar.outbox import Capacity, StoreFailed
 from sidecar.px import NotSent, PxAnswer, classify
 
@@ -547,6 +549,19 @@ def test_the_daemon_judges_the_file_as_it_is_now(of_file):
     wrong = [finding["message"] for finding in findings if finding["level"] == "error"]
     assert any("drop_traits" in message and "line" in message for message in wrong)
     assert any(finding["what"] == "disk" for finding in findings)  # of the configuration in force
+
+
+def test_live_says_that_px_was_not_asked_where_only_the_daemon_can_read_the_file(daemon_dir, verb, monkeypatch):
+    """A member of the operators' group got the result of the daemon without a word about the key, and exit code 0."""
+
+    def refused(_flag: str | None) -> NoReturn:
+        raise ConfigError("The configuration file cannot be read (Permission denied); check its owner and mode.")
+
+    with daemon_dir.running(config_file=ConfigFile(str(daemon_dir.file))):
+        monkeypatch.setattr("sidecar.cli.check.load_config", refused)
+        done = verb("check", "--live", "--json", *daemon_dir.flags)
+    assert done.code == 1
+    assert "PX was not asked" in json.loads(done.out)["findings"][-1]["message"]
 
 
 def test_the_daemon_of_another_file_is_not_asked_about_this_one(daemon_dir: DaemonDir, verb, tmp_path):
