@@ -181,7 +181,7 @@ def test_path_in_the_traits_of_the_context_begins_below_them():
     assert len(idle('[mapping.attributes]\ndrop = ["traits.address.email"]\n', [event] * MIN_EVENTS)) == 1
 
 
-def test_keep_matches_what_a_name_with_dots_is_below_where_names_are_flat():
+def test_keep_matches_what_a_flat_name_is_below():
     sent = [track(properties={"plan.name": "pro"})] * MIN_EVENTS
     rules = '[mapping.attributes]\nkeep = ["plan"]\nrename = { "plan.name" = "plan_name" }\n'
     assert idle('[mapping]\nnested = "flatten"\n' + rules, sent) == []
