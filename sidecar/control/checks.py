@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from sidecar.config import Config, ConfigFile, Secret, api_key, fleet_password
+from sidecar.config import Config, ConfigFile, Secret, api_key, fleet_password, reloaded
 from sidecar.control.answers import Params, RouteTable, json_response
 from sidecar.control.config_checks import check_broken_file, check_config, check_settings
 from sidecar.control.host_checks import CheckResult, check_host
@@ -79,7 +79,7 @@ class CheckRoutes:
 def _look(running: Config, file: ConfigFile | None) -> tuple[Config, list[CheckResult], list[CheckResult]]:
     """Return the configuration that was judged, what was found in it, and on the host.
 
-    It is that of the file; the one in force if there is no file, or if it cannot be used.
+    It is that of the file; the one in force if there is no file, or if it cannot be used. The sockets are those in force.
     """
     config = running
 
@@ -92,10 +92,14 @@ def _look(running: Config, file: ConfigFile | None) -> tuple[Config, list[CheckR
         else:
             config = file.load()
             found = list(check_config(file, config, find_key))
+            if waiting := reloaded(running, config)[1]:
+                sentence = f"Changes that wait for a restart: {', '.join(waiting)}; restart the daemon."
+                found.append(CheckResult("warning", "configuration", sentence))
     except ConfigError:
         assert file is not None
         found = list(check_broken_file(file, find_key))
-    return config, found, list(check_host(config, running=True))
+    host = msgspec.structs.replace(config, listen=running.listen)
+    return config, found, list(check_host(host, running=True))
 
 
 def _environ(file: ConfigFile | None) -> Mapping[str, str]:
