@@ -589,7 +589,7 @@ def test_what_cannot_be_read_is_said(browser, place):
     """Checks that gave no result were "Checking …" without end, and products that cannot be read an empty table."""
     no = {"error": "It gave no result; run it in a terminal."}
     with open_page(browser, place, expected=("409",)) as page:
-        page.route("**/api/checks", lambda route: route.fulfill(status=409, json=no))
+        page.route("**/api/v1/checks", lambda route: route.fulfill(status=409, json=no))
         page.route("**/api/v1/config", lambda route: route.fulfill(status=409, json=no))
         for screen in ("health", "products"):
             page.goto(f"{place.console.origin}/#/{screen}")
