@@ -39,7 +39,7 @@ def console_of(*command: str) -> Iterator[tuple[ConsoleProcess, Path]]:
 
 
 def levels(console: ConsoleProcess) -> dict[str, str]:
-    return {check["what"]: check["level"] for check in console.get("/checks")[1]["checks"]}
+    return {check["what"]: check["level"] for check in console.get("/v1/checks")[1]["findings"]}
 
 
 def test_demo_shows_its_events_and_ends_with_the_terminal():
