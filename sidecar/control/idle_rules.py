@@ -23,8 +23,7 @@ ROUND_EVERY_S: Final = 60.0
 # The newest events are of one kind perhaps, so more are read than are compared.
 NEWEST: Final = 3 * EVENTS_OF_A_KIND
 READ_ROWS: Final = 250
-ROWS_AT_ONCE: Final = 20  # about a millisecond, as long as they are small:
-BYTES_AT_ONCE: Final = 16 * 2**10  # a large event with many names takes 20 ms
+BYTES_AT_ONCE: Final = 8 * 1024  # about a millisecond
 READ_BYTES: Final = 4 * 2**20
 
 
@@ -59,17 +58,16 @@ async def watch_rules(outbox: Outbox, settings: LiveSettings, notices: Notices) 
 async def idle_rules(outbox: Outbox, mapping: MappingConfig) -> list[str]:
     """Return a sentence for each rule that did nothing. Reads and compares in short steps."""
     rules = IdleRules(mapping)
-    before, rows, size_bytes = 2**63 - 1, 0, 0
-    next_rows, next_bytes = ROWS_AT_ONCE, BYTES_AT_ONCE
+    before, rows, size_bytes, step_bytes = 2**63 - 1, 0, 0, 0
     while rows < NEWEST and size_bytes < READ_BYTES:
         page = await outbox.read(partial(newest_bodies, before=before, limit=READ_ROWS))
         for _, body in page:
             if event := decode_or_empty(body):
                 rules.add(event)
-            rows, size_bytes = rows + 1, size_bytes + len(body)
-            if rows >= next_rows or size_bytes >= next_bytes:
+            rows, size_bytes, step_bytes = rows + 1, size_bytes + len(body), step_bytes + len(body)
+            if step_bytes >= BYTES_AT_ONCE:
+                step_bytes = 0
                 await trio.lowlevel.checkpoint()
-                next_rows, next_bytes = rows + ROWS_AT_ONCE, size_bytes + BYTES_AT_ONCE
         if len(page) < READ_ROWS:
             break
         before = page[-1][0]
