@@ -170,22 +170,23 @@ class IdleRules:
     def _never(self) -> Iterator[str]:
         """Yield the rules that can never match, whatever the apps send."""
         config = self._config
+        # Of each table its own rules, and all that apply beside them.
         tables = [
-            ("mapping.attributes", config.attributes, _is_flat(config, config.attributes)),
-            ("mapping.traits", config.traits, _is_flat(config, config.traits)),
+            ("mapping.attributes", config.attributes, config.attributes),
+            ("mapping.traits", config.traits, config.traits),
         ]
         tables += [
-            (f'mapping.event."{name}".attributes', own, _is_flat(config, merge_rules(config.attributes, own)))
-            for name, own in ((name, rules.attributes) for name, rules in config.event.items())
-            if own
+            (f'mapping.event."{name}".attributes', rules.attributes, merge_rules(config.attributes, rules.attributes))
+            for name, rules in config.event.items()
+            if rules.attributes
         ]
-        for table, rules, flat in tables:
-            dropped = {fold(name) for name in rules.drop}
+        for table, rules, every in tables:
+            dropped, flat = {fold(name) for name in every.drop}, _is_flat(config, every)
             for key, names in (("keep", rules.keep), ("hash", rules.hash), ("rename", list(rules.rename))):
                 for name in names:
                     if fold(name) in dropped:
                         yield f"{table}.{key} names {name!r}, which `drop` removes first; it never does anything."
-                    elif key == "rename" and rules.keep and not _is_kept(name, rules.keep, flat=flat):
+                    elif key == "rename" and every.keep and not _is_kept(name, every.keep, flat=flat):
                         yield f"{table}.rename names {name!r}, which is not in `keep`; it never does anything."
         for path in _paths_of(config, "userType"):
             if path.startswith("=") and path[1:].upper() not in USER_TYPES:

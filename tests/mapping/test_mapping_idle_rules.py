@@ -189,3 +189,11 @@ def test_keep_matches_what_a_flat_name_is_below():
     assert len(apart) == 2
     assert "mapping.attributes.rename names 'plan.name', which is not in `keep`" in apart[0]
     assert "mapping.attributes.keep 'plan' matched none" in apart[1]
+
+
+def test_rules_of_one_event_never_act_on_what_the_common_ones_remove():
+    common = '[mapping.attributes]\nkeep = ["plan", "email"]\ndrop = ["email"]\n'
+    own = '[mapping.event."Plan Changed".attributes]\nrename = { seats = "licences" }\nhash = ["email"]\nhash_salt = "a salt of the host"\n'
+    said = "\n".join(idle(common + own, []))
+    assert "rename names 'seats', which is not in `keep`" in said
+    assert "hash names 'email', which `drop` removes first" in said
