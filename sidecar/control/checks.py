@@ -125,7 +125,7 @@ async def check_fleet(config: Config, environ: Mapping[str, str]) -> list[CheckR
     from sidecar.fleet.trial import try_engine  # here: without [fleet] no code of the fleet is loaded
 
     try:
-        password = fleet_password(config.fleet, environ)
+        password = await trio.to_thread.run_sync(fleet_password, config.fleet, environ, abandon_on_cancel=True)
     except ConfigError as error:
         return [CheckResult("error", "fleet", str(error))]
     return [CheckResult(trial.level, "fleet", trial.message) for trial in await try_engine(config.fleet, password)]
