@@ -107,6 +107,8 @@ def backfill(
       px-sidecar backfill history.ndjson --dry-run
       px-sidecar backfill exports/2025.csv --yes
     """
+    if not file.is_file():
+        raise Failed(f"{file} is a pipe or a device, which cannot be read twice; write its events to a file first.")
     with open_backend(control_flag, config_flag) as backend:
         survey = _survey(backend, file, source)
         job = next((job for job in backend.get("/v1/jobs")["jobs"] if job["spec"] == survey.job), None)

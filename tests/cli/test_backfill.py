@@ -1,6 +1,7 @@
 """`px-sidecar backfill`: events of the past from a file, counted first, in class low, and never twice."""
 
 import json
+import os
 
 import pytest
 from running_daemon import DaemonDir
@@ -214,3 +215,20 @@ def test_a_message_id_that_is_no_id_is_refused(daemon_dir: DaemonDir, verb, tmp_
         assert daemon.settle()["accepted"] == 1
     assert ran.code == 1
     assert ran.err.count("messageId 'null' is not an id by identity.reject") == 2
+
+
+def test_a_pipe_is_refused(daemon_dir: DaemonDir, verb, tmp_path):
+    """The file is read more than once: the second reading of a pipe finds nothing, and its events would be left out."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    holder = os.open(pipe, os.O_RDWR)  # opening a pipe that is closed at the other end would wait
+    try:
+        os.write(holder, history(past(1)).encode())
+        with daemon_dir.running() as daemon:
+            ran = verb("backfill", str(pipe), *daemon_dir.flags)
+            jobs = daemon.client.get("/v1/jobs")["jobs"]
+    finally:
+        os.close(holder)
+    assert ran.code == 1
+    assert "cannot be read twice; write its events to a file first." in ran.err
+    assert jobs == []
