@@ -42,6 +42,7 @@ __all__ = [
     "decode_stored",
     "encode",
     "encode_repaired",
+    "given_message_id",
     "has_name",
     "judge",
     "kind_and_name",
@@ -264,15 +265,20 @@ def _new_message_id() -> str:
 
 def _message_id(event: dict[str, Any], reject: Collection[str]) -> str:
     """Return the event's message id; set a new one if it has none that can be used."""
+    given = given_message_id(event)
+    event["messageId"] = message_id = given if given and given not in reject else _new_message_id()
+    return message_id
+
+
+def given_message_id(event: Mapping[str, Any]) -> str:
+    """Return the message id that an event came with, a number as text; empty if it has none that can be used."""
     given = event.get("messageId")
-    if isinstance(given, str) and given and given not in reject and not given.isspace():
-        return given
+    if isinstance(given, str):
+        return given if given and not given.isspace() else ""
     usable = (isinstance(given, int) and not isinstance(given, bool)) or (
         isinstance(given, float) and given.is_integer() and abs(given) < 2**53
     )
-    text = str(int(given)) if usable and given is not None else ""
-    event["messageId"] = message_id = text if text and text not in reject else _new_message_id()
-    return message_id
+    return str(int(given)) if usable and given is not None else ""
 
 
 def shape_error(event: dict[str, Any]) -> str | None:

@@ -14,7 +14,7 @@ from sidecar.clock import Clock
 from sidecar.control.answers import Int64, RouteTable, decode_body, json_response
 from sidecar.control.outbox_admin import LoadedEvents, NothingLoaded
 from sidecar.control.selection import EventCommand, event_filter
-from sidecar.events import JudgedEvent, decode_or_empty, encode, judge
+from sidecar.events import JudgedEvent, decode_or_empty, encode, given_message_id, judge
 from sidecar.http import Request, Response
 from sidecar.mapping import LiveSettings, Priority, Settings
 from sidecar.outbox import NewEvent, Outbox, Row, Via, new_event
@@ -196,9 +196,9 @@ def _history_error(event: Any, settings: Settings, now_ms: int) -> str | None:
         return f"its type is {str(event.get('type'))[:40]!r}; only track, page and screen events are taken"
     if not settings.mapper.has_own_date(event, now_ms):
         return "it has no timestamp that can be read and is plausible, and would be dated today"
-    message_id = event.get("messageId")
-    if not isinstance(message_id, str) or not message_id.strip():
-        return "it has no messageId"
+    message_id = given_message_id(event)
+    if not message_id:
+        return "it has no messageId, or one that is neither text nor a whole number"
     if (
         message_id in settings.config.identity.reject
     ):  # events that share it would be taken for repeats of the first one

@@ -232,3 +232,16 @@ def test_a_pipe_is_refused(daemon_dir: DaemonDir, verb, tmp_path):
     assert ran.code == 1
     assert "cannot be read twice; write its events to a file first." in ran.err
     assert jobs == []
+
+
+def test_a_message_id_that_is_a_number_is_one(daemon_dir: DaemonDir, verb, tmp_path):
+    """As for events of apps: an id of a database is a number in JSON."""
+    file = tmp_path / "numbers.ndjson"
+    file.write_text(history(past(0, messageId=42), past(1, messageId=43), past(2, messageId=42), past(3, messageId=True)))
+    with daemon_dir.running() as daemon:
+        ran = verb("backfill", str(file), "--json", *daemon_dir.flags)
+        daemon.settle()
+        ids = [event["messageId"] for event in daemon.client.get("/v1/events")["events"]]
+    assert (ran.json["accepted"], ran.json["repeated"]) == (2, 1)
+    assert sorted(ids) == ["42", "43"]
+    assert [refused["line"] for refused in ran.json["refused"]] == [4]
