@@ -68,7 +68,7 @@ def demo(events: int, users: int, keep: bool, with_console: bool, hosts: int | N
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     os.environ["no_proxy"] = "*"  # all of it is on this host, where no proxy leads; the Segment SDK would use one
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if hosts is not None:
         chosen = click.get_current_context().get_parameter_source("users") is not ParameterSource.DEFAULT
         if keep or with_console or chosen:

@@ -211,7 +211,7 @@ def _show(catalogue: Catalogue) -> None:
         kinds = [f"{name} ({'/'.join(sorted(types))})" for name, types in sorted(entry.attributes.items())]
         first = f"first {local_time_ms(entry.first_ms or None)}"
         line = f"{printable(entry.label)}: {first}{'; ' if kinds else ''}{printable(', '.join(kinds))}"
-        console().print(line, soft_wrap=False, markup=False)
+        console().print(line, soft_wrap=False)
     for finding in catalogue.findings:
         click.secho(printable(hint(f"warn  {finding}")), fg="yellow")
     unseen = sorted({str(entry.px) for entry in catalogue.names if entry.in_px == 0})

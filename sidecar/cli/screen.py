@@ -41,7 +41,8 @@ def console(*, stderr: bool = False) -> Console:
     The environment variable NO_COLOR turns colors off (rich reads it).
     """
     stream = sys.stderr if stderr else sys.stdout
-    made = Console(file=stream, width=min(WIDTH, columns(stream)), highlight=False)
+    # Without markup: rich would take "[px]" in a sentence for a style and leave it out, and end at a "[/…]" of PX's answer.
+    made = Console(file=stream, width=min(WIDTH, columns(stream)), highlight=False, markup=False)
     if made.is_dumb_terminal:
         made.height = made.size.height  # with a width alone rich takes 80 columns there
     return made

@@ -237,7 +237,9 @@ def test_a_pipe_is_refused(daemon_dir: DaemonDir, verb, tmp_path):
 def test_a_message_id_that_is_a_number_is_one(daemon_dir: DaemonDir, verb, tmp_path):
     """As for events of apps: an id of a database is a number in JSON."""
     file = tmp_path / "numbers.ndjson"
-    file.write_text(history(past(0, messageId=42), past(1, messageId=43), past(2, messageId=42), past(3, messageId=True)))
+    file.write_text(
+        history(past(0, messageId=42), past(1, messageId=43), past(2, messageId=42), past(3, messageId=True))
+    )
     with daemon_dir.running() as daemon:
         ran = verb("backfill", str(file), "--json", *daemon_dir.flags)
         daemon.settle()

@@ -69,3 +69,15 @@ def test_drain_counts_what_was_dropped_or_died_apart(daemon_dir: DaemonDir, verb
     assert "delivered" in ran.out
     assert ran.out.startswith("Nothing is pending; 0 events were delivered")
     assert "1 is dead" in ran.out
+
+
+def test_the_reason_to_wait_is_printed_as_it_is(daemon_dir: DaemonDir, verb):
+    """Brackets in it are not markup: PX's answer and the names of sections have them."""
+    script = always(503, b'{"message": "try [px] or [/v1/events]"}')
+    with daemon_dir.running(script) as daemon:
+        for number in range(12):
+            daemon.track(f"u{number}", "Feature Used")
+        wait_until(lambda: daemon.status()["state"] == "waiting", "the outage")
+        ran = verb("drain", "--timeout", "600ms", *daemon_dir.flags)
+    assert "Waiting, nothing is delivered: " in ran.err
+    assert ran.err.count("try [px] or [/v1/events]") == 2
