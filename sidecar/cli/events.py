@@ -9,7 +9,7 @@ from rich.text import Text
 from sidecar.cli.backend import control_option, open_backend
 from sidecar.cli.bulk import bulk_options, count_events, event_options, events_of, goes_ahead, near_names, selection_of
 from sidecar.cli.common import json_option, print_json
-from sidecar.cli.screen import console, fields, json_text, local_time_ms, progress_bar, table_lines
+from sidecar.cli.screen import console, fields, json_text, local_time_ms, printable, progress_bar, table_lines
 from sidecar.control.client import ControlApi
 from sidecar.units import counted, show_count
 
@@ -210,4 +210,4 @@ def _show_mapped(mapped: dict[str, Any]) -> None:
         if ending in mapped:
             click.echo(f"current mapping: {ending} ({mapped[ending]})")
     for change in mapped["changes"]:
-        click.echo(f"changed: {change['field']}: {change['what']}")
+        click.echo(printable(f"changed: {change['field']}: {change['what']}"))

@@ -9,7 +9,7 @@ import click
 from sidecar.cli.backend import control_option, open_backend
 from sidecar.cli.common import json_option, load_config, print_json
 from sidecar.cli.px_queries import ask_px
-from sidecar.cli.screen import progress_bar
+from sidecar.cli.screen import printable, progress_bar
 from sidecar.clock import SystemClock
 from sidecar.control.client import ControlApi, DaemonClient
 from sidecar.errors import Failed
@@ -166,7 +166,8 @@ def _print(result: dict[str, Any], *, suppress: bool) -> None:
         )
     if result["linked"]:
         shown = ", ".join(result["linked"][:LINKED_SHOWN])
-        click.echo(f"Their events also named these ids, whose own events are kept; forget them, too: {shown}", err=True)
+        text = f"Their events also named these ids, whose own events are kept; forget them, too: {shown}"
+        click.echo(printable(text), err=True)
     click.echo("Not reached:", err=True)
     for what in result["not_reached"]:
         click.echo(f"  - {what}", err=True)

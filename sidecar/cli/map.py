@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sidecar.cli.common import config_option, json_for, json_option, load_config
-from sidecar.cli.screen import columns
+from sidecar.cli.screen import columns, printable
 from sidecar.clock import SystemClock
 from sidecar.config import Config
 from sidecar.deliver.quota import DailyCaps
@@ -189,7 +189,7 @@ def compare_outcomes(outcomes: Iterable[dict[str, Any]], expect: BinaryIO) -> No
             different += 1
             click.echo(f"event {index + 1}:")
             for line in difflib.unified_diff(expected_lines, actual_lines, "expected", "got", lineterm=""):
-                click.echo(f"  {line}")
+                click.echo(f"  {printable(line)}")
     if different:
         raise Failed(f"{different} of {len(actual)} events map differently than expected; see the differences above.")
     click.echo(f"{len(actual)} events map as expected.", file=sys.stderr)
@@ -215,7 +215,8 @@ def print_explanations(outcomes: Iterable[dict[str, Any]]) -> None:
         rows = outcome.get("explain") or [{"field": "not sent", "value": outcome["dead"], "source": outcome["detail"]}]
         for row in rows:
             value = row["value"] if isinstance(row["value"], str) else _line(row["value"])
-            table.add_row(*(Text(cell) for cell in (row["field"], value, row["source"])))
+            table.add_row(*(Text(printable(cell)) for cell in (row["field"], value, row["source"])))
         for change in outcome.get("changes", ()):
-            table.add_row(Text(change["field"], style="yellow"), Text("changed", style="yellow"), Text(change["what"]))
+            field, what = printable(change["field"]), printable(change["what"])
+            table.add_row(Text(field, style="yellow"), Text("changed", style="yellow"), Text(what))
         console.print(table)

@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+from running_daemon import DaemonDir
 
 from sidecar.cli.common import json_for, print_document
 
@@ -36,3 +37,22 @@ def test_a_document_on_a_terminal_shows_marks_for_control_characters(monkeypatch
     monkeypatch.setattr(sys, "stdout", Terminal(io.BytesIO(), encoding="utf-8"))
     print_document(f"name,events\r\n{HOSTILE},1\r\n")
     assert sys.stdout.buffer.getvalue().decode() == "name,events\na·[2J·2J·b·c,1\n"
+
+
+def test_names_and_ids_of_events_are_shown_without_control_characters(daemon_dir: DaemonDir, verb, tmp_path):
+    """In what ``events show`` says of the mapping, in the ids that ``forget`` names, and in ``map --explain``."""
+    event = {"type": "track", "event": "A", "userId": "u1", "anonymousId": "an\x9bon"}
+    event |= {"properties": {"\x9b" + "k" * 2_000: "v", "plan": "go\x9bld"}}
+    file = tmp_path / "events.ndjson"
+    file.write_text(json.dumps(event))
+    with daemon_dir.running() as daemon:
+        daemon.client.post("/v1/send", {"event": event})
+        daemon.settle()
+        shown = verb("events", "show", "1", *daemon_dir.flags)
+        forgotten = verb("forget", "u1", *daemon_dir.flags)
+    explained = verb("map", "--explain", str(file), *daemon_dir.flags)
+    assert "changed: attributes.·kkk" in shown.out
+    assert "forget them, too: an·on" in forgotten.err
+    assert "go·ld" in explained.out
+    for ran in (shown, forgotten, explained):
+        assert "\x9b" not in ran.out + ran.err
