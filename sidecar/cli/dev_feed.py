@@ -37,6 +37,9 @@ ADVICE = {
 }
 
 
+Key = tuple[str, str]  # message id and name: one of them alone may be that of several events
+
+
 class DevFeed:
     """Turns records of the feed into lines. ``now_s`` is a monotonic clock; ``why_waiting`` names what delivery waits for."""
 
@@ -44,8 +47,8 @@ class DevFeed:
         self._write = write
         self._now_s = now_s
         self._payloads = payloads
-        self._open: dict[str, tuple[float, str]] = {}
-        self._settled_first: dict[str, None] = {}
+        self._open: dict[Key, tuple[float, str]] = {}
+        self._settled_keys: dict[Key, None] = {}
 
     def show(self, record: dict[str, Any], changes: list[dict[str, str]] | None = None) -> None:
         """Write the lines of a record; ``changes`` are the values that the mapping cut or left out."""
@@ -53,18 +56,17 @@ class DevFeed:
         if "missed" in record:
             self._write(f"… {record['missed']} records skipped: this terminal is too slow")
         elif what == "accepted":
-            # A rule may settle an event before its request is answered, and only the answer is reported as accepted.
-            settled = record["messageId"] in self._settled_first
-            self._settled_first.pop(record["messageId"], None)
-            if not settled and len(self._open) < OPEN_MAX:
-                self._open[record["messageId"]] = (self._now_s(), _subject(record))
+            # A rule may settle an event before its request is answered, and only the answer is reported as accepted. So is
+            # that of a call which is repeated: nothing of it waits once the first one is settled.
+            if _key(record) not in self._settled_keys and len(self._open) < OPEN_MAX:
+                self._open[_key(record)] = (self._now_s(), _subject(record))
         elif what == "retry":
             # The first failure is shown at once; further ones of the same event add nothing that the developer can use.
-            if self._open.pop(record.get("messageId", ""), None):
+            if self._open.pop(_key(record), None):
                 self._line("waiting", record, f"on disk, and sent again: {record.get('detail', '')}")
         elif what:
-            if self._open.pop(record.get("messageId", ""), None) is None:
-                self._note_settled(record.get("messageId", ""))
+            self._open.pop(_key(record), None)
+            self._note_settled(_key(record))
             self._settled(what, record, changes or [])
 
     def is_waiting(self) -> bool:
@@ -81,11 +83,11 @@ class DevFeed:
                 f"{local_time(at)} {_styled('waiting')} {oldest[1][1]}  on disk, and sent later: {printable(why)}"
             )
 
-    def _note_settled(self, message_id: str) -> None:
-        """Keep the id of an event whose acceptance may be reported later; the oldest go."""
-        self._settled_first[message_id] = None
-        if len(self._settled_first) > OPEN_MAX:
-            del self._settled_first[next(iter(self._settled_first))]
+    def _note_settled(self, key: Key) -> None:
+        """Keep what identifies an event whose acceptance may be reported later, or again; the oldest go."""
+        self._settled_keys[key] = None
+        if len(self._settled_keys) > OPEN_MAX:
+            del self._settled_keys[next(iter(self._settled_keys))]
 
     def _settled(self, what: str, record: dict[str, Any], changes: list[dict[str, str]]) -> None:
         reason, detail = record.get("reason", ""), record.get("detail", "")
@@ -111,6 +113,10 @@ class DevFeed:
 
 def _styled(what: str) -> str:
     return click.style(f"{what:<9}", fg=COLORS.get(what))
+
+
+def _key(record: dict[str, Any]) -> Key:
+    return record.get("messageId", ""), record.get("name", "")
 
 
 def _subject(record: dict[str, Any]) -> str:

@@ -80,9 +80,9 @@ def test_an_event_settled_before_it_is_reported_accepted_never_waits():
     screen.feed.show(ACCEPTED)
     screen.now_s += PATIENCE_S
     assert not screen.feed.is_waiting()
-    screen.feed.show(ACCEPTED)
+    screen.feed.show(ACCEPTED | {"name": "Other"})
     screen.now_s += PATIENCE_S
-    assert screen.feed.is_waiting(), "a second event of that id is one of its own"
+    assert screen.feed.is_waiting(), "an event of that id and another name is one of its own"
 
 
 def test_a_retry_is_shown_once_per_event():
@@ -119,3 +119,15 @@ def test_skipped_records_are_counted():
 )
 def test_an_address_may_leave_out_host_or_port(text, address):
     assert _address(text) == address
+
+
+def test_a_repeated_call_waits_for_nothing_once_the_event_is_settled():
+    """SDKs send a call again whose answer was lost; it is answered with success, and stored once."""
+    screen = Screen()
+    screen.feed.show(ACCEPTED)
+    screen.feed.show(DELIVERED)
+    screen.feed.show(ACCEPTED)
+    screen.feed.show(ACCEPTED)
+    screen.now_s += 2 * PATIENCE_S
+    assert not screen.feed.is_waiting()
+    assert len(screen.lines) == 1
