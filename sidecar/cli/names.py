@@ -97,7 +97,7 @@ def names(
     catalogue = msgspec.convert(answer, Catalogue)
     undeclared: list[str] = []
     if others:
-        catalogue.names = merged([catalogue.names, *(_read(path).names for path in others)])
+        _merge(catalogue, [_read(path) for path in others])
     if verify:
         if unjudged := _ask_px(backend, config_flag, catalogue.names):
             click.echo(printable(unjudged), err=True)
@@ -119,6 +119,17 @@ def _read(path: Path) -> Catalogue:
         raise Failed(f"{path} cannot be read ({error.strerror}); check its owner and mode.") from None
     except msgspec.DecodeError as error:
         raise Failed(f"{path} is not a catalogue ({error}); make it with `px-sidecar names --save`.") from None
+
+
+def _merge(catalogue: Catalogue, others: list[Catalogue]) -> None:
+    """Add the catalogues of other hosts to that of this one: names, and the traits that --verify asks PX for."""
+    catalogue.names = merged([catalogue.names, *(other.names for other in others)])
+    catalogue.sampled += sum(other.sampled for other in others)
+    for other in others:
+        for kind, counts in other.traits.items():
+            known = catalogue.traits.setdefault(kind, {})
+            for name, count in counts.items():
+                known[name] = known.get(name, 0) + count
 
 
 def _write(path: Path, catalogue: Catalogue) -> None:

@@ -138,3 +138,19 @@ def test_traits_that_px_does_not_declare_are_named(px, tmp_path, verb):
     assert [finding for finding in ran.json["findings"] if "declares no" in finding] == [
         "PX declares no user attribute shoeSize; declare it under Administration > Attributes."
     ]
+
+
+def test_the_traits_of_merged_hosts_are_asked_for_too(px, tmp_path, verb):
+    """PX declares attributes for the subscription; only those of the host that asked were compared."""
+    px.box.open_answers = OpenAnswers(declared_traits=("plan",))
+    sandboxed = px.daemon_dir(tmp_path, '[people]\nusers = "upsert"\n')
+    other = tmp_path / "host2.json"
+    other.write_text(json.dumps({"names": [], "sampled": 7, "traits": {"user": {"plan": 2, "hatSize": 1}}}))
+    with sandboxed.running(network=px.network(sandboxed)) as daemon, Client(sandboxed.unix) as client:
+        client.identify("u-1", {"plan": "gold"})
+        daemon.settle()
+        ran = verb("names", "--merge", str(other), "--verify", "--json", *sandboxed.flags)
+    assert (ran.json["sampled"], ran.json["traits"]["user"]) == (8, {"plan": 3, "hatSize": 1})
+    assert [finding for finding in ran.json["findings"] if "declares no" in finding] == [
+        "PX declares no user attribute hatSize; declare it under Administration > Attributes."
+    ]
