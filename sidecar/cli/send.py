@@ -102,6 +102,8 @@ def _expected(daemon: DaemonClient, event: dict[str, Any]) -> str:
 def _why_dropped(reason: str) -> str:
     if reason == "no_user":
         return "PX keeps events of known users only; give --user"
+    if reason == "suppressed":
+        return "`forget --suppress` was run for this user: its events are dropped"
     return hint("`px-sidecar map --explain` shows why")
 
 

@@ -13,7 +13,7 @@ Rules
   thread-safe.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from sidecar.http import Request, Response
 from sidecar.mapping import Known, LiveSettings, Mapped, Mapper, Settings, compile_mapping
 from sidecar.mapping.filters import DropFilter
 from sidecar.outbox import Outbox, Remembered, Store, hashed_values, queries
+from sidecar.outbox.forget import suppression
 from sidecar.outbox.selection import EventFilter
 from sidecar.px import preview
 
@@ -86,7 +87,8 @@ class MappingRoutes:
         config = settings.config if command.toml is None else await self._judged(command.toml)
         if isinstance(config, dict):
             return json_response(config)
-        results = await trio.to_thread.run_sync(_map_events, command.events, config)
+        is_suppressed = await self._outbox.read(suppression)
+        results = await trio.to_thread.run_sync(_map_events, command.events, config, is_suppressed)
         return json_response({"ok": True, "error": None, "line": None, "results": results})
 
     async def _preview(self, request: Request, _params: Params) -> Response:
@@ -131,12 +133,14 @@ def _newest(store: Store, name: str | None, before: tuple[int, int] | None) -> l
     return rows
 
 
-def _mapper_of(config: Config) -> Mapper:
-    return compile_mapping(config.mapping, config.people, config.identity)
+def _mapper_of(config: Config, is_suppressed: Callable[[str], bool] | None = None) -> Mapper:
+    return compile_mapping(config.mapping, config.people, config.identity, is_suppressed=is_suppressed)
 
 
-def _map_events(events: Sequence[dict[str, Any]], config: Config) -> list[dict[str, Any]]:
-    mapper = _mapper_of(config)
+def _map_events(
+    events: Sequence[dict[str, Any]], config: Config, is_suppressed: Callable[[str], bool] | None
+) -> list[dict[str, Any]]:
+    mapper = _mapper_of(config, is_suppressed)
     results = []
     for event in events:
         judged = judge(event, config.outbox.max_event_bytes, reject=config.identity.reject)

@@ -188,3 +188,13 @@ def test_an_invalid_timeout_is_wrong_usage(daemon_dir: DaemonDir, verb):
     assert ran.code == 2
     assert "'soon'" in ran.err
     assert ran.out == ""
+
+
+def test_what_a_suppressed_user_sends_is_said_to_be_dropped(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running() as daemon:
+        verb("forget", "--suppress", "u1", *daemon_dir.flags)
+        ran = verb("send", "Feature Used", "--user", "u1", *daemon_dir.flags)
+        waited = verb("send", "Feature Used", "--user", "u1", "--wait", *daemon_dir.flags)
+        daemon.settle()
+    assert "it is on disk and will be dropped: suppressed. `forget --suppress` was run for this user" in ran.out
+    assert waited.out == "dropped: suppressed. `forget --suppress` was run for this user: its events are dropped.\n"
