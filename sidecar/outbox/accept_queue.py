@@ -102,7 +102,11 @@ class AcceptQueue:
             return
         whole = self._large[0]
         if part.error is None:
-            self._outcome = Accepted(*map(sum, zip(self._outcome, part.result, strict=True)))
+            so_far, added = self._outcome, part.result
+            repeats = [self._stored_events + position for position in added.repeats]
+            self._outcome = Accepted(
+                so_far.stored + added.stored, so_far.repeated + added.repeated, (*so_far.repeats, *repeats)
+            )
             self._stored_events += len(part.payload)
             if self._stored_events < len(whole.payload):
                 return

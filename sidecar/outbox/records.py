@@ -13,6 +13,7 @@ wait, so the row is not held in memory and pages skip it. One column for all thr
 bytes per row finds the next page.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Final, Literal, NamedTuple
 
@@ -99,10 +100,21 @@ class NewEvent(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """The result of one ``accept``: how many events were stored, and how many repeated a known message id."""
+    """The result of one ``accept``: how many events were stored, and how many repeated a known message id.
+
+    ``repeats`` are the positions of the latter in the call.
+    """
 
     stored: int
     repeated: int
+    repeats: tuple[int, ...] = ()
+
+    def stored_of(self, events: Sequence[NewEvent]) -> Sequence[NewEvent]:
+        """Return those of the events of the call that were stored."""
+        if not self.repeated:
+            return events
+        repeats = set(self.repeats)
+        return [event for position, event in enumerate(events) if position not in repeats]
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False):

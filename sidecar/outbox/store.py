@@ -230,9 +230,10 @@ class Store:
         if self.value("users"):
             self.accounts.load({(event.product, event.user) for group in groups for event in group if event.user})
         for group, digests in zip(groups, keys, strict=True):
-            before = next_id
-            for event, digest in zip(group, digests, strict=True):
+            before, repeats = next_id, []
+            for position, (event, digest) in enumerate(zip(group, digests, strict=True)):
                 if digest not in unseen or digest in ids:
+                    repeats.append(position)
                     continue
                 if event.bad is None:
                     rows.append(self._new_row(next_id, event, now_ms))
@@ -241,7 +242,7 @@ class Store:
                     bad.append((next_id, event))
                 ids[digest] = next_id
                 next_id += 1
-            outcomes.append(Accepted(next_id - before, len(group) - (next_id - before)))
+            outcomes.append(Accepted(next_id - before, len(repeats), tuple(repeats)))
         insert_rows(self.connection, _NEW_ROWS, rows)
         self.count("users", self.accounts.write(now_ms))
         self._insert_bad(bad, now_ms)

@@ -355,7 +355,7 @@ class ResponseQueue:
             return pending
         parsed, write = pending
         if write.error is None:
-            self._telemetry.events_accepted(parsed.events)
+            self._telemetry.events_accepted(write.result.stored_of(parsed.events))
             return accepted_response(parsed, write.result)
         if isinstance(write.error, SidecarError):
             response = unavailable_response(write.error)

@@ -170,7 +170,7 @@ class Routes:
             return self._unavailable(error)
         finally:
             budget.add(-parsed_bytes(parsed, write), large=parsed.large)
-        self._telemetry.events_accepted(parsed.events)
+        self._telemetry.events_accepted(accepted.stored_of(parsed.events))
         return accepted_response(parsed, accepted)
 
     async def _parse_and_submit(

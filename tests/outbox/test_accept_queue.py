@@ -29,7 +29,7 @@ def test_a_large_request_is_answered_after_its_last_slice():
     assert [commit(queue), commit(queue)] == [[SLICE_ROWS], [SLICE_ROWS]]
     assert not request.done.is_set()
     assert commit(queue) == [1]
-    assert (request.done.is_set(), request.result) == (True, (2 * SLICE_ROWS + 1, 0))
+    assert (request.done.is_set(), request.result[:2]) == (True, (2 * SLICE_ROWS + 1, 0))
     assert (len(queue), commit(queue)) == (0, [])
 
 
@@ -93,7 +93,16 @@ def test_a_refused_slice_ends_its_request_alone():
     queue.finish()
     assert (whole.done.is_set(), str(whole.error)) == (True, "The outbox is full.")
     assert [commit(queue), commit(queue)] == [[SLICE_ROWS], [1]]
-    assert following.result == (SLICE_ROWS + 1, 0)
+    assert following.result[:2] == (SLICE_ROWS + 1, 0)
+
+
+def test_repeats_are_named_by_their_position_in_the_whole_request():
+    queue = AcceptQueue()
+    whole = queue.add(events(2 * SLICE_ROWS))
+    for position in (3, 4):
+        queue.take()[0].result = Accepted(SLICE_ROWS - 1, 1, (position,))
+        queue.finish()
+    assert whole.result == (2 * SLICE_ROWS - 2, 2, (3, SLICE_ROWS + 4))
 
 
 def test_each_event_is_taken_once_and_in_the_order_of_its_caller():

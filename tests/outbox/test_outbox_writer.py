@@ -117,7 +117,7 @@ async def accept_and_log(outbox, events, log, label):
 
 async def test_a_lone_accept_is_committed_at_once(harness, autojump_clock, tmp_path):
     started = trio.current_time()
-    assert await harness.outbox.accept([event(1), event(2), event(1)]) == (2, 1)
+    assert await harness.outbox.accept([event(1), event(2), event(1)]) == (2, 1, (2,))
     assert trio.current_time() == started
     crashed = Store(copied(harness.store.path, tmp_path / "crash"))
     assert pending_ids(crashed) == [1, 2]
@@ -148,7 +148,7 @@ async def test_a_page_that_was_not_read_is_reported(make_harness, nursery, autoj
     harness = make_harness()
     nursery.start_soon(harness.outbox.run)
     harness.listener.reads = raiser(sqlite_error(sqlite3.SQLITE_IOERR))
-    assert await harness.outbox.accept([event(1)]) == (1, 0)
+    assert await harness.outbox.accept([event(1)]) == (1, 0, ())
     await trio.testing.wait_all_tasks_blocked()
     assert (harness.listener.pages, harness.listener.arrivals) == ([None], 1)
 
@@ -221,7 +221,7 @@ async def test_a_large_request_that_fails_midway_says_what_is_stored(make_harnes
     faults.armed, faults.fail_at = True, 0
     with pytest.raises(StoreFailed, match=r"send the request again\. 500 of its events are stored"):
         await request.wait()
-    assert await harness.outbox.accept(events) == (SLICE_ROWS, SLICE_ROWS)
+    assert await harness.outbox.accept(events) == (SLICE_ROWS, SLICE_ROWS, tuple(range(SLICE_ROWS)))
     harness.outbox.stop()
 
 
@@ -341,7 +341,7 @@ async def test_a_cancelled_caller_loses_the_answer_not_the_effect(make_harness, 
     with trio.move_on_after(0.05) as scope:
         await harness.outbox.accept([event(1)])
     assert scope.cancelled_caught
-    assert await harness.outbox.accept([event(2), event(1)]) == (1, 1)
+    assert await harness.outbox.accept([event(2), event(1)]) == (1, 1, (1,))
     harness.outbox.stop()
 
 

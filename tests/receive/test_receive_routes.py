@@ -502,6 +502,14 @@ async def test_repeated_id_is_a_success_and_stored_once(tmp_path):
         assert harness.outbox.counters["repeated"] == 3
 
 
+async def test_a_repeat_is_not_reported_as_accepted(tmp_path):
+    """The counters by name and source, and the feed, would have more accepted events than the outbox."""
+    async with receiving(tmp_path / "o.db") as harness:
+        await harness.post("/v1/batch", batch(track(1), track(1), track(2)))
+        await harness.post("/v1/track", track(1))
+        assert harness.accepted == ["m1", "m2"]
+
+
 async def test_id_that_is_a_mistake_of_the_app_makes_no_repeats(tmp_path):
     """``String(undefined)`` as the id of every call lost all of them but the first."""
     async with receiving(tmp_path / "o.db") as harness:
