@@ -257,7 +257,7 @@ def _config_text(region: str, product: str, preset: str, hosts: int, *, key_file
     if key_file is None:
         key_line = "# The REST API key is in a file beside this one; systemd passes it to the daemon as a credential."
     else:
-        key_line = f"api_key_file = '{key_file}'" if "'" not in str(key_file) else f'api_key_file = "{key_file}"'
+        key_line = f"api_key_file = {_toml(key_file)}"
     hosts_line = (
         f"hosts = {hosts}" if hosts > 1 else "# hosts = 1           # hosts that share the subscription and its limits"
     )

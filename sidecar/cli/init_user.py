@@ -59,4 +59,4 @@ WantedBy=default.target
 def _quoted(text: str) -> str:
     """Quote one argument for a unit (systemd.service(5), COMMAND LINES)."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-    return f'"{escaped}"' if escaped != text or " " in text else text
+    return f'"{escaped}"' if escaped != text or any(char in text for char in " '") else text

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.cli.init_user import unit_text
 from sidecar.config import api_key, load
 from sidecar.config.file import user_path
 
@@ -172,6 +173,20 @@ def test_the_next_command_quotes_the_path(verb, tmp_path):
     ran = verb("init", *GIVEN, "--config", str(path))
     assert ran.out.endswith(f"Next: px-sidecar check --live --config '{path}' && px-sidecar run --config '{path}'\n")
     assert load(str(path), {}).px.api_key_file == str(path.with_name("api_key"))
+
+
+@pytest.mark.parametrize("folder", ["it's", 'a "quoted" one', "back\\slash", """ it's "both" """])
+def test_a_path_with_quotes_can_be_read_again(verb, tmp_path, folder):
+    path = tmp_path / folder / "config.toml"
+    ran = verb("init", *GIVEN, "--config", str(path))
+    assert ran.code == 0, ran.err
+    assert load(str(path), {}).px.api_key_file == str(path.with_name("api_key"))
+
+
+def test_the_unit_quotes_a_path_for_systemd(tmp_path):
+    """An apostrophe begins a quotation in the middle of a word, too (systemd.syntax(7), QUOTING)."""
+    text = unit_text(tmp_path / "it's" / "config.toml")
+    assert f'--config "{tmp_path}/it\'s/config.toml"\n' in text
 
 
 @pytest.fixture
