@@ -78,7 +78,7 @@ def trace(
             if number:
                 click.echo()
             _show(story)
-        _show_pruned(answer)
+        _show_absent(answer, since_ms)
     if not answer["stories"]:
         sys.exit(1)
 
@@ -170,7 +170,8 @@ def _verified(story: dict[str, Any]) -> str | None:
     )
 
 
-def _show_pruned(answer: dict[str, Any]) -> None:
+def _show_absent(answer: dict[str, Any], since_ms: int) -> None:
+    """Print which events were pruned; if none was found either, what was received instead."""
     for event_id in answer["pruned"]:
         click.echo(
             f"It was accepted as event {event_id} and settled; its row was pruned after outbox.keep_delivered.",
@@ -179,7 +180,8 @@ def _show_pruned(answer: dict[str, Any]) -> None:
     if answer["stories"] or answer["pruned"]:
         return
     instead = answer["instead"]
-    click.echo(f"No such event was received. Events received so far: {show_count(instead['events'])}.", err=True)
+    since = f" since {local_time_ms(since_ms)}" if since_ms else ""  # an older one may be there
+    click.echo(f"No such event was received{since}. Events received so far: {show_count(instead['events'])}.", err=True)
     for title, rows in (("Similar names", instead.get("names")), ("Newest names", instead.get("newest_names"))):
         if rows:
             click.echo(f"{title}:", err=True)

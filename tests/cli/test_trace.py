@@ -6,6 +6,8 @@ import pytest
 from px_sidecar_client import Client
 from running_daemon import DaemonDir, always, wait_until
 
+from sidecar.cli.screen import local_time_ms
+
 
 @pytest.mark.parametrize("alive", [True, False], ids=["with a daemon", "from the file"])
 def test_a_delivered_event_has_a_story_of_80_columns(daemon_dir: DaemonDir, verb, alive: bool):
@@ -162,3 +164,13 @@ def test_dead_letter_hides_the_account_of_a_later_rule(tmp_path, verb, rule: str
     ]
     assert all("is unknown" in text for text in shown)
     assert not any("acme-secret" in text for text in shown)
+
+
+def test_with_since_it_is_not_said_that_there_is_no_older_event(daemon_dir: DaemonDir, verb):
+    with daemon_dir.running() as daemon:
+        message_id = daemon.track("u1", "Feature Used")
+        daemon.settle()
+        later = verb("trace", message_id, "--since", "2099-01-01T00:00:00+00:00", *daemon_dir.flags)
+        absent = verb("trace", "m-9", *daemon_dir.flags)
+    assert later.err.startswith(f"No such event was received since {local_time_ms(4_070_908_800_000)}. ")
+    assert absent.err.startswith("No such event was received. ")
