@@ -122,7 +122,9 @@ def show_need(status: dict[str, Any], count: int) -> str:
     left = max(0, quota["left"] - quota["reserve"])
     if requests <= left:
         need = "It needs" if count == 1 else "They need"
-        return f"{need} about {show_duration(requests / status['ceiling'])}{pending}, if nothing else is sent."
+        # The pace in force, which spreads the day with deliver.pace = "spread"; there is none while nothing is delivered.
+        per_s = (status["delivering"] and status["pace"]) or status["ceiling"]
+        return f"{need} about {show_duration(requests / per_s)}{pending}, if nothing else is sent."
     return (
         f"They need about {days_needed(status, count):.1f} days{pending}, at {show_count(usual)} requests a day without the "
         "reserve. They use up each day: what apps send after that waits for the next day, unless its class is high."

@@ -23,6 +23,16 @@ def test_a_dry_run_says_count_and_days_and_changes_nothing(daemon_dir: DaemonDir
     assert ran.err.startswith("3 events were delivered, and not resent before. They need about ")
 
 
+def test_the_time_needed_is_that_of_a_day_that_is_spread(tmp_path, verb):
+    spread = DaemonDir(tmp_path, '[deliver]\npace = "spread"\nper_day = 864_000\n')
+    with spread.running() as daemon:
+        for number in range(3):
+            daemon.track(f"u{number}", "Feature Used")
+        daemon.settle()
+        ran = verb("resend", "--all", "--dry-run", *spread.flags)
+    assert "They need about 300ms, if nothing else is sent." in ran.err
+
+
 def test_each_event_is_resent_once(daemon_dir: DaemonDir, verb):
     with daemon_dir.running() as daemon:
         message_id = daemon.track("u1", "Feature Used", properties={"plan": "gold"}, timestamp="2026-11-01T10:00:00Z")
