@@ -1,5 +1,6 @@
 """Compose, Quadlet and Kubernetes: against their schemas, and in agreement with the image."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -118,6 +119,13 @@ def test_quadlet_uses_documented_keys_and_the_same_settings():
     assert settings["ReadOnly"] == settings["NoNewPrivileges"] == "true"
     assert settings["DropCapability"] == "ALL"
     assert "TimeoutStopSec=30s" in lines
+
+
+def test_the_health_check_of_quadlet_needs_no_shell():
+    """Podman passes a text to /bin/sh -c (podman-run(1), --health-cmd), so that each check failed."""
+    (command,) = re.findall(r"^HealthCmd=(.+)$", (FOLDER / "px-sidecar.container").read_text(), re.MULTILINE)
+    assert f"CMD {command}" in CONTAINERFILE
+    assert isinstance(json.loads(command), list)
 
 
 def test_compose_uses_documented_keys_and_the_same_settings():
