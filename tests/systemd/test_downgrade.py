@@ -55,6 +55,14 @@ def test_a_downgrade_that_cannot_read_the_outbox_is_refused(preinst, tmp_path):
     assert said.count("\n") == 1
 
 
+def test_a_downgrade_by_removal_and_installation_is_refused(preinst, tmp_path):
+    """dpkg names the version whose configuration is left; a first installation names none."""
+    outbox(tmp_path / "outbox.db", SCHEMA_VERSION + 1)
+    said, status = preinst("install", "1.3.0")
+    assert (status, "Use 1.3.0" in said) == (1, True)
+    assert preinst("install", "1.1.0") == ("", 0)
+
+
 def test_the_outbox_of_an_instance_counts(preinst, tmp_path):
     path = outbox(tmp_path / "eu" / "outbox.db", SCHEMA_VERSION + 1)
     said, status = preinst("upgrade", "1.3.0")
