@@ -27,6 +27,8 @@ NO_EFFECT: Final = (
     *("NOPERM", "READONLY", "OOM", "MISCONF", "LOADING", "MASTERDOWN", "MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN"),
     *("CROSSSLOT", "NOAUTH", "WRONGPASS", "NOREPLICAS", "BUSY", "DENIED", "NOSCRIPT"),
 )
+# The words of Redis 6.2 and 7.0, and of later ones and Valkey, for a command of a script that the user may not run.
+NO_RIGHT: Final = ("can't run this command or subcommand", "ACL failure in script")
 
 
 class EngineAway(SidecarError):
@@ -109,10 +111,10 @@ class EngineConnection:
         if self._parts.scheme == "unix":
             return await trio.open_unix_socket(self._parts.path)
         host = self._parts.hostname or ""
+        context = self._tls_context() if self._parts.scheme == "rediss" else None
         stream = await trio.open_tcp_stream(host, self._port)
-        if self._parts.scheme == "redis":
+        if context is None:
             return stream
-        context = ssl.create_default_context(cafile=self._config.ca_file or None)
         secure = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
         try:
             await secure.do_handshake()
@@ -120,6 +122,17 @@ class EngineConnection:
             await trio.aclose_forcefully(stream)  # else each attempt of a wrong certificate would cost a descriptor
             raise
         return secure
+
+    def _tls_context(self) -> ssl.SSLContext:
+        ca_file = self._config.ca_file
+        try:
+            return ssl.create_default_context(cafile=ca_file or None)
+        except OSError as error:  # SSLError is one: the file holds no certificate
+            reason = "it holds no certificate" if isinstance(error, ssl.SSLError) else error.strerror
+            raise EngineRefused(
+                f"The certificates of the fleet's engine cannot be read from fleet.ca_file, {ca_file} ({reason}); name a "
+                "file in PEM that the daemon may read."
+            ) from None
 
     def _database(self) -> str:
         if self._parts.scheme == "unix":
@@ -282,6 +295,8 @@ class EngineConnection:
         # A server that does not know AUTH repeats its arguments, and with them the password.
         text = str(error).partition(", with args")[0]
         code = text.split(" ", 1)[0]
+        # Inside a script a missing right has no code of its own, and what the script did before it stays done.
+        right = any(words in text for words in NO_RIGHT)
         advice = {
             "WRONGPASS": "check fleet.username and fleet.password_file",
             "NOAUTH": "it wants a password: set fleet.password_file",
@@ -292,7 +307,7 @@ class EngineConnection:
             "MOVED": "it is a cluster: set fleet.url to the node that the error names",
             "ASK": "it is a cluster that moves this key: wait for the move",
             "DENIED": "it is in protected mode: give it a password or bind it to a private address",
-        }.get(code, "check the engine")
+        }.get("NOPERM" if right else code, "check the engine")
         return code, f"The fleet's engine at {self.address} refuses ({text}); {advice}."
 
 

@@ -118,6 +118,9 @@ async def test_a_forgotten_script_is_sent_again(autojump_clock):
         ("MOVED 1234 10.0.0.2:6379", EngineRefused, "the node that the error names"),
         ("OOM command not allowed", EngineRefused, "raise its maxmemory"),
         ("ERR unknown", EngineAway, "check the engine"),
+        # Of a command inside the script: what came before it is done. Redis 7.0, and later ones.
+        ("ERR The user executing the script can't run this command or subcommand script: 1", EngineAway, "the rights"),
+        ("ERR ACL failure in script: User px has no permissions to run 'hset'", EngineAway, "the rights"),
     ],
 )
 async def test_an_error_of_the_engine_says_what_to_do(autojump_clock, error, raised, words):
@@ -154,6 +157,17 @@ async def test_an_engine_with_too_few_replicas_is_not_called(autojump_clock):
     with pytest.RaisesGroup(pytest.RaisesExc(EngineAway, match="Only 0 of 1 replicas")):
         async with connected(Engine(INFO=bulk(info)), 1):
             pass
+
+
+@pytest.mark.parametrize(("content", "reason"), [(None, "No such file or directory"), ("", "it holds no certificate")])
+async def test_a_ca_file_that_cannot_be_used_is_named(tmp_path, content, reason):
+    """The advice was to check the engine, or to do without TLS."""
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    connection = EngineConnection(FleetConfig(url="rediss://127.0.0.1:1", name="t", ca_file=str(path)), Secret())
+    with pytest.raises(EngineRefused, match=rf"fleet\.ca_file, {path} \({reason}\)"):
+        await connection.connect()
 
 
 async def test_a_peer_that_is_no_engine_is_reported_and_ends_nothing():
