@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 RECONNECT_S: Final = (0.1, 1.0)
 RECORD_EVERY_S: Final = 1.0
 PROBLEM_EVERY_S: Final = 60.0
+# The engine at the other end is no longer the one to ask: a failover without a lost connection.
+NOT_THE_PRIMARY: Final = ("READONLY", "MOVED", "MASTERDOWN", "CLUSTERDOWN")
 
 
 def load_script() -> str:
@@ -266,6 +268,8 @@ class Fleet:
             reply = await self._run_script(call)
         except EngineRefused as error:
             self.machine.call_refused(self._clock.boot_s(), str(error))
+            if error.code in NOT_THE_PRIMARY:
+                raise  # a new connection finds the primary that the name in fleet.url leads to by now
             self._report(str(error))
             return
         self.machine.answered(sent_s, self._clock.boot_s(), parse_answer(reply))

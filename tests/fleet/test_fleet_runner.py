@@ -110,6 +110,34 @@ def test_a_request_that_waits_for_a_slot_wakes_the_connection(fleet, clock, engi
     assert not engine.host.may_call(clock.boot, Priority.NORMAL), "one call at a time"
 
 
+@pytest.mark.parametrize(("error", "left"), [("READONLY", True), ("MOVED", True), ("OOM", False)])
+async def test_an_engine_that_is_no_longer_the_primary_is_left(engine, clock, autojump_clock, error, left):
+    """A failover need not end connections, and the host asked the replica for as long as it ran."""
+    server, opened = Server(EVALSHA=f"-{error} no\r\n".encode(), TIME=b"*2\r\n$1\r\n1\r\n$1\r\n0\r\n"), []
+    async with trio.open_nursery() as nursery:
+
+        async def open_stream() -> trio.abc.Stream:
+            ours, theirs = memory_stream_pair()
+            opened.append(theirs)
+            nursery.start_soon(server.serve, theirs)
+            return ours
+
+        async def write(change) -> None:
+            change(None, 0)
+
+        connection = EngineConnection(FleetConfig(url="redis://host", name="t"), Secret(), open_stream=open_stream)
+        fleet = Fleet(
+            *(engine.host, connection, clock, lambda _store, _record: None), name="t", replicas=0, random=lambda: 0.5
+        )
+        clock.run(1.0)
+        assert ask(fleet, clock) > clock.monotonic, "its slots have passed"
+        nursery.start_soon(fleet.run, write, lambda _now_s: (0, 5, 0), lambda: None)
+        await trio.sleep(0.3)
+        assert error in fleet.machine.problem
+        assert (len(opened) > 1) is left
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_stop_during_a_call_leaves_the_fleet(engine, clock, autojump_clock):
     """The call that was out forbade it, and the engine kept what was promised set aside for a day."""
     server, saved = Server(EVALSHA=None, TIME=b"*2\r\n$1\r\n1\r\n$1\r\n0\r\n"), []
