@@ -8,15 +8,16 @@ from rich.text import Text
 from sidecar.cli.backend import connect_daemon, control_option
 from sidecar.cli.common import hint, json_option, print_json
 from sidecar.cli.screen import console, grid, printable
-from sidecar.units import show_count
+from sidecar.units import counted, show_count
 
 __all__ = ["fleet"]
 
+# Why a host is not connected is the problem's to say: the engine is away, or it answers and refuses.
 MEANING = {
-    "joining": "the engine has not answered since the start, and nothing is promised; nothing is sent",
+    "joining": "not connected since the start, and nothing is promised; nothing is sent",
     "sharing": "connected",
-    "quiet": "the engine does not answer; nothing is sent for some seconds",
-    "alone": "the engine does not answer; only what it has set aside is sent",
+    "quiet": "not connected; nothing is sent for some seconds",
+    "alone": "not connected; only what is set aside is sent",
     "rejoining": "returning",
 }
 
@@ -54,13 +55,13 @@ def status(control_flag: str | None, config_flag: str | None, as_json: bool) -> 
 
 def _show(answer: dict[str, Any]) -> None:
     own, members = answer["fleet"], answer["members"]
-    out = console()
+    out, connected = console(), counted(own["members"], "connected host")
     rows = [
         ("fleet", own["name"]),
         ("this host", f"{own['state']}: {MEANING[own['state']]}"),
-        ("rate", f"{own['rate']:.1f} requests per second for {own['members']} connected hosts, {own['absent']} absent"),
+        ("rate", f"{own['rate']:.1f} requests per second for {connected}, {own['absent']} absent"),
         ("alone", f"{own['alone']:.2f} requests per second while the engine is away"),
-        ("day", f"{show_count(own['used'])} requests of all hosts, and set aside for absent ones"),
+        ("day", f"{counted(own['used'], 'request')} of all hosts, and set aside for absent ones"),
         ("slots", f"{show_count(own['slots_granted'])} since the start, {show_count(own['slots_late'])} not used"),
     ]
     if own["clock_uncertainty_s"] is not None:
@@ -73,12 +74,14 @@ def _show(answer: dict[str, Any]) -> None:
         return
     total = sum(member["granted"] for member in members) or 1
     out.print()
-    for member in sorted(members, key=lambda member: -member["granted"]):
-        state = "connected" if member["connected"] else "absent"
-        mark = " (this host)" if member["this"] else ""
-        out.print(
-            Text(
-                f"  {printable(member['host']):24} {state:10} {100 * member['granted'] / total:5.1f} % of the slots, "
-                f"alone {member['alone_per_second']:.2f}/s{mark}"
-            )
-        )
+    out.print(grid([_row(member, total) for member in sorted(members, key=lambda member: -member["granted"])]))
+
+
+def _row(member: dict[str, Any], total: int) -> tuple[Text, ...]:
+    """Return host, state, share of the ``total`` of slots, and promise, with a mark for the host that was asked."""
+    return (
+        Text(f"  {printable(member['host'])}"),
+        Text("connected" if member["connected"] else "absent"),
+        Text(f"{100 * member['granted'] / total:5.1f} % of slots"),
+        Text(f"alone {member['alone_per_second']:.2f}/s{', this host' if member['this'] else ''}"),
+    )

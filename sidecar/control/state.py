@@ -45,13 +45,14 @@ from sidecar.units import iso_utc, show_count, show_duration
 
 __all__ = ["Notices", "StateReader", "status_line"]
 
+# What is sent meanwhile; the problem of the fleet says why: its engine is away, or it answers and refuses this host.
 FLEET_REASONS: Final = {
     "joining": (
-        "The fleet's engine has not answered since this start, and no promise of an earlier process may be used (first start, "
-        "reboot, orderly stop), so nothing is sent; check the engine and fleet.url."
+        "This host has not joined its fleet since this start, and no promise of an earlier process may be used (first start, "
+        "reboot, orderly stop), so nothing is sent."
     ),
-    "quiet": "The fleet's engine does not answer; nothing is sent until its lease has ended, then what is set aside.",
-    "alone": "The fleet's engine does not answer; only what it has set aside for this host is sent.",
+    "quiet": "This host is not connected to its fleet; nothing is sent for some seconds, then what is set aside for it.",
+    "alone": "This host is not connected to its fleet; only what is set aside for it is sent.",
     "rejoining": "This host is returning to its fleet; it sends again within seconds.",
 }
 SILENT: Final = ("joining", "quiet", "rejoining")  # the states in which a host of a fleet sends nothing

@@ -321,5 +321,5 @@ class Fleet:
             log.warning("%s", problem)
             self._said = (problem, now_s)
         elif not problem and said:
-            log.info("The fleet's engine at %s answers again.", self._connection.address)
+            log.info("This host is connected to its fleet again, by the engine at %s.", self._connection.address)
             self._said = ("", now_s)

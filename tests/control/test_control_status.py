@@ -196,12 +196,12 @@ def test_metrics_have_time_to_delivery_names_and_oldest_by_class(tmp_path):
 class FleetThatIs:
     """The fleet's part of a daemon in one state; 2.5 requests a second are set aside for it."""
 
-    def __init__(self, state: str, alone: float = 2.5) -> None:
-        self.state, self.alone = state, alone
+    def __init__(self, state: str, alone: float = 2.5, problem: str = "") -> None:
+        self.state, self.alone, self.problem = state, alone, problem
 
     def facts(self):
         counts = ("members", "absent", "used", "slots_held", "slots_granted", "slots_late", "calls")
-        about = {"name": "f", "state": self.state, "problem": "", "rate": 190.0, "alone": self.alone}
+        about = {"name": "f", "state": self.state, "problem": self.problem, "rate": 190.0, "alone": self.alone}
         return about | dict.fromkeys(counts, 0) | {"clock_uncertainty_s": None}
 
 
@@ -229,6 +229,22 @@ def test_without_the_engine_pace_is_that_of_the_promise(tmp_path):
         assert shown(FleetThatIs("quiet")) == (False, 2.5, 2.0)
         assert shown(FleetThatIs("alone", alone=0.0)) == (False, 0.0, None)
         assert shown(FleetThatIs("joining", alone=0.0)) == (False, 0.0, None)
+
+
+@pytest.mark.parametrize("state", ["joining", "quiet", "alone"])
+def test_an_engine_that_refuses_a_host_is_not_said_to_be_away(tmp_path, state):
+    """The second reason was that the engine does not answer, with the advice to check it."""
+    with DaemonDir(tmp_path).running() as daemon:
+        app, problem = daemon.app, "This host was not joined to the fleet: deliver.per_day differs."
+
+        async def read() -> DaemonState:
+            parts = (app.store, app.outbox, app.settings, app.clock, app.notices)
+            fleet = FleetThatIs(state, problem=problem)
+            return await StateReader(*parts, delivery=app.delivery, telemetry=app.telemetry, fleet=fleet).read()
+
+        why, meanwhile = daemon.run(read).reasons
+    assert why == problem
+    assert "answer" not in meanwhile
 
 
 def test_time_to_drain_leaves_out_the_reserve(tmp_path):
