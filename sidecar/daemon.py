@@ -338,12 +338,13 @@ def _drains(app: Application) -> bool:
 
 
 async def _drain(app: Application, fleet: "Fleet") -> None:
-    """Ask for slots as high priority until nothing is ready or out, for ``deliver.stop_timeout`` at most."""
-    dispatcher = app.delivery.dispatcher
+    """Ask for slots as high priority until nothing is pending or PX takes nothing, for ``deliver.stop_timeout`` at most."""
+    dispatcher, now_s = app.delivery.dispatcher, app.clock.monotonic_s
+    until_s, opens = now_s() + app.config.deliver.stop_timeout, dispatcher.destination.may_send_before
     fleet.drain()
     with trio.move_on_after(app.config.deliver.stop_timeout):
-        # Polled: neither loading nor the destination reports that nothing is left.
-        while any(dispatcher.demand(app.clock.monotonic_s())) or dispatcher.has_requests_out:  # noqa: ASYNC110
+        # Polled: nothing reports that nothing is left. Of pending events none may be ready: while a page is read, before a retry.
+        while app.store.pending() and (dispatcher.has_requests_out or opens(until_s, now_s())):  # noqa: ASYNC110
             await trio.sleep(DRAIN_LOOK_S)
 
 

@@ -215,6 +215,15 @@ class Destination:
             Paused(self._reason, self._message(), until_s) if self._base is DestinationState.PAUSED else Wait(until_s)
         )
 
+    def may_send_before(self, until_s: float, now_s: float) -> bool:
+        """Return whether something may be sent before ``until_s``, unless an answer changes that; False in a pause."""
+        match self.may_send(now_s):
+            case Wait(opens_s):
+                return opens_s < until_s
+            case Paused():
+                return False
+        return True
+
     def probe_started(self, now_s: float) -> None:
         """Record that the probe which ``may_send`` allowed is sent; nothing else is allowed until its answer."""
         assert isinstance(self.may_send(now_s), Probe)

@@ -150,6 +150,16 @@ def test_a_429_waits_then_probes_and_opens_at_nine_tenths():
     assert harness.permission() == Open(0.9)
 
 
+def test_a_wait_that_ends_in_time_lets_something_be_sent_before():
+    harness = DestinationHarness()
+    before = harness.destination.may_send_before
+    assert before(harness.now_s + 1, harness.now_s)
+    harness.reply(SLOW_DOWN)
+    assert [before(harness.now_s + wait_s, harness.now_s) for wait_s in (0.9, 1.1)] == [False, True]
+    harness.destination.pause(harness.now_s)
+    assert not before(harness.now_s + 1.1, harness.now_s)
+
+
 def test_one_unbroken_run_of_429s_lowers_the_pace_once():
     harness = DestinationHarness()
     for _ in range(20):
