@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 import urllib.request
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from rich.text import Text
 
 from sidecar.cli.common import own_command, temporary_folder
 from sidecar.cli.demo_traffic import answers, end_process, get_bytes
+from sidecar.cli.screen import columns
 from sidecar.errors import Failed
 from sidecar.sandbox.server import free_ports
 from sidecar.units import show_count
@@ -33,7 +35,8 @@ ALONE_AT_S, BACK_AT_S = 14.0, 26.0
 ALL_BUSY_AT_S: Final = 6.0
 GIVE_UP_S: Final = 60.0
 BATCH: Final = 500
-WIDTH: Final = 57  # a column of the picture is 3.3 requests a second
+WIDTH: Final = 57  # columns of the picture; one is 3.3 requests a second
+AROUND: Final = 13  # columns of a line around the picture
 COLORS: Final = ("green", "cyan", "yellow", "magenta", "blue", "red")
 
 
@@ -45,7 +48,8 @@ def run_fleet_demo(console: Console, hosts: int, events: int) -> bool:
         fleet = _FleetProcesses(folder, stack, hosts)
         fleet.start()
         console.print(
-            f"{hosts} hosts share {PER_SECOND} requests per second. One letter is 3 to 4 requests per second:"
+            f"{hosts} hosts share {PER_SECOND} requests per second. One letter is {PER_SECOND / _width():.1f} of them:",
+            soft_wrap=True,
         )
         seconds = _run(console, fleet, events)
         outcome = fleet.outcome(events)
@@ -85,21 +89,27 @@ def _run(console: Console, fleet: "_FleetProcesses", events: int) -> float:
         number += 1
         time.sleep(max(0.0, began_s + number - time.monotonic()))
         now = fleet.delivered()
-        console.print(_picture(number, [later - earlier for earlier, later in zip(before, now, strict=True)]))
+        rates = [later - earlier for earlier, later in zip(before, now, strict=True)]
+        console.print(_picture(number, rates, _width()), soft_wrap=True)
         before = now
     return time.monotonic() - began_s
 
 
-def _picture(second: int, rates: list[int]) -> Text:
-    """Return one second as a bar: a letter for each host, as long as its share of the rate."""
+def _width() -> int:
+    """Return the columns of the picture: fewer on a narrow terminal, where its lines would wrap."""
+    return max(1, min(WIDTH, columns(sys.stdout) - AROUND))
+
+
+def _picture(second: int, rates: list[int], width: int) -> Text:
+    """Return one second as a bar of ``width`` columns: a letter for each host, as long as its share of the rate."""
     line = Text(f"{second:4d}s  ")
     drawn = total = 0
     for host, rate in enumerate(rates):
         total += rate
-        upto = min(WIDTH, round(total * WIDTH / PER_SECOND))
+        upto = min(width, round(total * width / PER_SECOND))
         line.append(chr(ord("A") + host % 26) * (upto - drawn), style=COLORS[host % len(COLORS)])
         drawn = max(drawn, upto)
-    return line.append(" " * (WIDTH - drawn) + f"| {total}")
+    return line.append(" " * (width - drawn) + f"| {total}")
 
 
 class _FleetProcesses:
@@ -125,10 +135,11 @@ class _FleetProcesses:
             home.mkdir()
             (home / "config.toml").write_text(self._config(home, address), encoding="utf-8")
             self._verb("run", "--config", str(home / "config.toml"))
-        deadline_s = time.monotonic() + START_S + 3 * self.hosts
+        limit_s = START_S + 3 * self.hosts
+        deadline_s = time.monotonic() + limit_s
         while not self._all_share():
             if time.monotonic() > deadline_s:
-                raise Failed(f"The fleet did not start within {START_S:.0f} s; run `px-sidecar demo` to see why.")
+                raise Failed(f"The fleet did not start within {limit_s:.0f} s; run `px-sidecar demo` to see why.")
             time.sleep(0.1)
 
     def _config(self, home: Path, address: str) -> str:
