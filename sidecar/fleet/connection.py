@@ -298,8 +298,8 @@ class EngineConnection:
         # Inside a script a missing right has no code of its own, and what the script did before it stays done.
         right = any(words in text for words in NO_RIGHT)
         advice = {
-            "WRONGPASS": "check fleet.username and fleet.password_file",
-            "NOAUTH": "it wants a password: set fleet.password_file",
+            "WRONGPASS": "check fleet.username and fleet.password_file, and restart the daemon after a change",
+            "NOAUTH": "it wants a password: set fleet.password_file, and restart the daemon",
             "NOPERM": "grant the user the rights in sidecar/fleet/README.md#rights",
             "READONLY": "it is a replica: set fleet.url to the primary",
             "OOM": "it is full: raise its maxmemory",

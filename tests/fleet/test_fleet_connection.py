@@ -143,6 +143,13 @@ async def test_an_unusable_engine_is_refused(autojump_clock, info, words):
             pass
 
 
+async def test_a_wrong_password_says_that_a_new_one_needs_a_restart(autojump_clock):
+    """The file is read at the start; with the right password in it `check` was content, and nothing else happened."""
+    with pytest.RaisesGroup(pytest.RaisesExc(EngineRefused, match="password_file, and restart the daemon after")):
+        async with connected(Engine(AUTH=b"-WRONGPASS invalid username-password pair\r\n"), password="old"):
+            pass
+
+
 async def test_a_password_that_the_server_repeats_is_not_shown(autojump_clock):
     """As Redis does where AUTH has been renamed."""
     refusal = b"-ERR unknown command 'AUTH', with args beginning with: 'MARKED' \r\n"
