@@ -86,7 +86,16 @@ CASES = {
     "PxSidecarFleetAlone": Case({'fleet_state{state="alone"}': "0x9 1x29 0x30"}, 13, 30, 50),
     "PxSidecarFleetProblem": Case({"fleet_problem": "0x9 1x29 0x30"}, 13, 30, 50),
     "PxSidecarFleetMembersDiffer": Case(
-        {'fleet_members{instance="a"}': "8x70", 'fleet_members{instance="b"}': "8x9 4x29 8x30"}, 13, 30, 50
+        # Split into halves of one size: each host sees as many members as any other.
+        {
+            'fleet_members{instance="a"}': "2x9 1x29 2x30",
+            'fleet_members{instance="b"}': "2x9 1x29 2x30",
+            'fleet_state{instance="a",state="sharing"}': "1x70",
+            'fleet_state{instance="b",state="sharing"}': "1x70",
+        },
+        13,
+        30,
+        50,
     ),
     "PxSidecarFleetEngineAway": Case({'fleet_state{state="sharing"}': "1x9 0x29 1x30"}, 11, 30, 45),
     "PxSidecarFleetClone": Case({"fleet_clone": "0x9 1x29 0x30"}, 10, 30, 45),
@@ -135,7 +144,15 @@ HARMLESS = {
         "ambiguous_requests_total": "0+1x120",
         'px_requests_total{answer="2xx"}': "0+600x120",
     },
-    "PxSidecarFleetMembersDiffer": {'fleet_members{instance="a"}': "8x120", 'fleet_members{instance="b"}': "7x120"},
+    # A host that the engine refuses since its start sees no members, and one that is alone the last ones it knew.
+    "PxSidecarFleetMembersDiffer": {
+        'fleet_members{instance="a"}': "1x120",
+        'fleet_members{instance="b"}': "0x120",
+        'fleet_members{instance="c"}': "8x120",
+        'fleet_state{instance="a",state="sharing"}': "1x120",
+        'fleet_state{instance="b",state="sharing"}': "0x120",
+        'fleet_state{instance="c",state="sharing"}': "0x120",
+    },
 }
 
 
