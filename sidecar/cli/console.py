@@ -111,7 +111,8 @@ async def new_code_upon_enter(page: Console) -> None:
     """Print a new address for each line on standard input. Its end does not end the console."""
     signal.signal(signal.SIGTTIN, signal.SIG_IGN)  # in the background reading is then an error, and does not stop us
     with suppress(OSError):
-        while await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
+        # Bytes: what is typed means nothing, and need not be text in the encoding of the terminal.
+        while await trio.to_thread.run_sync(sys.stdin.buffer.readline, abandon_on_cancel=True):
             click.echo(f"Console: {page.url()}")
             sys.stdout.flush()
 

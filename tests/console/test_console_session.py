@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from sidecar.cli.console import _host_port, serve_console
+from sidecar.cli.console import _host_port, new_code_upon_enter, serve_console
 from sidecar.config import ConfigFile
 from sidecar.console import Console, Options
 from sidecar.console.guard import Guard, headers
@@ -74,6 +74,25 @@ def test_the_verb_ends_with_an_idle_console(monkeypatch, capsys):
     printed = capsys.readouterr()
     assert printed.out.startswith("Console: http://127.0.0.1:")
     assert "ended after half an hour without use" in printed.err
+
+
+def test_a_line_that_is_not_text_prints_a_new_address(tmp_path, monkeypatch, capsys):
+    """Bytes that are not UTF-8 ended the console with a traceback where the locale is a UTF-8 one of a language."""
+
+    class Page:
+        def url(self):
+            return "http://127.0.0.1:1/#code=x"
+
+    lines = tmp_path / "lines"
+    lines.write_bytes(b"\xff\n\n")
+    before = signal.getsignal(signal.SIGTTIN)
+    with lines.open(encoding="utf-8") as typed:
+        monkeypatch.setattr(sys, "stdin", typed)
+        try:
+            trio.run(new_code_upon_enter, Page())
+        finally:
+            signal.signal(signal.SIGTTIN, before)
+    assert capsys.readouterr().out.count("Console: http://127.0.0.1:1/#code=x\n") == 2
 
 
 def test_guessing_is_stopped_for_a_minute():
