@@ -94,7 +94,7 @@ class AuditQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Note(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of ``POST /v1/audit``: a change that was made outside the daemon, such as a saved configuration."""
+    """The body of ``POST /v1/audit/note``: a change that was made outside the daemon, such as a saved configuration."""
 
     action: str
     detail: str = ""
