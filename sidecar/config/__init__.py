@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from sidecar.config.schema_document import json_schema
     from sidecar.config.show import as_toml, effective, mask_secrets, restore_secrets, without_secrets
-    from sidecar.config.text_file import load_toml
+    from sidecar.config.text_file import load_toml, read_text
 
 __all__ = [
     "AttributeRules",
@@ -61,6 +61,7 @@ __all__ = [
     "mask_secrets",
     "property_key",
     "property_key_warning",
+    "read_text",
     "reloaded",
     "restore_secrets",
     "without_secrets",
@@ -92,6 +93,6 @@ __getattr__ = lazy_exports(
             "SourceConfig",
         ),
         "show": ("as_toml", "effective", "mask_secrets", "restore_secrets", "without_secrets"),
-        "text_file": ("load_toml",),
+        "text_file": ("load_toml", "read_text"),
     },
 )

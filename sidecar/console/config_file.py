@@ -28,7 +28,7 @@ import msgspec
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from sidecar.config import Config, ConfigFile, load_toml, mask_secrets, restore_secrets
+from sidecar.config import Config, ConfigFile, load_toml, mask_secrets, read_text, restore_secrets
 from sidecar.errors import ConfigError, Failed
 
 __all__ = [
@@ -288,13 +288,11 @@ def restore(file: ConfigFile, sha256: str) -> None:
 
 
 def _text(path: Path) -> str:
-    """Return the text of the file; empty if it does not exist. Raises Failed."""
+    """Return the text of the file; empty if it does not exist. Raises ConfigError with the sentence of the daemon."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text("The configuration file", path)
     except FileNotFoundError:
         return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise Failed(f"The configuration file {path} cannot be read ({error}).") from None
 
 
 def _loads(text: str) -> dict[str, Any]:

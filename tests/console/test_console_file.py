@@ -90,6 +90,16 @@ def test_a_wrong_text_is_not_saved(file, toml, error, said):
     assert file.path.read_text() == TEXT
 
 
+def test_a_byte_order_mark_is_named_as_the_daemon_does(file):
+    """The page showed the text, where the mark is not visible, and said of each change "Invalid statement (at line 1)"."""
+    file.path.write_text(TEXT, encoding="utf-8-sig")
+    with pytest.raises(ConfigError) as loaded:
+        file.load()
+    with pytest.raises(ConfigError) as shown:
+        read(file)
+    assert str(shown.value) == str(loaded.value)
+
+
 def test_a_file_that_was_changed_meanwhile_is_not_overwritten(file):
     loaded = read(file)
     file.path.write_text(TEXT + "# theirs\n")
