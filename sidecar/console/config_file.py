@@ -312,9 +312,13 @@ def _ensure_unchanged(path: Path, sha256: str) -> None:
 
 
 def _write(new: Path, text: str, path: Path) -> None:
-    """Write and sync a file that no other user can open, and then give it the owner and mode of ``path``."""
+    """Write and sync a file that no other user can open, and then give it the owner and mode of ``path``.
+
+    Its lines end as those of ``path`` do: the text has ``\\n`` alone, and a difference of all lines would not be shown.
+    """
+    newline = "\r\n" if path.exists() and b"\r\n" in path.read_bytes() else "\n"
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as written:
+    with os.fdopen(descriptor, "w", encoding="utf-8", newline=newline) as written:
         written.write(text)
         written.flush()
         if path.exists():

@@ -47,6 +47,14 @@ def test_a_save_keeps_owner_mode_secrets_and_the_old_version(file):
     assert sorted(path.name for path in file.path.parent.iterdir()) == ["config.toml", "config.toml.old.1"]
 
 
+def test_a_save_keeps_the_line_ends(file):
+    r"""A file with \r\n came back with \n in every line, which the shown difference did not say."""
+    file.path.write_bytes(TEXT.replace("\n", "\r\n").encode())
+    loaded = read(file)
+    save(file, loaded.toml + "# new\n", loaded.sha256)
+    assert file.path.read_bytes() == (TEXT + "# new\n").replace("\n", "\r\n").encode()
+
+
 def test_five_old_versions_are_kept(file):
     for number in range(8):
         loaded = read(file)
