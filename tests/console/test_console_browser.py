@@ -715,6 +715,18 @@ def test_the_page_continues_after_a_restart_of_the_daemon(browser, tmp_path):
             when(page, "!document.querySelector('[role=alert]')")
 
 
+def test_a_preview_that_failed_is_made_once_the_daemon_runs(browser, tmp_path):
+    """The text stayed wrong, and could not be saved, until it was changed again."""
+    with stage(tmp_path) as place, open_page(browser, place, screen="mapping", expected=("502",)) as page:
+        page.wait_for_selector("text=Report Exported")
+        place.daemon.stop()
+        page.locator("textarea").press_sequentially("\n")
+        page.wait_for_selector("[role=alert]:has-text('The daemon does not answer')")
+        with place.running(px, config_file=ConfigFile(str(place.file), {})):
+            page.wait_for_selector("[role=alert]", state="detached")
+            assert page.is_enabled("text=Review and save")
+
+
 def test_the_keyboard_is_enough(browser, place):
     with open_page(browser, place) as page:
         page.keyboard.press("Tab")

@@ -21,7 +21,7 @@ function App() {
    try {
     if (code) await signIn(code[1])
     Object.assign(about, await get('/console'))
-    fail(null); setReady(true); move(here())
+    fail(); setReady(true); move(here())
    } catch (e) { fail(e) }
   }
   const moved = () => location.hash.startsWith('#code=') ? start() : move(here())

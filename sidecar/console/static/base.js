@@ -97,7 +97,7 @@ export const Select = ({ label, name, value, options }) => html`<label>${label}<
 // The last error, and a way to try.
 export function useTry() {
  const [error, fail] = useState()
- return [error, async work => { fail(null); try { return await work() } catch (e) { fail(e) } }]
+ return [error, async work => { fail(); try { return await work() } catch (e) { fail(e) } }]
 }
 // Polls while the tab is seen.
 export function usePoll(path, seconds, inputs = []) {

@@ -23,7 +23,7 @@ function Group({ which, done }) {
  const begin = verb => attempt(async () => setAsk({ verb, ...await post('/v1/dead/count', which) }))
  const go = async () => {
   const { verb, count } = ask
-  setAsk(null); stop.current = false
+  setAsk(); stop.current = false
   const ended = await attempt(async () => {
    let moved = 0
    for (let after = 0; after != null && !stop.current;) {
@@ -34,7 +34,7 @@ function Group({ which, done }) {
    setRun({ verb, moved, count, busy: false, cancelled: stop.current && moved < count })
    return true
   })
-  ended ? load() : setRun(null)
+  ended ? load() : setRun()
   done()
  }
  const save = () => attempt(async () => {
@@ -48,6 +48,6 @@ function Group({ which, done }) {
  ${!about.hide_bodies && html`<button onClick=${save}>Export</button><a href=${to('mapping', { name: which.name })}>Its mapping</a>`}${run && run.busy && html`<button onClick=${() => { stop.current = true }}>Cancel</button>`}</div>
  ${run && html`<p role="status">${run.verb === 'retry' ? 'Replayed' : 'Discarded'} ${num(run.moved)} of ${num(run.count)}${run.cancelled ? ', cancelled' : ''}. <progress max=${run.count} value=${run.moved} aria-label="Progress"></progress></p>`}
  ${letters.map(letter => html`<p><a href=${to('events', { id: letter.id })}>${letter.id}</a> ${date(letter.last_ms)} ${cut(letter.user, 60)}: ${cut(letter.detail, 300)}</p>`)}
- ${ask && html`<${Confirm} title=${words[ask.verb] + ' ' + num(ask.count) + (ask.complete ? '' : ' or more') + ' events?'} action=${words[ask.verb]} danger=${ask.verb === 'discard'} onClose=${yes => yes ? go() : setAsk(null)}>
+ ${ask && html`<${Confirm} title=${words[ask.verb] + ' ' + num(ask.count) + (ask.complete ? '' : ' or more') + ' events?'} action=${words[ask.verb]} danger=${ask.verb === 'discard'} onClose=${yes => yes ? go() : setAsk()}>
  <p>${ask.verb === 'retry' ? 'They become pending again and are mapped by the mapping in force.' : 'They become dropped with the reason discarded. This cannot be undone.'}</p><//>`}</section>`
 }

@@ -29,7 +29,7 @@ function List({ params }) {
  const none = !busy && !error && !page.events.length && !page.next
  useEffect(() => {
   let over = false
-  setInstead(null)
+  setInstead()
   if (none && !about.hide_bodies && (params.name || params.user || params.message_id)) attempt(async () => { const found = await get('/v1/trace', { event: params.name, user: params.user, instead: true }); over || setInstead(found.instead) })
   return () => { over = true }
  }, [none, JSON.stringify(params)])
@@ -51,7 +51,7 @@ function Story({ id }) {
  const [shown, setShown] = useState()
  const [error, attempt] = useTry()
  useEffect(() => {
-  setEvent(null); setShown(null)
+  setEvent(); setShown()
   attempt(async () => {
    await get('/v1/events/' + encodeURIComponent(id)) // or why not
    setEvent((await get('/v1/trace', { id })).stories[0])

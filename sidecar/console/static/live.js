@@ -70,7 +70,7 @@ function Feed({ params }) {
    stop = new AbortController()
    try {
     for await (const record of lines('/v1/live', { what, name: params.name, user: params.user, text: params.text }, stop.signal)) {
-     fail(null)
+     fail()
      if (record.sample) { setSample(record.sample); if (hold.current) continue }
      else { record.key = record.at + '/' + record.what + '/' + (record.id || record.messageId); waiting.current.unshift(record); waiting.current.length = Math.min(waiting.current.length, kept); continue }
      if (waiting.current.length) { const fresh = waiting.current; waiting.current = []; setRows(old => [...fresh, ...old].slice(0, kept)) }
