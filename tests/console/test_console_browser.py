@@ -418,6 +418,33 @@ def test_a_linked_file_is_managed_elsewhere(browser, tmp_path):
         assert "Exported a report" in real.read_text()
 
 
+def test_copy_is_offered_where_the_browser_can_copy(browser, tmp_path):
+    """Only a secure context has a clipboard: at an address of the network "Copy" closed the window and copied nothing."""
+    with stage(tmp_path) as place:
+        place.file.write_text("# managed elsewhere\n" + place.file.read_text())
+        with open_page(browser, place) as page:
+            page.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+            page.goto(f"{place.console.origin}/#/mapping")
+            page.reload()
+            page.fill("textarea", page.input_value("textarea").replace("Exported a report", "Export"))
+            page.click("text=Review and save")
+            page.click("dialog >> button:has-text('Close')")
+            assert page.locator("dialog").count() == 0
+
+
+def test_a_file_that_was_changed_meanwhile_is_loaded_again(browser, place):
+    """The refusal says "load it again", and no control of the page did."""
+    with open_page(browser, place, screen="mapping", expected=("409",)) as page:
+        page.fill("textarea", page.input_value("textarea") + "# mine\n")
+        place.file.write_text(place.file.read_text() + "# theirs\n")
+        page.click("text=Review and save")
+        page.click("dialog >> text=Save and reload")
+        page.wait_for_selector("[role=alert]:has-text('load it again')")
+        page.click("text=Load again")
+        when(page, "/# theirs\\n$/.test(document.querySelector('textarea').value)")
+        assert page.locator("[role=alert]").count() == 0
+
+
 def test_a_product_is_added_step_by_step(browser, place):
     with open_page(browser, place, screen="products") as page:
         page.fill("input[name=product]", "AP-ZZZZZZZZZZ-2")

@@ -13,9 +13,9 @@ export function Saver({ file, toml, onSaved, disabled }) {
   if (yes) attempt(async () => { setDone(await post('/file/save', { toml, sha256: file.sha256 })); onSaved() })
  }
  const locked = file.managed || (about.read_only && 'This console is read-only.')
- return html`<div class="row"><button class="main" disabled=${disabled || toml === file.toml} onClick=${show}>Review and save …</button></div><${Problem} error=${error} />
+ return html`<div class="row"><button class="main" disabled=${disabled || toml === file.toml} onClick=${show}>Review and save …</button><button onClick=${() => attempt(onSaved)}>Load again</button></div><${Problem} error=${error} />
  ${done && html`<p role="status" class="good">Saved${done.reloaded ? ' and in force' : ''}. ${done.waiting.length ? 'After a restart: ' + done.waiting.join(', ') + '. ' : ''}${done.note} The old text is in ${file.path}.old.1.</p>`}
- ${diff && html`<${Confirm} title=${locked ? 'Managed elsewhere' : 'Save ' + file.path + '?'} action=${locked ? 'Copy' : 'Save and reload'} onClose=${yes => locked ? (yes && navigator.clipboard && navigator.clipboard.writeText(diff.snippet), setDiff()) : save(yes)}>
+ ${diff && html`<${Confirm} title=${locked ? 'Managed elsewhere' : 'Save ' + file.path + '?'} action=${locked ? navigator.clipboard ? 'Copy' : 'Close' : 'Save and reload'} onClose=${yes => locked ? (yes && navigator.clipboard?.writeText(diff.snippet), setDiff()) : save(yes)}>
  ${locked && html`<p class="note">${locked}</p>`}${diff.overridden.map(text => html`<p class="note warn">${text}</p>`)}<${Pre} label="Difference" lines=${diff.lines} tone=${{ '+': 'good', '-': 'bad' }} />
  ${locked && html`<h3>To copy to where the file comes from:</h3><${Pre} label="Snippet" lines=${[diff.snippet]} />`}<//>`}`
 }
