@@ -149,7 +149,7 @@ def _found_by_daemon(control_flag: str | None, file: ConfigFile, config_flag: st
     """Return what the daemon of this file finds with its own rights; None if none runs, or one of another file."""
     try:
         answer = connect_daemon(control_flag, config_flag).get("/v1/checks")
-    except SidecarError:  # none, an older one, or one that cannot: this process looks itself
+    except SidecarError:  # no daemon, an older one, or one that cannot check: this process checks
         return None
     if answer["path"] != str(file.path.absolute()):
         return None

@@ -126,12 +126,13 @@ def print_json(value: Any) -> None:
 
 
 def print_document(text: str) -> None:
-    """Print what is kept as a file: in UTF-8 whatever the locale, except on a terminal, which shows marks instead.
+    """Print a document that is kept as a file: in UTF-8 whatever the locale, except on a terminal.
 
-    There a mark also stands for a control character: event names come from apps, and a terminal would execute them.
+    On a terminal a mark stands for each character that it cannot show, and for control characters: event names come
+    from apps, and a terminal would execute them.
     """
     if sys.stdout.isatty():
-        text = text.replace("\r\n", "\n")  # the ends of lines in CSV; a single one would write over its line
+        text = text.replace("\r\n", "\n")  # line ends of CSV; a carriage return alone would overwrite its line
         text = "".join(char if char.isprintable() or char == "\n" else "·" for char in text)
     click.echo(text if sys.stdout.isatty() else text.encode(), nl=False)
 

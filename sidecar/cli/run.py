@@ -16,7 +16,7 @@ from sidecar.startup import claim
 
 __all__ = ["run"]
 
-LAST_WORDS_S: Final = 1.0
+FINAL_ERROR_S: Final = 1.0
 
 
 @click.command()
@@ -42,7 +42,7 @@ def run(config_flag: str | None) -> None:
         _run(config_flag)
     except SidecarError as error:
         if not error.is_logged:
-            _write_last(f"px-sidecar: {hint(str(error))}")
+            _write_final_error(f"px-sidecar: {hint(str(error))}")
             error.is_logged = True
         raise
 
@@ -59,7 +59,7 @@ def _run(config_flag: str | None) -> None:
         run_daemon(config, key, config_flag, claimed, warnings)
 
 
-def _write_last(text: str) -> None:
+def _write_final_error(text: str) -> None:
     """Write to standard error, which may be closed or take nothing: the process ends with its exit code in any case."""
 
     def write() -> None:
@@ -68,4 +68,4 @@ def _write_last(text: str) -> None:
 
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
-    writer.join(LAST_WORDS_S)
+    writer.join(FINAL_ERROR_S)

@@ -105,7 +105,7 @@ class ConfigFile:
         return load(self._flag, self.environ, self.instance)
 
     def examine(self) -> tuple[Config | None, list[ConfigProblem]]:
-        """Return what is left without everything that is wrong, and all of that. Raises ConfigError if there is no text."""
+        """Return the configuration without its invalid settings, and all problems. Raises ConfigError if there is no text."""
         return examine(self._flag, self.environ, self.instance)
 
     def parse(self, text: str) -> Config:
@@ -147,7 +147,7 @@ def load(flag: str | None = None, environ: Mapping[str, str] = os.environ, insta
 def examine(
     flag: str | None = None, environ: Mapping[str, str] = os.environ, instance: str = ""
 ) -> tuple[Config | None, list[ConfigProblem]]:
-    """Return everything that is wrong, and the configuration without that; None if too much is wrong.
+    """Return the configuration without its invalid settings, and all problems; None for it if too much is invalid.
 
     The configuration serves to look for more problems, and not to run with. Raises ConfigError if there is no text.
     """

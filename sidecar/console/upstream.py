@@ -106,7 +106,7 @@ class Upstream:
             ) from None
 
     async def _stream(self, answer: ClientResponse, path: str, touch: Callable[[], None]) -> AsyncIterator[bytes]:
-        """Yield the daemon's answer as it arrives. One that is cut arrives cut at the page: half an export is not one."""
+        """Yield the daemon's answer as it arrives. A truncated one is passed on as truncated, so that the page does not save it."""
         try:
             rest = b""
             async for chunk in answer.chunks():

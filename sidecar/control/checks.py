@@ -37,7 +37,7 @@ class CheckRoutes:
         self._state = state
         self._outbox = outbox
         self._settings = settings
-        # A thread that looks at a disk which does not answer stays there; another one is not begun meanwhile.
+        # A thread that waits for a hung disk cannot be ended; no second one starts meanwhile.
         self._looking = trio.CapacityLimiter(1)
         self.routes: RouteTable = {"/v1/checks": ("GET", self._check)}
 
@@ -46,7 +46,7 @@ class CheckRoutes:
         with trio.move_on_after(LOOK_S) as limit:
             await self._find(found)
         if limit.cancelled_caught:
-            # A finding and not an error: a verb that got none would look itself, and wait for that disk without end.
+            # A finding and not an error: after an error the verb checks in its own process, and would wait for that disk without end.
             sentence = f"The checks did not end within {LOOK_S:g} s; a folder or the fleet's engine does not answer."
             found.append(CheckResult("error", "checks", sentence))
         return json_response(self._answer(found))

@@ -187,7 +187,7 @@ def _check_listeners_and_proxy(config: Config, find_key: Callable[[Config], Secr
             HttpxNetwork(config.px, find_key(config), config.deliver.timeout)
             yield CheckResult("ok", "way to PX", "Proxy and certificates are usable.")
         except KeyUnreadable:
-            pass  # said where the key is checked
+            pass  # reported where the key is checked
         except ConfigError as error:
             yield CheckResult("error", "way to PX", str(error))
 

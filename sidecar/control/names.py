@@ -52,7 +52,7 @@ class NameEntry(msgspec.Struct, kw_only=False):
 
     @property
     def is_sampled(self) -> bool:
-        """True if an event of the name was among the newest: then the fields of the sample say something."""
+        """True if an event of the name was among the newest; otherwise the sample says nothing about it."""
         return bool(self.sampled or self.px or self.not_sent or self.attributes)
 
 

@@ -238,7 +238,7 @@ class Delivery:
         return self._signals.stopping
 
     def stay_awake(self) -> None:
-        """Wake the dispatcher, whose next decision beats; once it was stopped, beat for it: it has decided to send nothing more."""
+        """Wake the dispatcher: its next decision is a heartbeat. After ``stop`` it decides nothing, so this call is one."""
         self.wake()
         if self.is_stopping:
             self._telemetry.decided()

@@ -179,7 +179,7 @@ class AttributeMapper:
     def with_defaults(self, values: Any, defaults: Mapping[str, str]) -> dict[str, Any]:
         """Return ``values`` and those of ``defaults`` whose name in PX none of ``values`` has.
 
-        A default of which the privacy rules leave nothing is no value, as an empty one is none.
+        A default that is empty, or of which the privacy rules leave nothing, is not a value.
         """
         own = values if type(values) is dict else {}
         names = {self._cached_plan(name).folded for name, value in own.items() if value is not None}
@@ -266,7 +266,7 @@ def _flatten_into(flat: dict[str, Any], path: str, value: Any, lost: list[str]) 
     if type(value) is dict and value:
         for key in sorted(value):
             _flatten_into(flat, f"{path}.{key}", value[key], lost)
-    elif flat.get(path) is None:  # a null is no value
+    elif flat.get(path) is None:  # a null is not a value
         flat[path] = value
     elif value is not None:
         lost.append(path)

@@ -55,7 +55,7 @@ class GlobalContext:
         return sent or None
 
     def _own_object(self, event: dict[str, Any], changes: list[Change]) -> dict[str, Any] | None:
-        """Return the first complete object that is not empty; report values before it that are no objects."""
+        """Return the first complete object that is not empty; report values before it that are not objects."""
         for path, read in zip(self._whole.paths, self._whole.reads, strict=True):
             value = read(event)
             if type(value) is dict and value:

@@ -270,7 +270,7 @@ def _paths_of(config: MappingConfig, field: str) -> list[str]:
 
 
 def _above(name: str) -> Iterator[str]:
-    """Yield what a dotted name is below: ``a.b.c`` is below ``a`` and ``a.b``."""
+    """Yield the names above a dotted name: ``a`` and ``a.b`` for ``a.b.c``."""
     parts = name.split(".")
     return (".".join(parts[:count]) for count in range(1, len(parts)))
 

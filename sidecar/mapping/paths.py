@@ -133,7 +133,7 @@ class Field(msgspec.Struct, frozen=True):
         """
         if self.has_own_date(event, received_ms):
             return event
-        free = unreadable = None  # the first keys of the call without a value, and with one that is no time
+        free = unreadable = None  # the first key of the call without a value, and the first whose value is not a time
         for path, read in zip(self.paths, self.reads, strict=True):
             value = read(event)
             date_ms = to_epoch_ms(value)

@@ -61,7 +61,7 @@ class _Ring:
         step = now_s // self._step_s
         gap = min(step - self._end, self._length)
         newest = {name: self._values[name][self._end % self._length] for name in GAUGES}
-        if self._end - step > BACK:  # else nothing would be seen until the time of the newest step comes again
+        if self._end - step > BACK:  # kept, it would hide all steps before its newest
             self._first = self._end = step
             for values in self._values.values():
                 values[step % self._length] = 0

@@ -171,7 +171,7 @@ def _empty_bodies(store: Store, ids: list[int]) -> None:
 
 
 def digest_of_user(salt: str, user: str) -> bytes:
-    """Return what is kept of a suppressed user."""
+    """Return the salted digest that is kept in place of a suppressed user."""
     return blake2b(
         user.encode("utf-8", "surrogatepass"), key=bytes.fromhex(salt), digest_size=SUPPRESSED_BYTES
     ).digest()

@@ -124,7 +124,7 @@ class FileWatch:
         index = file_id(self._index_text)
         file = file_id(self._path_text)
         if self.in_place():
-            self._copy = None  # of before: the file was put back by hand, and changes from now on
+            self._copy = None  # outdated: the file was put back by hand, and changes from now on
             self._ensure_found(path)
             self._ensure_not_cut()
             return self._renew_index(path, index)
@@ -193,7 +193,7 @@ class FileWatch:
         self._written_ns = self._written_now_ns()
 
     def _written_now_ns(self) -> int | None:
-        # That the file is gone, or another one, is what the look at the end of the call is for.
+        # The check at the end of the call reports a file that is gone, or that another one has replaced.
         try:
             status = os.stat(self._path_text)
         except OSError:
@@ -307,7 +307,7 @@ def _name(copy: Path, path: Path) -> None:
         path.hardlink_to(copy)  # unlike a rename it never overwrites a file that was put there meanwhile
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links: the name is taken before it is renamed to
+    except OSError:  # a file system without hard links: create the name first, which fails if it exists
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
             copy.replace(path)

@@ -287,7 +287,7 @@ class Sandbox:
         columns = self.journal.columns
         for index in self.journal.stored():
             if self.journal.columns is not columns:
-                return  # a reset between two parts of the answer: the index now is that of another request, or of none
+                return  # a reset between two parts of the answer: the index belongs to another request, or to none
             # In JSON a line end can only stand between tokens, so this changes no value.
             lines.append(self.journal.body(index).replace(b"\n", b" "))
             if len(lines) == 500:
