@@ -46,7 +46,7 @@ from sidecar.control.state import StateReader
 from sidecar.errors import Failed, SidecarError
 from sidecar.http import Request, Response, Shutdown, serve, serve_connection, shortage
 from sidecar.mapping import LiveSettings
-from sidecar.observe import Feed
+from sidecar.observe import Feed, What
 from sidecar.units import iso_utc
 
 __all__ = [
@@ -80,7 +80,7 @@ class DeliveredQuery(msgspec.Struct, forbid_unknown_fields=True):
 class TailQuery(msgspec.Struct, forbid_unknown_fields=True):
     """The parameters of ``GET /v1/tail``."""
 
-    what: str | None = None
+    what: What | None = None
     name: str | None = None
     user: str | None = None
 

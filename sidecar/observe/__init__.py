@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from sidecar import lazy_exports
 
 if TYPE_CHECKING:
-    from sidecar.observe.feed import EventOutcome, Feed, Redact
+    from sidecar.observe.feed import EventOutcome, Feed, Redact, What
     from sidecar.observe.heartbeats import DISPATCHER, WRITER, Heartbeats, feed_watchdog, log_standstill, probe
     from sidecar.observe.log_queue import QueuedStream
     from sidecar.observe.logs import LogLines, LogMasks, configure, secrets_of, write_keys_of
@@ -50,6 +50,7 @@ __all__ = [
     "Series",
     "Snapshot",
     "Telemetry",
+    "What",
     "configure",
     "feed_watchdog",
     "log_standstill",
@@ -61,7 +62,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "feed": ("EventOutcome", "Feed", "Redact"),
+        "feed": ("EventOutcome", "Feed", "Redact", "What"),
         "heartbeats": ("DISPATCHER", "WRITER", "Heartbeats", "feed_watchdog", "log_standstill", "probe"),
         "log_queue": ("QueuedStream",),
         "logs": ("LogLines", "LogMasks", "configure", "secrets_of", "write_keys_of"),

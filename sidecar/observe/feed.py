@@ -28,7 +28,7 @@ Three records are not about a stored event: ``{"at", "what": "listening"}`` come
 from collections import deque
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol, get_args
 
 import msgspec
 import trio
@@ -36,7 +36,11 @@ import trio
 from sidecar.events import decode_or_empty, name_of
 from sidecar.units import iso_utc
 
-__all__ = ["AcceptedEvent", "EventOutcome", "Feed", "Redact", "accepted_record", "outcome_record"]
+__all__ = ["WHAT", "AcceptedEvent", "EventOutcome", "Feed", "Redact", "What", "accepted_record", "outcome_record"]
+
+What = Literal["accepted", "retry", "delivered", "dropped", "dead", "refused"]
+WHAT: Final[tuple[str, ...]] = get_args(What)
+"""The kinds of records about events and requests."""
 
 # Each record holds an event's payload, by default of at most 32 KiB, so a full queue takes at most 8 MiB.
 QUEUE_RECORDS: Final = 256

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from sidecar.events import decode_or_empty, has_name
-from sidecar.observe.feed import AcceptedEvent, EventOutcome, Redact, accepted_record, outcome_record
+from sidecar.observe.feed import WHAT, AcceptedEvent, EventOutcome, Redact, accepted_record, outcome_record
 
 __all__ = ["LiveFilter", "LiveReader", "LiveSample"]
 
@@ -37,6 +37,11 @@ class LiveFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user: str | None = None
     reason: str | None = None
     text: str | None = None
+
+    def __post_init__(self) -> None:
+        for what in () if self.what is None else self.what.split(","):
+            if what not in WHAT:  # it would match nothing, and a stream without records looks like a quiet daemon
+                raise ValueError(f"unknown what {what[:40]!r}; use some of {', '.join(WHAT)}")
 
 
 class _Fact(NamedTuple):

@@ -39,6 +39,8 @@ def request(daemon_dir: DaemonDir, method: str, path: str, body: bytes | None = 
         ("POST", "/v1/status", b"", 405, "allows GET only"),
         ("GET", "/v1/pause", None, 405, "allows POST only"),
         ("GET", "/v1/events?state=lost", None, 400, "unknown state 'lost'"),
+        ("GET", "/v1/live?what=dead,lost", None, 400, "unknown what 'lost'; use some of accepted, retry"),
+        ("GET", "/v1/tail?what=lost", None, 400, "Invalid enum value 'lost' - at `$.what`"),
         ("GET", "/v1/events?sate=dead", None, 400, "unknown field `sate`"),
         ("GET", "/v1/events?limit=many", None, 400, "limit"),
         ("GET", "/v1/events?before=x", None, 400, "not an integer"),
