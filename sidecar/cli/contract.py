@@ -82,13 +82,13 @@ def probes(product: str, run: str, now_ms: int) -> list[ContractProbe]:
 def run_contract(config: Config, product: str, *, wait_s: float, progress: Callable[[str], None]) -> list[ProbeResult]:
     """Ask all questions, and read back until PX shows every event or ``wait_s`` has passed. Raises Failed or ConfigError.
 
-    The marked user is deleted at the end, even after Ctrl-C.
+    The marked users are deleted at the end, even after Ctrl-C: PX may make one of the user that it does not know.
     """
     asked = probes(product, uuid.uuid4().hex[:8], int(time.time() * 1000))
     try:
         return _ask_all(config, asked, wait_s, progress)
     finally:
-        ask_px(config, [delete_user(asked[0].user)])
+        ask_px(config, [delete_user(user) for user in dict.fromkeys(probe.user for probe in asked)])
 
 
 def _ask_all(

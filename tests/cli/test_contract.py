@@ -127,6 +127,15 @@ def test_ctrl_c_while_waiting_deletes_the_user_too(px, tmp_path, verb, monkeypat
     assert px.box.people.users == {}
 
 
+def test_the_user_that_px_did_not_know_is_deleted_too(px, tmp_path, verb):
+    """PX may make a user of the event that names it."""
+    sandboxed = px.daemon_dir(tmp_path)
+    verb("check", "--live", "--contract", "--product", TEST_PRODUCT, "--read-back", "0s", *sandboxed.flags)
+    deleted = [entry.path.rpartition("/")[2] for entry in px.box.log() if entry.method == "DELETE"]
+    assert len(deleted) == 2
+    assert deleted[1] == f"{deleted[0]}-unknown"
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
