@@ -572,6 +572,34 @@ def test_a_delivered_event_is_asked_of_px(browser, place):
         page.wait_for_selector("text=PX shows this event.")
 
 
+def test_a_question_to_px_that_fails_has_ended(browser, place):
+    """The page said "PX is asked …" beside the error."""
+    place.daemon.track("u", "Feature Used")
+    place.daemon.settle()
+    with open_page(browser, place, screen="events?id=1", expected=("409",)) as page:
+        page.route("**/api/v1/verify?*", lambda route: route.fulfill(status=409, json={"error": "PX is away."}))
+        page.click("text=Ask PX for it")
+        page.wait_for_selector("[role=alert]:has-text('PX is away.')")
+        when(page, "!document.body.textContent.includes('PX is asked')")
+
+
+def test_a_late_story_does_not_replace_that_of_another_event(browser, place):
+    """The address named event 2, and the page showed event 1."""
+    for name in ("First", "Second"):
+        place.daemon.track("u", name)
+    place.daemon.settle()
+    held = []
+    with open_page(browser, place) as page:
+        page.route("**/api/v1/trace?id=1", lambda route: held.append(route))
+        page.goto(f"{place.console.origin}/#/events?id=1")
+        wait_until(lambda: page.wait_for_timeout(20) or held, what="the first question")
+        page.goto(f"{place.console.origin}/#/events?id=2")
+        page.wait_for_selector("h1:has-text('Second')")
+        held[0].continue_()
+        page.wait_for_timeout(300)
+        assert "Second" in page.text_content("h1")
+
+
 def test_an_event_that_is_not_there_shows_what_came_instead(browser, place):
     place.daemon.track("u", "Feature Used")
     place.daemon.settle()

@@ -3,7 +3,7 @@ import { html, useEffect, useRef, useState, useTry, about, get, num, date, to, g
 
 const states = [['', 'any state'], ['pending'], ['delivered'], ['dropped'], ['dead']]
 export function Events({ params }) {
- return params.id ? html`<${Story} id=${params.id} />` : html`<${List} params=${params} />`
+ return params.id ? html`<${Story} key=${params.id} id=${params.id} />` : html`<${List} params=${params} />`
 }
 function List({ params }) {
  const [page, setPage] = useState({ events: [] })
@@ -51,19 +51,17 @@ function Story({ id }) {
  const [shown, setShown] = useState()
  const [error, attempt] = useTry()
  useEffect(() => {
-  setEvent(); setShown()
   attempt(async () => {
    await get('/v1/events/' + encodeURIComponent(id)) // or why not
    setEvent((await get('/v1/trace', { id })).stories[0])
   })
- }, [id])
+ }, [])
  if (!event) return html`<h1>Event ${id}</h1><${Problem} error=${error} />`
  const { mapped, account, failures } = event, sent = mapped.requests.at(-1)?.body || {}
- const verify = () => attempt(async () => {
+ const verify = async () => {
   setShown('PX is asked …')
-  const { found } = await get('/v1/verify', { name: sent.eventName, user: sent.identifyId, date_ms: sent.date })
-  setShown(found ? 'PX shows this event.' : 'PX does not show this event. It can take minutes; some plans require that its name is registered.')
- })
+  setShown(await attempt(async () => (await get('/v1/verify', { name: sent.eventName, user: sent.identifyId, date_ms: sent.date })).found ? 'PX shows this event.' : 'PX does not show this event. It can take minutes; some plans require that its name is registered.'))
+ }
  const steps = [['Received', date(event.received_ms) + ' over ' + event.via + (event.user ? ', user ' + event.user : ', without a user') + (event.class ? ', class ' + event.class : '')],
   ['Account', account ? (account.id ?? '–') + ' from ' + (account.path || 'memory') + (account.call ? ' of the ' + account.call.type + ' call ' + date(account.call.received_ms) : ![0, event.id].includes(account.call_id) ? ' of a pruned call' : ' of the event itself') : 'none'],
   ['Mapped', (mapped.dropped || mapped.dead ? 'to nothing: ' : '') + [mapped.detail, mapped.name && 'its name in PX is ' + mapped.name, mapped.rule && 'by ' + mapped.rule].filter(Boolean).join(', ')]]
