@@ -104,6 +104,10 @@ local function roll_minutes()
   state.minute = minute
 end
 
+-- Start number, nonce, number of the last report, number of the member, the epoch in which it has claimed; and the minute in
+-- which it has left.
+local identity = arg.member and redis.call('HGET', IDS, arg.member)
+
 -- Members and promises -------------------------------------------------------------------------------------------------
 
 local function promise_of(member) return tonumber(redis.call('HGET', LEDGER, member) or 0) end
@@ -235,6 +239,30 @@ local function claim()
   each(arg.history, function(at, count) book('o', at, count) end)
   each(arg.own, function(at, count) book('w', at, count) end)
   if state.left == 0 then state.left = math.max(0, number('per_day') - state.used) end
+end
+
+-- A member that leaves may return in this epoch. What it has sent is booked; its record must not be added to that. Its entry
+-- says so until those minutes have left the day, with start 0, so that a restored outbox is not taken for an older one.
+local function keep_claim()
+  local known = redis.call('HGETALL', IDS)
+  for index = 1, #known, 2 do
+    local left = string.match(known[index + 1], '^0 left .* (%d+)$')
+    if left and tonumber(left) < minute - DAY - 2 then redis.call('HDEL', IDS, known[index]) end
+  end
+  local member_number, claimed_in = string.match(identity or '', '^%d+ %S+ %d+ (%d+) (%d+)')
+  if claimed_in == state.epoch then
+    redis.call('HSET', IDS, arg.member, table.concat({ '0 left 0', member_number, claimed_in, text(minute) }, ' '))
+  else
+    redis.call('HDEL', IDS, arg.member)
+  end
+end
+
+-- The first call after a return in the same epoch: what the host has sent by itself since it left. Its record may be dated a
+-- minute later than the sends, so the last two minutes before it left may count twice, but nothing is left out.
+local function claim_since(left)
+  each(arg.own, function(at, count)
+    if at >= left then book('w', at, count) end
+  end)
 end
 
 -- Return what this host may send alone from now on.
@@ -394,7 +422,6 @@ end
 
 if now < number('from') or now > number('till') then return { 'late', text(now) } end
 
-local identity = redis.call('HGET', IDS, arg.member)
 if identity then
   local start, nonce = string.match(identity, '^(%d+) (%S+)')
   if tonumber(start) > number('start') then return { 'older', text(now), redis.call('HGET', NAMES, arg.member) or '' } end
@@ -441,7 +468,7 @@ if arg.op == 'leave' then
   state.total = state.total - promise
   redis.call('ZREM', MEMBERS, arg.member)
   for _, key in ipairs({ LEDGER, NAMES, GRANTED }) do redis.call('HDEL', key, arg.member) end
-  redis.call('HDEL', IDS, arg.member)
+  keep_claim()
   stop_waiting(arg.member)
   save()
   return { 'ok', text(now) }
@@ -456,7 +483,11 @@ if not member_number then
   state.next = state.next + 1
 end
 if own_start ~= arg.start then lone_id = '0' end
-if claimed_in ~= state.epoch then claim() end
+if claimed_in ~= state.epoch then
+  claim()
+elseif own_nonce == 'left' then
+  claim_since(tonumber(string.match(identity, '(%d+)$')))
+end
 if number('lone_id') > tonumber(lone_id or 0) then
   each(arg.lone, function(at, count) book('n', at, count) end)
   lone_id = arg.lone_id

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from fleet_engine import SIMULATED, EngineClient
 
 from sidecar.fleet.host import Demand, FleetHost, FleetLimits, FleetState, Hello, Process
-from sidecar.fleet.record import decode_record, encode_record, restore
+from sidecar.fleet.record import FleetRecord, decode_record, encode_record, restore
 from sidecar.fleet.wire import KEYS, ScriptCall, parse_answer
 from sidecar.mapping import Priority
 
@@ -212,6 +212,14 @@ class FleetWorld:
             self.wake(host)
 
         self.at(self.now_s + down_s, up)
+
+    def restart_in_order(self, host: SimHost, down_s: float) -> None:
+        """Stop the process in order, and start another one on the same outbox."""
+        local_s = host.local_s(self.now_s)
+        host.machine.recorded(host.machine.leaving_record(local_s, BOOT))
+        assert self.engine.call(host.machine.leave(local_s), self.now_s).outcome == "ok"
+        host.stored = encode_record(FleetRecord())
+        self.restart(host, down_s)
 
     def _frozen(self, host: SimHost, call: Callable[[], None]) -> bool:
         """If the host is frozen, do ``call`` when it is not; a process that is down does nothing."""

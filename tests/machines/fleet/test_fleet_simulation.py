@@ -106,6 +106,37 @@ def test_what_a_dead_process_sent_alone_counts_in_the_day(client):
     assert len(world.sent) <= used <= len(world.sent) + 0.3 * lone  # while a process was down, none was sent
 
 
+def test_an_orderly_restart_counts_nothing_of_the_day_twice(client):
+    """Each one added what its outbox had sent in the day to what was booked, until the day was spent."""
+    world = FleetWorld(client, 2)
+    world.run(20)
+    for host in world.hosts:
+        host.want = Demand()
+    world.run(200)
+    for at_s in (200, 210):
+        for host in world.hosts:
+            world.restart_in_order(host, 0.5)
+        world.run(at_s + 10)
+    used = max(host.machine.status(host.local_s(220)).used for host in world.hosts)
+    assert used == len(world.sent) > 1000
+
+
+def test_what_a_host_sent_outside_the_fleet_counts_when_it_returns(client):
+    world = FleetWorld(client, 2)
+    world.run(20)
+    for host in world.hosts:
+        host.want = Demand()
+    world.run(200)
+    for host in world.hosts:  # the other one, too, to give back the slots that it holds
+        world.restart_in_order(host, 130.0)
+    world.run(320)
+    for _ in range(500):
+        world.hosts[0].count()
+    world.run(340)
+    used = max(host.machine.status(host.local_s(340)).used for host in world.hosts)
+    assert used == len(world.sent) + 500
+
+
 def test_high_events_of_one_host_go_before_normal_ones_of_all(client):
     world = FleetWorld(client, 8)
     world.run(15)
