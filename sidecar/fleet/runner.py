@@ -298,8 +298,9 @@ class Fleet:
     async def _give_back(self, write: Write) -> None:
         record = self.machine.leaving_record(self._clock.boot_s(), self._clock.boot_id())
         if await self._write_record(write, record, report=True):
-            await self._run_script(self.machine.leave(self._clock.boot_s()))
-            await self._write_record(write, FleetRecord(), report=True)
+            answer = parse_answer(await self._run_script(self.machine.leave(self._clock.boot_s())))
+            if answer.outcome == "ok":  # else what was sent alone is not reported, and the next process does that
+                await self._write_record(write, FleetRecord(), report=True)
 
     async def members(self) -> list[dict[str, Any]]:
         """Return all members as the engine knows them, over a connection of its own. Raises SidecarError."""

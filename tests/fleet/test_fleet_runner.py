@@ -138,6 +138,33 @@ async def test_an_engine_that_is_no_longer_the_primary_is_left(engine, clock, au
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize(("outcome", "writes"), [("ok", 2), ("late", 1)])
+async def test_the_record_is_emptied_only_if_the_engine_took_it(engine, clock, autojump_clock, outcome, writes):
+    """What the process had sent alone and not reported was forgotten, and missing in the fleet's day."""
+    answer = b"*2\r\n$%d\r\n%s\r\n$1\r\n1\r\n" % (len(outcome), outcome.encode())
+    server, saved = Server(EVALSHA=answer), []
+    async with trio.open_nursery() as nursery:
+
+        async def open_stream() -> trio.abc.Stream:
+            ours, theirs = memory_stream_pair()
+            nursery.start_soon(server.serve, theirs)
+            return ours
+
+        async def write(change) -> None:
+            change(None, 0)
+
+        connection = EngineConnection(FleetConfig(url="redis://host", name="t"), Secret(), open_stream=open_stream)
+        fleet = Fleet(
+            *(engine.host, connection, clock, lambda _store, record: saved.append(record)),
+            name="t",
+            replicas=0,
+            random=lambda: 0.5,
+        )
+        await fleet.leave(write)
+        nursery.cancel_scope.cancel()
+    assert len(saved) == writes
+
+
 async def test_a_stop_during_a_call_leaves_the_fleet(engine, clock, autojump_clock):
     """The call that was out forbade it, and the engine kept what was promised set aside for a day."""
     server, saved = Server(EVALSHA=None, TIME=b"*2\r\n$1\r\n1\r\n$1\r\n0\r\n"), []
