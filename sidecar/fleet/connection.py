@@ -5,7 +5,8 @@ times out leaves answers of unknown owners on the stream, so the stream is close
 """
 
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -15,7 +16,7 @@ import trio
 from sidecar.config import FleetConfig, Secret
 from sidecar.errors import SidecarError
 
-__all__ = ["EngineAway", "EngineConnection", "EngineInfo", "EngineRefused"]
+__all__ = ["EngineAway", "EngineConnection", "EngineInfo", "EngineRefused", "no_answer_of_redis"]
 
 CONNECT_S: Final = 2.0
 # The share of a call's time that WAIT may block. The server looks for clients whose time is over ten times a second (its
@@ -49,6 +50,15 @@ class EngineInfo(NamedTuple):
     run: str
     version: str
     fields: dict[str, str]
+
+
+@contextmanager
+def no_answer_of_redis() -> Iterator[None]:
+    """Raise EngineAway where an answer has another form than Redis gives it, as that of a proxy may."""
+    try:
+        yield
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        raise EngineAway(f"The engine does not answer as Redis does ({error}); check fleet.url.") from None
 
 
 class EngineConnection:
@@ -142,7 +152,9 @@ class EngineConnection:
     async def time_us(self, timeout_s: float) -> int:
         """Return the engine's clock in microseconds."""
         reply = await self._within(timeout_s, "TIME")
-        return int(reply[0]) * 1_000_000 + int(reply[1])
+        with no_answer_of_redis():
+            seconds, microseconds = (part.decode() for part in reply)
+            return int(seconds) * 1_000_000 + int(microseconds)
 
     async def run_script(
         self,

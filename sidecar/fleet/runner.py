@@ -19,7 +19,7 @@ import trio
 from sidecar.clock import Clock
 from sidecar.config import Config, Secret
 from sidecar.errors import SidecarError
-from sidecar.fleet.connection import EngineAway, EngineConnection, EngineRefused
+from sidecar.fleet.connection import EngineAway, EngineConnection, EngineRefused, no_answer_of_redis
 from sidecar.fleet.host import TIMEOUT_S, Demand, FleetHost, FleetLimits, FleetStatus, Hello, Process
 from sidecar.fleet.record import FleetRecord
 from sidecar.fleet.wire import ScriptCall, keys_of, members_of, parse_answer
@@ -272,7 +272,9 @@ class Fleet:
                 raise  # a new connection finds the primary that the name in fleet.url leads to by now
             self._report(str(error))
             return
-        self.machine.answered(sent_s, self._clock.boot_s(), parse_answer(reply))
+        with no_answer_of_redis():
+            answer = parse_answer(reply)
+        self.machine.answered(sent_s, self._clock.boot_s(), answer)
         self._report(self.machine.problem)
         # Slots may have come, or the end of a day: the dispatcher waits for either.
         link.wake()
@@ -298,7 +300,9 @@ class Fleet:
     async def _give_back(self, write: Write) -> None:
         record = self.machine.leaving_record(self._clock.boot_s(), self._clock.boot_id())
         if await self._write_record(write, record, report=True):
-            answer = parse_answer(await self._run_script(self.machine.leave(self._clock.boot_s())))
+            reply = await self._run_script(self.machine.leave(self._clock.boot_s()))
+            with no_answer_of_redis():
+                answer = parse_answer(reply)
             if answer.outcome == "ok":  # else what was sent alone is not reported, and the next process does that
                 await self._write_record(write, FleetRecord(), report=True)
 
@@ -312,7 +316,8 @@ class Fleet:
             )
         finally:
             await connection.aclose()
-        return members_of(reply, self.machine.process.member)
+        with no_answer_of_redis():
+            return members_of(reply, self.machine.process.member)
 
     def _report(self, problem: str) -> None:
         """Log a problem when it is new, and from time to time while it lasts; log once when it is over."""

@@ -177,6 +177,16 @@ async def test_a_ca_file_that_cannot_be_used_is_named(tmp_path, content, reason)
         await connection.connect()
 
 
+@pytest.mark.parametrize("reply", [b"+OK\r\n", b"*0\r\n", b"*2\r\n+a\r\n+b\r\n", b"$-1\r\n"], ids=str)
+async def test_an_answer_of_another_form_is_reported_and_ends_nothing(reply):
+    """A proxy that answers for the engine ended the daemon."""
+    connection = EngineConnection(FleetConfig(url="redis://host", name="t"), Secret())
+    connection._stream, theirs = memory_stream_pair()
+    await theirs.send_all(reply)
+    with pytest.raises(EngineAway, match="does not answer as Redis does"):
+        await connection.time_us(1.0)
+
+
 async def test_a_peer_that_is_no_engine_is_reported_and_ends_nothing():
     """A load balancer answers HTTP while no engine is behind it: hiredis's error ended the daemon."""
 
