@@ -33,6 +33,7 @@ import msgspec
 
 __all__ = [
     "MAX_DEPTH",
+    "SHARED_KEYS",
     "TYPES",
     "BadJson",
     "JudgedEvent",
@@ -66,6 +67,9 @@ _KEPT_ID_CHARACTERS: Final = 200
 _NAMED_KEYS: Final = 10
 # NUL in encoded JSON. Databases refuse it. Behind a backslash of the text itself it is not NUL: repaired without need.
 _NUL: Final = b"\\u0000"
+
+# What a batch adds to each of its events.
+SHARED_KEYS: Final = ("context", "integrations")
 
 # The bytes of a text as the app sent it, or a function that measures them; None if they are not known.
 SentBytes = int | Callable[[], int] | None
@@ -206,7 +210,7 @@ def too_large_error(own_bytes: int, max_event_bytes: int) -> str:
 
 def shared_of(batch: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return what a batch adds to each of its events: its ``context`` and ``integrations``, where they are objects."""
-    return {key: value for key in ("context", "integrations") if isinstance(value := batch.get(key), dict) and value}
+    return {key: value for key in SHARED_KEYS if isinstance(value := batch.get(key), dict) and value}
 
 
 def shared_error(shared: Mapping[str, Any], max_event_bytes: int, sent_bytes: SentBytes = None) -> str | None:

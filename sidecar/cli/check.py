@@ -21,7 +21,7 @@ from sidecar.cli.screen import console, grid, printable, table
 from sidecar.clock import SystemClock
 from sidecar.config import Config, ConfigFile
 from sidecar.config.schema import REGIONS
-from sidecar.control.checks import check_fleet, check_idle_rules, check_state
+from sidecar.control.checks import check_fleet, check_idle_rules, check_state, rules_not_compared
 from sidecar.control.client import DaemonClient
 from sidecar.control.config_checks import check_broken_file, check_config
 from sidecar.control.host_checks import CheckResult, check_host
@@ -134,21 +134,23 @@ def _check_all(control_flag: str | None, config_flag: str | None, *, live: bool)
     try:
         config = load_config(config_flag)
     except ConfigError:
-        yield from _found_by_daemon(control_flag, file, config_flag) or check_broken_file(file, effective_key)
+        found = _found_by_daemon(connect_daemon(control_flag, config_flag), file)
+        yield from found or check_broken_file(file, effective_key)
         if live:  # the daemon may have found nothing wrong: it can read what this user cannot
             sentence = "PX was not asked: this user cannot load the configuration; correct what is wrong, or use sudo."
             yield CheckResult("error", "PX", sentence)
         return
-    found = _found_by_daemon(control_flag, file, config_flag)
-    yield from _check_here(config, file, connect_daemon(control_flag, config_flag)) if found is None else found
+    daemon = connect_daemon(control_flag, config_flag)
+    found = _found_by_daemon(daemon, file)
+    yield from _check_here(config, file, daemon) if found is None else found
     if live:
         yield from _check_px(config)
 
 
-def _found_by_daemon(control_flag: str | None, file: ConfigFile, config_flag: str | None) -> list[CheckResult] | None:
+def _found_by_daemon(daemon: DaemonClient, file: ConfigFile) -> list[CheckResult] | None:
     """Return what the daemon of this file finds with its own rights; None if none runs, or one of another file."""
     try:
-        answer = connect_daemon(control_flag, config_flag).get("/v1/checks")
+        answer = daemon.get("/v1/checks")
     except SidecarError:  # no daemon, an older one, or one that cannot check: this process checks
         return None
     if answer["path"] != str(file.path.absolute()):
@@ -210,7 +212,7 @@ def _idle_rules(backend: DaemonClient | OfflineBackend) -> Iterator[CheckResult]
     try:
         rules = backend.get("/v1/mapping/idle")["rules"]
     except SidecarError as error:  # the outbox cannot be read, or the daemon is an older one
-        rules = [f"The rules were not compared with events: {error}"]
+        rules = [rules_not_compared(error)]
     return check_idle_rules(rules)
 
 

@@ -132,8 +132,10 @@ def print_document(text: str) -> None:
     from apps, and a terminal would execute them.
     """
     if sys.stdout.isatty():
+        from sidecar.cli.screen import printable
+
         text = text.replace("\r\n", "\n")  # line ends of CSV; a carriage return alone would overwrite its line
-        text = "".join(char if char.isprintable() or char == "\n" else "·" for char in text)
+        text = "\n".join(map(printable, text.split("\n")))
     click.echo(text if sys.stdout.isatty() else text.encode(), nl=False)
 
 

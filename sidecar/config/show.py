@@ -18,7 +18,16 @@ from sidecar.config.schema import Config, Duration, Limit, Secret, Size, Table
 from sidecar.config.text_file import load_toml
 from sidecar.errors import ConfigError
 
-__all__ = ["SECRET_KEYS", "as_toml", "effective", "mask_secrets", "restore_secrets", "shown", "without_secrets"]
+__all__ = [
+    "PLACEHOLDER",
+    "SECRET_KEYS",
+    "as_toml",
+    "effective",
+    "mask_secrets",
+    "restore_secrets",
+    "shown",
+    "without_secrets",
+]
 
 MASK = "****"
 
@@ -121,7 +130,7 @@ _MASKED: Final = re.compile(_KEY + r'"\*{4}(\d+)"')
 _LITERAL: Final = re.compile(r"""\"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?|[^"'\n]+""")
 _USERINFO: Final = re.compile(r"(?<=//)[^\n]+(?=@)")  # as in mask_userinfo
 _MASKED_USERINFO: Final = re.compile(r"(?<=//)\*{4}(\d+)(?=@)")
-_PLACEHOLDER: Final = re.compile(r"\*{4}(\d+)")
+PLACEHOLDER: Final = re.compile(r"\*{4}(\d+)")
 
 
 def mask_secrets(text: str) -> tuple[str, list[str]]:
@@ -174,7 +183,7 @@ def restore_secrets(text: str, original: str) -> str:
 def _placeholders(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
     """Yield each placeholder in keys and values, with its path; entries of a list share the path of the list."""
     if isinstance(value, str):
-        yield from ((path, int(found[1])) for found in _PLACEHOLDER.finditer(value))
+        yield from ((path, int(found[1])) for found in PLACEHOLDER.finditer(value))
     elif isinstance(value, list):
         for item in value:
             yield from _placeholders(item, path)

@@ -4,19 +4,17 @@ All of it is about masked texts: an old secret is a placeholder in both.
 """
 
 import difflib
-import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import tomlkit
 
 from sidecar.config import load_toml
+from sidecar.config.show import PLACEHOLDER
 
 __all__ = ["Review", "review"]
-
-_PLACEHOLDER: Final = re.compile(r"\*{4}\d")
 
 
 class Review(msgspec.Struct, frozen=True):
@@ -55,7 +53,7 @@ def _at(tree: Any, key: str) -> Any:
 
 def _snippet(old: dict[str, Any], new: dict[str, Any]) -> str:
     added = tomlkit.dumps(_added(old, new))
-    masked = "# write the secrets themselves in place of ****\n" if _PLACEHOLDER.search(added) else ""
+    masked = "# write the secrets themselves in place of ****\n" if PLACEHOLDER.search(added) else ""
     return masked + added + "".join(f"# removed: {what}\n" for what in _gone(old, new))
 
 

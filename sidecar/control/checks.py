@@ -24,7 +24,7 @@ from sidecar.mapping import LiveSettings
 from sidecar.outbox import Outbox
 from sidecar.units import counted
 
-__all__ = ["CheckRoutes", "check_fleet", "check_idle_rules", "check_state"]
+__all__ = ["CheckRoutes", "check_fleet", "check_idle_rules", "check_state", "rules_not_compared"]
 
 LOOK_S: Final = 20.0
 
@@ -68,7 +68,7 @@ class CheckRoutes:
         try:
             return await idle_rules(self._outbox, self._settings.now.config.mapping)
         except SidecarError as error:
-            return [f"The rules were not compared with events: {error}"]
+            return [rules_not_compared(error)]
 
     def _answer(self, found: list[CheckResult]) -> dict[str, Any]:
         path, instance = ("", "") if self._file is None else (str(self._file.path.absolute()), self._file.instance)
@@ -118,6 +118,11 @@ def check_state(status: Mapping[str, Any]) -> Iterator[CheckResult]:
 def check_idle_rules(sentences: list[str]) -> Iterator[CheckResult]:
     """Name the mapping rules that did nothing with the newest events."""
     return (CheckResult("warning", "mapping", sentence) for sentence in sentences)
+
+
+def rules_not_compared(error: SidecarError) -> str:
+    """Return the finding where the newest events cannot be read."""
+    return f"The rules were not compared with events: {error}"
 
 
 async def check_fleet(config: Config, environ: Mapping[str, str]) -> list[CheckResult]:

@@ -22,7 +22,7 @@ from sidecar.errors import SidecarError
 from sidecar.fleet.connection import EngineAway, EngineConnection, EngineRefused, no_answer_of_redis
 from sidecar.fleet.host import TIMEOUT_S, Demand, FleetHost, FleetLimits, FleetStatus, Hello, Process
 from sidecar.fleet.record import FleetRecord
-from sidecar.fleet.wire import ScriptCall, keys_of, members_of, parse_answer
+from sidecar.fleet.wire import Answer, ScriptCall, keys_of, members_of, parse_answer
 from sidecar.mapping import Priority
 from sidecar.outbox import Store
 
@@ -265,24 +265,24 @@ class Fleet:
     async def _call(self, call: ScriptCall, link: _DeliveryLink) -> None:
         sent_s = self._clock.boot_s()
         try:
-            reply = await self._run_script(call)
+            answer = await self._run_script(call)
         except EngineRefused as error:
             self.machine.call_refused(self._clock.boot_s(), str(error))
             if error.code in NOT_THE_PRIMARY:
                 raise  # a new connection finds the primary that the name in fleet.url leads to by now
             self._report(str(error))
             return
-        with no_answer_of_redis():
-            answer = parse_answer(reply)
         self.machine.answered(sent_s, self._clock.boot_s(), answer)
         self._report(self.machine.problem)
         # Slots may have come, or the end of a day: the dispatcher waits for either.
         link.wake()
 
-    async def _run_script(self, call: ScriptCall) -> Any:
-        return await self._connection.run_script(
+    async def _run_script(self, call: ScriptCall) -> Answer:
+        reply = await self._connection.run_script(
             self._digest, self._script, self._keys, call.arguments(), replicas=self._replicas, timeout_s=TIMEOUT_S
         )
+        with no_answer_of_redis():
+            return parse_answer(reply)
 
     async def leave(self, write: Write) -> None:
         """End ``run``, and give slots and promise back; an engine that is away keeps them set aside for the next process."""
@@ -300,9 +300,7 @@ class Fleet:
     async def _give_back(self, write: Write) -> None:
         record = self.machine.leaving_record(self._clock.boot_s(), self._clock.boot_id())
         if await self._write_record(write, record, report=True):
-            reply = await self._run_script(self.machine.leave(self._clock.boot_s()))
-            with no_answer_of_redis():
-                answer = parse_answer(reply)
+            answer = await self._run_script(self.machine.leave(self._clock.boot_s()))
             if answer.outcome == "ok":  # else what was sent alone is not reported, and the next process does that
                 await self._write_record(write, FleetRecord(), report=True)
 

@@ -224,14 +224,19 @@ def _content_damage(path: Path, ends: list[int]) -> str | None:
             return "its write-ahead log is damaged"
         if connection.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
             return None  # no schema yet, or a newer one: opening the file decides
-        # A larger file would hold up each start for minutes: its damage is noticed when the page is read.
-        if pages <= CHECKED_PAGES:
-            verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            if verdict != "ok":
-                return str(verdict).splitlines()[-1]
+        if why := _page_damage(connection, pages):
+            return why
         for table in ("sources", "quota", "meta"):  # small, and read at every start anyway
             connection.execute(f"SELECT * FROM {table}").fetchall()
         return _counter_damage(connection)
+
+
+def _page_damage(connection: sqlite3.Connection, pages: int) -> str | None:
+    """Check all pages. A larger file would hold up each start for minutes: its damage is noticed when the page is read."""
+    if pages > CHECKED_PAGES:
+        return None
+    verdict = str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
+    return None if verdict == "ok" else verdict.splitlines()[-1]
 
 
 def _valid_frames(path: Path) -> int:
@@ -292,11 +297,7 @@ def damage_in_use(store: Store, size_bytes: int) -> str | None:
         return "it was cut"
     if Counter(dict(connection.execute("SELECT name, value FROM counters"))) != store.counters:
         return "its counters are not those of this process"
-    if pages <= CHECKED_PAGES:
-        verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        if verdict != "ok":
-            return str(verdict).splitlines()[-1]
-    return contradiction(store)
+    return _page_damage(connection, pages) or contradiction(store)
 
 
 # Setting aside and recovering ---------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from sidecar.events import (
+    SHARED_KEYS,
     BadJson,
     JudgedEvent,
     decode,
@@ -31,7 +32,7 @@ from sidecar.mapping import LiveSettings
 from sidecar.outbox import NewEvent, Via, WriteRequest, new_event
 from sidecar.receive.responses import IngestResponse, ParsedRequest, error_response
 from sidecar.receive.sources import UnknownWriteKey, source_number
-from sidecar.receive.split import SHARED_KEYS, Piece, SentSizes, decode_piece, sent_sizes, split
+from sidecar.receive.split import Piece, SentSizes, decode_piece, sent_shared_bytes, sent_sizes, split
 
 __all__ = ["BATCH", "EventParser", "parsed_bytes"]
 
@@ -141,7 +142,7 @@ class _BodyParser:
             and (self._kind == BATCH or (not self._kind and "type" not in values))
         ):
             shared = {}
-            self._sizes = SentSizes([], sum(_size(values.get(key, b"")) for key in SHARED_KEYS))
+            self._sizes = SentSizes([], sent_shared_bytes(values))
             for key in _BATCH_KEYS:
                 piece = values.get(key, b"null")
                 if _size(piece) > _MAX_ESCAPED * self._limit:

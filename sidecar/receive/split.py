@@ -11,18 +11,15 @@ Both give the same pieces, because each piece is decoded by the same functions a
 """
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from sidecar.events import BadJson, decode
+from sidecar.events import SHARED_KEYS, BadJson, decode
 from sidecar.http import at_once
 
-__all__ = ["SHARED_KEYS", "Piece", "SentSizes", "SplitBody", "decode_piece", "sent_sizes", "split"]
-
-# What a batch adds to each of its events.
-SHARED_KEYS: Final = ("context", "integrations")
+__all__ = ["Piece", "SentSizes", "SplitBody", "decode_piece", "sent_shared_bytes", "sent_sizes", "split"]
 
 # About a millisecond of scanning.
 TOKENS_PER_SLICE: Final = 4_000
@@ -60,10 +57,15 @@ class SentSizes(NamedTuple):
 def sent_sizes(body: bytes) -> SentSizes:
     """Measure the events of a body that can be decoded: a list, a batch, or one event."""
     values, events = at_once(split(body, len(body)))
-    shared_bytes = 0 if values is None else sum(memoryview(values.get(key, b"")).nbytes for key in SHARED_KEYS)
+    shared_bytes = sent_shared_bytes(values or {})
     if events is None:
         return SentSizes([len(body)], shared_bytes)
     return SentSizes([memoryview(event).nbytes for event in events], shared_bytes)
+
+
+def sent_shared_bytes(values: Mapping[str, Piece]) -> int:
+    """Return the bytes of what a batch adds to each of its events, as the app sent it."""
+    return sum(memoryview(values.get(key, b"")).nbytes for key in SHARED_KEYS)
 
 
 def split(body: bytes, max_events: int) -> Generator[None, None, SplitBody]:

@@ -59,6 +59,29 @@ def fleet(engine, clock) -> Fleet:
     )
 
 
+async def change_nothing(change) -> None:
+    """Write to a store that only the record's function would touch."""
+    change(None, 0)
+
+
+def served_fleet(engine, clock, server: Server, nursery: trio.Nursery, *, saved: list, opened: list) -> Fleet:
+    """A host whose engine answers by ``server``: ``saved`` gets its records, ``opened`` the streams of its connections."""
+
+    async def open_stream() -> trio.abc.Stream:
+        ours, theirs = memory_stream_pair()
+        opened.append(theirs)
+        nursery.start_soon(server.serve, theirs)
+        return ours
+
+    connection = EngineConnection(FleetConfig(url="redis://host", name="t"), Secret(), open_stream=open_stream)
+    return Fleet(
+        *(engine.host, connection, clock, lambda _store, record: saved.append(record)),
+        name="t",
+        replicas=0,
+        random=lambda: 0.5,
+    )
+
+
 def ask(fleet: Fleet, clock: StoppedClock) -> float:
     return fleet.ready_at_s(clock.monotonic, priority=Priority.NORMAL, pace=1.0)
 
@@ -115,23 +138,10 @@ async def test_an_engine_that_is_no_longer_the_primary_is_left(engine, clock, au
     """A failover need not end connections, and the host asked the replica for as long as it ran."""
     server, opened = Server(EVALSHA=f"-{error} no\r\n".encode(), TIME=b"*2\r\n$1\r\n1\r\n$1\r\n0\r\n"), []
     async with trio.open_nursery() as nursery:
-
-        async def open_stream() -> trio.abc.Stream:
-            ours, theirs = memory_stream_pair()
-            opened.append(theirs)
-            nursery.start_soon(server.serve, theirs)
-            return ours
-
-        async def write(change) -> None:
-            change(None, 0)
-
-        connection = EngineConnection(FleetConfig(url="redis://host", name="t"), Secret(), open_stream=open_stream)
-        fleet = Fleet(
-            *(engine.host, connection, clock, lambda _store, _record: None), name="t", replicas=0, random=lambda: 0.5
-        )
+        fleet = served_fleet(engine, clock, server, nursery, saved=[], opened=opened)
         clock.run(1.0)
         assert ask(fleet, clock) > clock.monotonic, "its slots have passed"
-        nursery.start_soon(fleet.run, write, lambda _now_s: (0, 5, 0), lambda: None)
+        nursery.start_soon(fleet.run, change_nothing, lambda _now_s: (0, 5, 0), lambda: None)
         await trio.sleep(0.3)
         assert error in fleet.machine.problem
         assert (len(opened) > 1) is left
@@ -144,23 +154,8 @@ async def test_the_record_is_emptied_only_if_the_engine_took_it(engine, clock, a
     answer = b"*2\r\n$%d\r\n%s\r\n$1\r\n1\r\n" % (len(outcome), outcome.encode())
     server, saved = Server(EVALSHA=answer), []
     async with trio.open_nursery() as nursery:
-
-        async def open_stream() -> trio.abc.Stream:
-            ours, theirs = memory_stream_pair()
-            nursery.start_soon(server.serve, theirs)
-            return ours
-
-        async def write(change) -> None:
-            change(None, 0)
-
-        connection = EngineConnection(FleetConfig(url="redis://host", name="t"), Secret(), open_stream=open_stream)
-        fleet = Fleet(
-            *(engine.host, connection, clock, lambda _store, record: saved.append(record)),
-            name="t",
-            replicas=0,
-            random=lambda: 0.5,
-        )
-        await fleet.leave(write)
+        fleet = served_fleet(engine, clock, server, nursery, saved=saved, opened=[])
+        await fleet.leave(change_nothing)
         nursery.cancel_scope.cancel()
     assert len(saved) == writes
 
@@ -169,29 +164,14 @@ async def test_a_stop_during_a_call_leaves_the_fleet(engine, clock, autojump_clo
     """The call that was out forbade it, and the engine kept what was promised set aside for a day."""
     server, saved = Server(EVALSHA=None, TIME=b"*2\r\n$1\r\n1\r\n$1\r\n0\r\n"), []
     async with trio.open_nursery() as nursery:
-
-        async def open_stream() -> trio.abc.Stream:
-            ours, theirs = memory_stream_pair()
-            nursery.start_soon(server.serve, theirs)
-            return ours
-
-        async def write(change) -> None:
-            change(None, 0)
-
-        connection = EngineConnection(FleetConfig(url="redis://host", name="t"), Secret(), open_stream=open_stream)
-        fleet = Fleet(
-            *(engine.host, connection, clock, lambda _store, record: saved.append(record)),
-            name="t",
-            replicas=0,
-            random=lambda: 0.5,
-        )
+        fleet = served_fleet(engine, clock, server, nursery, saved=saved, opened=[])
         clock.run(1.0)
         assert ask(fleet, clock) > clock.monotonic, "its slots have passed"
-        nursery.start_soon(fleet.run, write, lambda _now_s: (0, 5, 0), lambda: None)
+        nursery.start_soon(fleet.run, change_nothing, lambda _now_s: (0, 5, 0), lambda: None)
         await wait_all_tasks_blocked()
         assert server.commands[-1][0] == b"EVALSHA"
         server.replies["EVALSHA"] = b"*2\r\n$2\r\nok\r\n$1\r\n1\r\n"
-        await fleet.leave(write)
+        await fleet.leave(change_nothing)
         nursery.cancel_scope.cancel()
     assert b"leave" in server.commands[-1]
     assert saved[-1].promise == 0

@@ -62,19 +62,25 @@ async def test_connections_beyond_the_limit_wait():
         shutdown.set()
 
 
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
-async def test_accept_is_retried_when_resources_run_out(autojump_clock, number):
+async def answered_after(number: int) -> list[BaseException]:
+    """Fail to accept three times, then answer a client; return what was reported."""
     listener = FakeListener()
-    reported = []
+    reported: list[BaseException] = []
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             for _ in range(3):
-                listener.fail(OSError(number, "no resources"))
+                listener.fail(OSError(number, "not accepted"))
             client = listener.connect()
             nursery.start_soon(lambda: serve([listener], answer_one, max_connections=1, on_error=reported.append))
             await client.send_all(REQUEST)
             assert await client.receive_some() == b"answered"
             scope.cancel()
+    return reported
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
+async def test_accept_is_retried_when_resources_run_out(autojump_clock, number):
+    reported = await answered_after(number)
     assert [error.errno for error in reported] == [number] * 3
     assert trio.current_time() == pytest.approx(0.3)
 
@@ -82,17 +88,7 @@ async def test_accept_is_retried_when_resources_run_out(autojump_clock, number):
 @pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO])
 async def test_a_client_that_has_gone_is_no_error_of_the_listener(autojump_clock, number):
     """It ended the daemon where accept(2) reports such clients, as on macOS."""
-    listener = FakeListener()
-    reported = []
-    with trio.CancelScope() as scope:
-        async with trio.open_nursery() as nursery:
-            for _ in range(3):
-                listener.fail(OSError(number, "gone"))
-            client = listener.connect()
-            nursery.start_soon(lambda: serve([listener], answer_one, max_connections=1, on_error=reported.append))
-            await client.send_all(REQUEST)
-            assert await client.receive_some() == b"answered"
-            scope.cancel()
+    reported = await answered_after(number)
     assert reported == []
     assert trio.current_time() == 0
 

@@ -106,13 +106,19 @@ def test_what_a_dead_process_sent_alone_counts_in_the_day(client):
     assert len(world.sent) <= used <= len(world.sent) + 0.3 * lone  # while a process was down, none was sent
 
 
-def test_an_orderly_restart_counts_nothing_of_the_day_twice(client):
-    """Each one added what its outbox had sent in the day to what was booked, until the day was spent."""
+def idle_after_a_load(client) -> FleetWorld:
+    """Two hosts that send for 20 s and then want nothing, at second 200."""
     world = FleetWorld(client, 2)
     world.run(20)
     for host in world.hosts:
         host.want = Demand()
     world.run(200)
+    return world
+
+
+def test_an_orderly_restart_counts_nothing_of_the_day_twice(client):
+    """Each one added what its outbox had sent in the day to what was booked, until the day was spent."""
+    world = idle_after_a_load(client)
     for at_s in (200, 210):
         for host in world.hosts:
             world.restart_in_order(host, 0.5)
@@ -122,11 +128,7 @@ def test_an_orderly_restart_counts_nothing_of_the_day_twice(client):
 
 
 def test_what_a_host_sent_outside_the_fleet_counts_when_it_returns(client):
-    world = FleetWorld(client, 2)
-    world.run(20)
-    for host in world.hosts:
-        host.want = Demand()
-    world.run(200)
+    world = idle_after_a_load(client)
     for host in world.hosts:  # the other one, too, to give back the slots that it holds
         world.restart_in_order(host, 130.0)
     world.run(320)
