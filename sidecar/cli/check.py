@@ -134,7 +134,10 @@ def _check_all(control_flag: str | None, config_flag: str | None, *, live: bool)
     try:
         config = load_config(config_flag)
     except ConfigError:
-        found = _found_by_daemon(connect_daemon(control_flag, config_flag), file)
+        try:
+            found = _found_by_daemon(connect_daemon(control_flag, config_flag), file)
+        except ConfigError:  # a file so broken, or missing, that it names no socket either
+            found = None
         yield from found or check_broken_file(file, effective_key)
         if live:  # the daemon may have found nothing wrong: it can read what this user cannot
             sentence = "PX was not asked: this user cannot load the configuration; correct what is wrong, or use sudo."
