@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+from msgspec import structs
+
 from benchmarks.fill import new_events
 from benchmarks.load import Load, run_load
 from benchmarks.rig import Rig, open_rig
@@ -29,7 +31,7 @@ def bytes_with_and_without(path: Path, events: int) -> tuple[int, int]:
     """Return the bytes of an outbox with this number of events, as accepted by HTTP, and without their history."""
     store = Store(path)
     batch = [
-        event._replace(kind="track", name="Feature Used", via=Via.HTTP, says=("acme-corp", "context.groupId"))
+        structs.replace(event, kind="track", name="Feature Used", via=Via.HTTP, says=("acme-corp", "context.groupId"))
         for event in new_events(0, events)
     ]
     with store.transaction():

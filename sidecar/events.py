@@ -168,12 +168,14 @@ def judge(
     if not isinstance(event, dict):
         return JudgedEvent(None, _new_message_id(), _shorten(event, max_event_bytes), "the event is not a JSON object")
     event.pop("writeKey", None)  # a credential must not reach the file, views or exports
-    own = event.copy()
+    message_id = _message_id(event, reject)
+    adds = bool(shared) or kind is not None or event.get("messageId") != message_id
+    own = event.copy() if adds else event
     if shared:
         merge_batch(shared, event)
     if kind is not None:
         event["type"] = kind
-    message_id = _message_id(event, reject)
+    event["messageId"] = message_id
     try:
         body = encode(event)
         # A single byte is searched for much faster than six.
@@ -184,7 +186,7 @@ def judge(
         # Decode again, so that `event`, the message id and the checks below see exactly what is stored.
         body = encode_repaired(event)
         event = _decode_strict(body)
-        message_id = _message_id(event, reject)
+        event["messageId"] = message_id = _message_id(event, reject)
     # Brackets inside strings count as well: this test may only err towards the exact check after it.
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _exceeds_max_depth(event):
         bad: str | None = f"it is nested deeper than {MAX_DEPTH} levels"
@@ -268,10 +270,9 @@ def _new_message_id() -> str:
 
 
 def _message_id(event: dict[str, Any], reject: Collection[str]) -> str:
-    """Return the event's message id; set a new one if it has none that can be used."""
+    """Return the event's message id; a new one if it has none that can be used."""
     given = given_message_id(event)
-    event["messageId"] = message_id = given if given and given not in reject else _new_message_id()
-    return message_id
+    return given if given and given not in reject else _new_message_id()
 
 
 def given_message_id(event: Mapping[str, Any]) -> str:
@@ -293,7 +294,7 @@ def shape_error(event: dict[str, Any]) -> str | None:
     if kind == "track" and not (type(event.get("event")) is str and event["event"].strip()):
         return "a track call needs a text `event`, the name of the event"
     for key in _ID_KEYS:
-        if type(event.get(key)) not in _ID_TYPES:
+        if key in event and type(event[key]) not in _ID_TYPES:
             return f"its {key} is {_describe(event[key])}, neither text nor number"
     return None
 

@@ -132,7 +132,7 @@ class BacklogRoutes:
         again = new_event(
             *(self._settings.now, row.source, judged), via=Via.RESEND, carried=row.account, hashed=row.hashed
         )
-        return again._replace(priority=Priority.LOW, keeps_memory=True)
+        return msgspec.structs.replace(again, priority=Priority.LOW, keeps_memory=True)
 
     async def _check(self, request: Request, _params: Any) -> Response:
         command = decode_body(request, BackfillCommand)
@@ -175,7 +175,7 @@ class BacklogRoutes:
                 refused.append({"index": position, "message": bad or (judged and judged.bad)})
                 continue
             made = new_event(settings, sources[0], judged, via=Via.BACKFILL)
-            new.append(made._replace(priority=Priority.LOW, keeps_memory=True))
+            new.append(msgspec.structs.replace(made, priority=Priority.LOW, keeps_memory=True))
         return new, refused
 
     async def _jobs(self, _request: Request, _params: Any) -> Response:

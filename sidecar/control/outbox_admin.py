@@ -336,7 +336,8 @@ class OutboxAdmin:
         if exported.priority is None:  # a line of an older release: the account of its event is all that is known
             return new
         # The class was decided when the event was accepted, or when an operator resent it: it stays as it was.
-        return new._replace(
+        return msgspec.structs.replace(
+            new,
             priority=Priority[exported.priority.upper()],
             memory=Account(exported.memory, exported.memory_from) if exported.memory else None,
             keeps_memory=True,

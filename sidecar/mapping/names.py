@@ -103,7 +103,7 @@ class NameRules:
     def resolve(self, event: dict[str, Any]) -> MappedName | None:
         """Return what the event's name becomes; None if it has no name (only a track call can lack one)."""
         kind = event.get("type")
-        sent = self._field.text(event)
+        sent = self._field.text(event) if self._field.reads else None
         if sent is None:
             call = self._calls.get(kind) if type(kind) is str else None
             if call is not None:

@@ -9,6 +9,7 @@ Rules
 """
 
 from collections.abc import Callable
+from operator import methodcaller
 from typing import Any
 
 import msgspec
@@ -51,7 +52,7 @@ def compile_path(path: str) -> Read:
         return lambda event: constant  # noqa: ARG005 - the value is the same for every event
     head, dot, rest = path.partition(".")
     if not dot:
-        return lambda event: event.get(path)
+        return methodcaller("get", path)
     read_rest = compile_path(rest)
 
     def read(event: dict[str, Any]) -> Any:
@@ -77,7 +78,7 @@ class Field(msgspec.Struct, frozen=True):
 
         A text in ``reject`` counts as no value, and is reported in ``changes``.
         """
-        for index, read in enumerate(self.reads):
+        for read in self.reads:
             value = read(event)
             if value is None:
                 continue
@@ -85,10 +86,13 @@ class Field(msgspec.Struct, frozen=True):
                 if text not in self.reject:
                     return text
                 if changes is not None:
-                    changes.append(Change(self.name, f"{self.paths[index]} is not an id by identity.reject"))
+                    changes.append(Change(self.name, f"{self._path_of(read)} is not an id by identity.reject"))
             elif changes is not None:
-                report_no_text(self.name, self.paths[index], value, changes)
+                report_no_text(self.name, self._path_of(read), value, changes)
         return None
+
+    def _path_of(self, read: Read) -> str:
+        return self.paths[self.reads.index(read)]
 
     def one_of(self, event: dict[str, Any], allowed: frozenset[str]) -> str | None:
         """Return the first value that is one of ``allowed``, compared without case; None if no path has one."""

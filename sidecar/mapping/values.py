@@ -49,7 +49,11 @@ def as_text(value: Any) -> str | None:
     """
     kind = type(value)
     if kind is str:
-        return clean_text(value) if value and not value.isspace() else None
+        # Nearly all begin with a visible character and hold no other: neither blank nor in need of a repair.
+        text: str = value
+        if text >= "!" and text.isprintable():
+            return text
+        return clean_text(text) if text and not text.isspace() else None
     if kind is int:
         return str(value) if value.bit_length() <= _MAX_BITS else None
     if kind is float and value - value == 0:  # neither NaN nor infinite

@@ -20,11 +20,13 @@ from typing import Final
 from sidecar.mapping import NO_ACCOUNT, PRIORITIES, Account, Known
 from sidecar.outbox.records import NewEvent
 
-__all__ = ["AccountMemory"]
+__all__ = ["NOT_IN_ANY", "AccountMemory"]
 
 # About 4 MiB of memory.
 CACHED_USERS: Final = 20_000
 _PROBE: Final = 900  # parameters of one IN (…), below every SQLite's limit
+# The columns of an event that belongs to no account.
+NOT_IN_ANY: Final = (None, "", 0)
 _FROM_KNOWN: Final = -1  # the call of an account that a file of the first format remembers
 _ACCOUNTS: Final = "SELECT property_key, user, account, account_from, account_call, CASE WHEN account_call IS NULL THEN known END FROM users"
 _new: Final = tuple.__new__
@@ -85,7 +87,7 @@ class AccountMemory:
         What an event brings from another host fills an empty memory and overwrites none.
         """
         if event.user is None:
-            return None, "", 0
+            return NOT_IN_ANY
         key = (event.product, event.user)
         held = self.of(key)
         if event.memory is not None and not held.id:
@@ -94,6 +96,8 @@ class AccountMemory:
         if own is None:
             if self._first_format_pending and (not held.id or held.call_id == _FROM_KNOWN):
                 return None, None, 0
+            if held is NO_ACCOUNT:
+                return NOT_IN_ANY
             own = held
         elif own.id and not event.keeps_memory and not (event.carried and held.id):
             self.change(key, own)

@@ -29,7 +29,7 @@ def new_event(
     source: int,
     checked: JudgedEvent,
     *,
-    via: Via = Via.UNKNOWN,
+    via: int = Via.UNKNOWN,
     carried: Account | None = None,
     hashed: str | None = None,
 ) -> NewEvent:
@@ -46,7 +46,17 @@ def new_event(
             source, Priority.NORMAL, None, checked.message_id, checked.body, checked.bad, kind=kind, name=name, via=via
         )
     return NewEvent(
-        *(source, mapper.priority_of(event), mapper.user_of(event), checked.message_id, checked.body, None),
-        *(settings.product_of(source), kind, name, mapper.account_said(event), via, carried),
+        source,
+        mapper.priority_of(event),
+        mapper.user_of(event),
+        checked.message_id,
+        checked.body,
+        None,
+        settings.product_of(source),
+        kind,
+        name,
+        mapper.account_said(event),
+        via,
+        carried,
         hashed=hashed,
     )

@@ -192,8 +192,12 @@ def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
     return _BUG_SINCE <= version < _BUG_FIXED
 
 
-def insert_rows(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
+def insert_rows(
+    connection: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]], constants: str = ""
+) -> None:
     """Insert ``rows``, all of one width, as ``INSERT <into> VALUES (…), (…)``, in their order. Raises sqlite3.Error.
+
+    ``constants`` are the last columns of every row, in SQL: what is not a parameter is not passed, adapted and copied.
 
     Python's sqlite3 releases the interpreter lock around every step of a statement. With one statement per row, the
     store's thread would wait for the lock at every row while another thread parses events; with one statement for many
@@ -205,11 +209,11 @@ def insert_rows(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[
     for size in INSERT_SIZES:
         while len(rows) - start >= size:
             values = list(chain.from_iterable(rows[start : start + size]))
-            connection.execute(_insert_statement(into, width, size), values)
+            connection.execute(_insert_statement(into, width, size, constants), values)
             start += size
 
 
 @lru_cache(maxsize=64)
-def _insert_statement(into: str, width: int, size: int) -> str:
-    row = f"({', '.join('?' * width)})"
+def _insert_statement(into: str, width: int, size: int, constants: str) -> str:
+    row = f"({', '.join('?' * width)}{constants})"
     return f"INSERT {into} VALUES {', '.join([row] * size)}"

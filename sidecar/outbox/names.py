@@ -12,6 +12,8 @@ its events are counted together.
 """
 
 import sqlite3
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 __all__ = ["NAMES_MAX", "NameCatalogue"]
@@ -39,13 +41,15 @@ class NameCatalogue:
         self._flushing = False  # by the open transaction
         self._flushed_ms = 0
 
-    def number(self, key: NameKey, now_ms: int) -> int:
-        """Count the event and return the number of its name, which a new name gets now, in a transaction. Raises sqlite3.Error."""
-        number = self._numbers.get(key) or self._new.get(key)
-        if number is None:
-            number = self._add(key, now_ms)
-        self._open.append(number)
-        return number
+    def numbers(self, keys: Sequence[NameKey], now_ms: int) -> list[int]:
+        """Count events and return the numbers of their names; a new name gets its number now, in a transaction.
+
+        Raises sqlite3.Error.
+        """
+        known, new = self._numbers, self._new
+        numbers = [known.get(key) or new.get(key) or self._add(key, now_ms) for key in keys]
+        self._open += numbers
+        return numbers
 
     def _add(self, key: NameKey, now_ms: int) -> int:
         if len(self._numbers) + len(self._new) >= self._names_max:
@@ -67,8 +71,8 @@ class NameCatalogue:
             return
         self._numbers.update(self._new)
         self._new.clear()
-        for number in self._open:
-            self._counted[number] = self._counted.get(number, 0) + 1
+        for number, events in Counter(self._open).items():
+            self._counted[number] = self._counted.get(number, 0) + events
             self._last_ms[number] = now_ms
         self._open.clear()
 
@@ -91,10 +95,6 @@ class NameCatalogue:
     def unflushed(self) -> dict[int, tuple[int, int]]:
         """Return events counted and not written, and when the last came (epoch milliseconds), by the number of the name."""
         return {number: (count, self._last_ms[number]) for number, count in self._counted.items()}
-
-    def numbers(self, name: str) -> list[int]:
-        """Return the numbers of a name as sent, of any type."""
-        return [number for (_, one), number in self._numbers.items() if one == name]
 
     def selected_by(self, name: str) -> list[int]:
         """Return the numbers of the names that ``events.has_name`` selects: as sent, or all of that type but ``track``."""

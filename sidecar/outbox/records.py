@@ -68,7 +68,7 @@ PRIORITY_OF: Final = {int(state): priority for priority, state in PARKED.items()
 PENDING: Final = {priority: f"pending_{priority.name.lower()}" for priority in Priority}
 
 
-class NewEvent(NamedTuple):
+class NewEvent(msgspec.Struct, frozen=True, gc=False):
     """An event to be accepted.
 
     ``source`` is the number that ``Store.source`` returned, 0 for the default source. ``user`` is the key of ordering

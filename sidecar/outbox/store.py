@@ -24,7 +24,7 @@ import msgspec
 from sidecar.events import decode_stored
 from sidecar.mapping import Account, Priority
 from sidecar.mapping.values import as_text
-from sidecar.outbox.accounts import AccountMemory
+from sidecar.outbox.accounts import NOT_IN_ANY, AccountMemory
 from sidecar.outbox.database import damaged, file_id, insert_rows, open_database
 from sidecar.outbox.dedup import NEWEST, DedupIndex, digest_of
 from sidecar.outbox.names import NameCatalogue
@@ -67,12 +67,11 @@ _MAYBE_TEXT: Final[Any] = (str, type(None))
 _MAYBE_NUMBER: Final[Any] = (int, type(None))
 _ROW: Final[tuple[Any, ...]] = (int, int, int, _MAYBE_TEXT, int, bytes, _MAYBE_TEXT, _MAYBE_TEXT, _MAYBE_NUMBER)
 _NEW_ROWS: Final = (
-    "INTO events (id, state, source, user, received_ms, body, account, account_from, account_call, name, via, hashed)"
+    "INTO events (id, state, source, user, received_ms, body, name, via, hashed, account, account_from, account_call)"
 )
+_NOT_IN_ANY: Final = ", NULL, '', 0"  # as accounts.NOT_IN_ANY
 _BAD_ROWS: Final = "INTO events (id, state, source, user, received_ms, body, settled_ms, reason)"
 _FAILED_ROW: Final[tuple[Any, ...]] = (*_ROW, int, int, int, int, int, str)
-
-
 _EMPTIED: Final = (
     "UPDATE events SET body = x'7b7d', user = NULL, account = NULL, account_from = NULL, account_call = NULL,"
     " hashed = NULL, history = NULL WHERE id = ?"
@@ -221,47 +220,47 @@ class Store:
         ]
         unseen = self.ids.unseen([digest for group in keys for digest in group])
         ids: dict[bytes, int] = {}
-        rows: list[tuple[Any, ...]] = []
+        new: list[tuple[int, NewEvent]] = []
         bad: list[tuple[int, NewEvent]] = []  # stored as dead letters
         outcomes: list[Accepted] = []
         next_id = self.value("next_id") + 1
-        pending: Counter[Priority] = Counter()
-        self.accounts.begin()
-        if self.value("users"):
-            self.accounts.load({(event.product, event.user) for group in groups for event in group if event.user})
         for group, digests in zip(groups, keys, strict=True):
             before, repeats = next_id, []
             for position, (event, digest) in enumerate(zip(group, digests, strict=True)):
                 if digest not in unseen or digest in ids:
                     repeats.append(position)
                     continue
-                if event.bad is None:
-                    rows.append(self._new_row(next_id, event, now_ms))
-                    pending[event.priority] += 1
-                else:
-                    bad.append((next_id, event))
+                (new if event.bad is None else bad).append((next_id, event))
                 ids[digest] = next_id
                 next_id += 1
             outcomes.append(Accepted(next_id - before, len(repeats), tuple(repeats)))
-        insert_rows(self.connection, _NEW_ROWS, rows)
-        self.count("users", self.accounts.write(now_ms))
+        self._insert_new(new, now_ms)
         self._insert_bad(bad, now_ms)
         self.ids.add(ids, now_ms)
         self.count("accepted", len(ids))
         self.count("next_id", len(ids))
         self.count("repeated", sum(outcome.repeated for outcome in outcomes))
-        for priority, count in pending.items():
-            self.count(PENDING[priority], count)
         self.flush_ids(len(ids))
         return outcomes
 
-    def _new_row(self, event_id: int, event: NewEvent, now_ms: int) -> tuple[Any, ...]:
-        account = self.accounts.decide(event_id, event)
-        return (
-            *(event_id, event.priority, event.source, event.user, now_ms, event.body),
-            *account,
-            *(self.names.number((event.kind, event.name), now_ms), event.via, event.hashed),
-        )
+    def _insert_new(self, new: Sequence[tuple[int, NewEvent]], now_ms: int) -> None:
+        self.accounts.begin()
+        if self.value("users"):
+            self.accounts.load({(event.product, event.user) for _, event in new if event.user})
+        accounts = [self.accounts.decide(event_id, event) for event_id, event in new]
+        names = self.names.numbers([(event.kind, event.name) for _, event in new], now_ms)
+        states = [int(event.priority) for _, event in new]  # as SQLite takes it, without asking for an adapter
+        rows: list[tuple[Any, ...]] = [
+            (event_id, state, event.source, event.user, now_ms, event.body, name, event.via, event.hashed)
+            for (event_id, event), state, name in zip(new, states, names, strict=True)
+        ]
+        if accounts.count(NOT_IN_ANY) == len(accounts):
+            insert_rows(self.connection, _NEW_ROWS, rows, _NOT_IN_ANY)
+        else:
+            insert_rows(self.connection, _NEW_ROWS, [(*row, *of) for row, of in zip(rows, accounts, strict=True)])
+        self.count("users", self.accounts.write(now_ms))
+        for state, count in Counter(states).items():
+            self.count(PENDING[Priority(state)], count)
 
     def flush_ids(self, added: int = 0, *, due: bool = False, everything: bool = False) -> None:
         """Move some of the newest message ids to their table, inside a transaction; see ``DedupIndex.flush``."""

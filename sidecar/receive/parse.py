@@ -117,7 +117,7 @@ class _BodyParser:
         self._write_key = write_key
         self._trusted = trusted
         # A line of NDJSON has no path that says its kind; HTTP requests of the Unix socket are the trusted ones.
-        self._via = Via.NDJSON if kind is None else Via.UNIX_HTTP if trusted else Via.HTTP
+        self._via = int(Via.NDJSON if kind is None else Via.UNIX_HTTP if trusted else Via.HTTP)
 
     def parse(self, value: Any) -> Generator[None, None, ParsedRequest | IngestResponse]:
         """Parse a decoded body. Raises UnknownWriteKey."""

@@ -14,6 +14,7 @@ from delivery_harness import (
     new_event,
     wait_until_settled,
 )
+from msgspec import structs
 
 from sidecar.daemon import serve
 from sidecar.deliver.order import QUEUE_MAX
@@ -46,7 +47,7 @@ async def test_stop_does_not_wait_for_an_event_between_requests(tmp_path, autoju
     px = ScriptedPx(lambda _event, px: PxAnswer(404, b"{}") if len(px.requests_s) == 1 else CREATED)
     body = json.dumps({"type": "identify", "userId": "u", "messageId": "m", "traits": {"email": "a@b.c"}}).encode()
     async with delivering(tmp_path, px, '[people]\nusers = "upsert"\n') as daemon:
-        await daemon.outbox.accept([new_event(0, "u")._replace(priority=Priority.HIGH, body=body)])
+        await daemon.outbox.accept([structs.replace(new_event(0, "u"), priority=Priority.HIGH, body=body)])
         while not px.requests_s:
             await trio.sleep(0.001)
         stopped_s = trio.current_time()

@@ -3,6 +3,7 @@
 import trio
 from delivery_harness import ScriptedPx, create_all, delivering, new_event, number_of
 from dispatcher_harness import CREATED, DispatcherHarness, track
+from msgspec import structs
 
 from sidecar.config import load_text
 from sidecar.deliver import delivery_loop
@@ -194,7 +195,9 @@ async def test_the_daemon_settles_what_a_rule_drops_further_back(tmp_path, autoj
         await daemon.outbox.accept([new_event(number, f"u{number}") for number in range(1, 1501)])
         noise = [new_event(number, f"u{number}") for number in range(1501, 2001)]
         body = [event.body.replace(b"Logged In", b"Noise") for event in noise]
-        await daemon.outbox.accept([event._replace(body=body[at], name="Noise") for at, event in enumerate(noise)])
+        await daemon.outbox.accept(
+            [structs.replace(event, body=body[at], name="Noise") for at, event in enumerate(noise)]
+        )
         with trio.fail_after(300):
             while daemon.store.pending() > 1498:
                 await trio.sleep(1)
@@ -213,7 +216,9 @@ async def test_new_events_are_swept_together(tmp_path, autojump_clock, monkeypat
         swept.clear()
         for number in range(1501, 1801):
             event = new_event(number, f"u{number}")
-            await daemon.outbox.accept([event._replace(body=event.body.replace(b"Logged In", b"Noise"), name="Noise")])
+            await daemon.outbox.accept(
+                [structs.replace(event, body=event.body.replace(b"Logged In", b"Noise"), name="Noise")]
+            )
             await trio.sleep(0.01)
         assert 1 <= len(swept) <= 10
         await trio.sleep(3)
@@ -223,7 +228,9 @@ async def test_new_events_are_swept_together(tmp_path, autojump_clock, monkeypat
 async def test_the_daemon_settles_parked_rows_that_a_rule_drops(tmp_path, autojump_clock):
     """One user's head waits for the next day; what is behind it is parked in the file, also by an earlier process."""
     one = lambda number: new_event(number, "u")  # noqa: E731
-    noise = [one(number)._replace(body=one(number).body.replace(b"Logged In", b"Noise")) for number in range(20, 200)]
+    noise = [
+        structs.replace(one(number), body=one(number).body.replace(b"Logged In", b"Noise")) for number in range(20, 200)
+    ]
     async with delivering(tmp_path, ScriptedPx(create_all), SPENT) as daemon:
         await daemon.outbox.accept([*map(one, range(20)), *noise])
         await trio.sleep(30)
@@ -231,7 +238,7 @@ async def test_the_daemon_settles_parked_rows_that_a_rule_drops(tmp_path, autoju
     async with delivering(tmp_path, ScriptedPx(create_all), SPENT + '[mapping.events]\n"Noise" = ""\n') as daemon:
         await trio.sleep(30)
         assert daemon.outbox.counters["dropped:mapped_to_nothing"] == 180
-        await daemon.outbox.accept([event._replace(message_id=f"again {event.message_id}") for event in noise])
+        await daemon.outbox.accept([structs.replace(event, message_id=f"again {event.message_id}") for event in noise])
         await trio.sleep(30)
         assert daemon.outbox.counters["dropped:mapped_to_nothing"] == 360
         assert daemon.store.pending() == 18

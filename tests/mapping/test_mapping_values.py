@@ -1,6 +1,7 @@
 """Single values: dates, ids, numbers, nested values."""
 
 import math
+import sys
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from sidecar.config import load_text
 from sidecar.mapping import LiveSettings, compile_settings
 from sidecar.mapping.attributes import BROKEN_TEXT
 from sidecar.mapping.dates import is_implausible_ms, to_epoch_ms
-from sidecar.mapping.values import as_text, json_text, within_64_bits
+from sidecar.mapping.values import as_text, clean_text, json_text, within_64_bits
 
 NOON_MS = 1_717_675_200_000  # 2024-06-06T12:00:00Z
 DAY_MS = 86_400_000
@@ -125,6 +126,11 @@ def test_clock_skew_and_old_imports_are_plausible():
 )
 def test_ids_are_texts_or_finite_numbers(sent: object, text: str | None):
     assert as_text(sent) == text
+
+
+def test_an_id_of_any_character_is_kept_repaired_or_blank():
+    for char in map(chr, range(sys.maxunicode + 1)):
+        assert as_text(char) == (None if char.isspace() else clean_text(char))
 
 
 def test_attribute_values_keep_their_types():

@@ -1,6 +1,7 @@
 """Operations on many events: counted, discarded and marked page by page, never one in flight."""
 
 import pytest
+from msgspec import structs
 from outbox_files import NOW_MS, accept, delivered, event, pending_ids, settle
 
 from sidecar.mapping import Priority
@@ -107,13 +108,13 @@ def test_an_event_is_resent_once_and_its_copy_never(backlog):
         mark_resent(backlog, [3, 4])
     assert count(backlog, "resend") == 2
     assert get_event(backlog, 4).event.reason is None, "a pending event is not marked"
-    accept(backlog, [event(8)._replace(via=Via.RESEND)])
+    accept(backlog, [structs.replace(event(8), via=Via.RESEND)])
     settle(backlog, [delivered(8)])
     assert count(backlog, "resend") == 2
 
 
 def test_people_calls_are_not_resent(store):
-    accept(store, [event(1)._replace(kind="identify", name="")])
+    accept(store, [structs.replace(event(1), kind="identify", name="")])
     settle(store, [delivered(1)])
     assert count(store, "resend") == 0
 
@@ -122,7 +123,7 @@ def test_people_calls_of_the_first_format_are_not_resent(store):
     """Their rows have no number of a name: the body says what they are."""
     for number, kind in enumerate(("identify", "track"), 1):
         body = b'{"type":"%b","event":"Seen"}' % kind.encode()
-        accept(store, [event(number)._replace(kind=kind, name="Seen", body=body)])
+        accept(store, [structs.replace(event(number), kind=kind, name="Seen", body=body)])
     store.connection.execute("UPDATE events SET name = NULL")
     settle(store, [delivered(1), delivered(2)])
     assert count(store, "resend") == 1

@@ -1,6 +1,7 @@
 """Dead letters: listed by id, name, reason and time, retried, discarded and exported, always in pages."""
 
 import pytest
+from msgspec import structs
 from outbox_files import NOW_MS, accept, dead, event, pending_ids, settle
 
 from sidecar.mapping import Priority
@@ -98,7 +99,7 @@ def test_a_retry_decides_the_class_again(dead_letters):
 
 
 def test_a_retried_copy_stays_in_class_low(store):
-    accept(store, [event(1)._replace(via=Via.RESEND, priority=Priority.LOW)])
+    accept(store, [structs.replace(event(1), via=Via.RESEND, priority=Priority.LOW)])
     settle(store, [dead(1, priority=Priority.LOW)])
     retry_all(store, DeadLetterFilter(ids=[1]))
     assert store.counters["pending_low"] == 1

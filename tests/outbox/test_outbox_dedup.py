@@ -1,6 +1,7 @@
 """Dedup: repeats are recognized within a call, across commits, restarts and pruning, and for how long."""
 
 import pytest
+from msgspec import structs
 from outbox_files import HOUR_MS, NOW_MS, accept, copied, dead, delivered, event, rolled_back, settle
 
 from sidecar.mapping import Priority
@@ -27,7 +28,7 @@ def is_repeat(store, number, now_ms=NOW_MS):
 
 
 def test_the_first_of_two_repeats_in_one_call_is_stored(store):
-    first, second = event(1), event(1)._replace(body=b"{}")
+    first, second = event(1), structs.replace(event(1), body=b"{}")
     assert accept(store, [first, second, event(2)]) == (2, 1, (1,))
     assert store.page(priority=Priority.NORMAL, after_id=0).rows[0].body == first.body
 

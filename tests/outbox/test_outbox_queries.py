@@ -1,6 +1,7 @@
 """Queries: the newest events first, in bounded pages, and everything about one event."""
 
 import pytest
+from msgspec import structs
 from outbox_files import NOW_MS, accept, event
 
 from sidecar.events import name_of
@@ -74,7 +75,10 @@ def test_parts_of_a_listing_join_without_gap_or_repeat(mixed, monkeypatch, state
 
 
 def test_a_name_is_found_by_type_for_calls_without_one(store):
-    accept(store, [event(1)._replace(kind="page", name="Pricing", body=b'{"type":"page","messageId":"m1"}'), event(2)])
+    accept(
+        store,
+        [structs.replace(event(1), kind="page", name="Pricing", body=b'{"type":"page","messageId":"m1"}'), event(2)],
+    )
     assert ids_of(list_events(store, which=EventFilter(name="page"))) == [1]
     assert ids_of(list_events(store, which=EventFilter(name=""))) == []
 
@@ -82,7 +86,7 @@ def test_a_name_is_found_by_type_for_calls_without_one(store):
 def test_a_page_is_found_by_its_own_name_too(store):
     """``names`` lists a page by its own name; ``trace --event`` with that name must find it."""
     body = b'{"type":"page","name":"Pricing","messageId":"m1"}'
-    accept(store, [event(1)._replace(kind="page", name="Pricing", body=body), event(2)])
+    accept(store, [structs.replace(event(1), kind="page", name="Pricing", body=body), event(2)])
     assert ids_of(list_events(store, which=EventFilter(name="Pricing"))) == [1]
     store.connection.execute("UPDATE events SET name = NULL")
     assert ids_of(list_events(store, which=EventFilter(name="Pricing"))) == [1]
