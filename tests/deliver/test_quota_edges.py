@@ -5,7 +5,7 @@ import math
 import pytest
 from deliver_parts import NOON_MS, QuotaClock, QuotaFile, make_quota, send
 
-from sidecar.deliver.quota import DailyCaps, Lease, Quota, QuotaRow
+from sidecar.deliver.quota import COUNTED_MAX, DailyCaps, Lease, Quota, QuotaRow
 from sidecar.mapping import Cap, Priority
 
 MINUTE_S = 60.0
@@ -470,6 +470,18 @@ def test_a_place_that_is_given_back_can_be_taken_again():
     caps.give_back(first)
     assert caps.take(cap, 0) == first
     assert caps.take(cap, 0) is None
+
+
+def test_counts_of_days_that_are_over_are_dropped_once_they_are_many():
+    day_ms = 86_400_000
+    caps, cap = DailyCaps(), Cap("Feature Used", 1)
+    assert caps.take(cap, 0) is not None
+    for number in range(COUNTED_MAX):
+        assert caps.take(Cap(f"name {number}", 1), 9 * day_ms)
+    assert caps.take(cap, 0) is None
+    assert caps.take(Cap("one more", 1), 9 * day_ms)
+    assert caps.take(cap, 0) is not None  # its count of that day was dropped
+    assert caps.take(Cap("name 0", 1), 9 * day_ms) is None
 
 
 @pytest.mark.parametrize("day", ["rolling", "utc"])

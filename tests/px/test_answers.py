@@ -287,6 +287,12 @@ def test_every_answer_but_a_delivery_has_an_excerpt(status, excerpt):
     assert classify(PxAnswer(status, b"it said"), wall_ms=0).excerpt == excerpt
 
 
+def test_events_are_read_as_px_answers_them():
+    body = b'{"customEvents":[{"eventName":"Seen"}],"totalHits":1,"scrollId":"s"}'
+    answer = decode_events(PxAnswer(200, body, content_type="application/json"))
+    assert answer == {"customEvents": [{"eventName": "Seen"}], "totalHits": 1, "scrollId": "s"}
+
+
 def test_events_of_another_shape_are_not_understood():
     for body in (b"[]", b"{}", b'{"customEvents":{},"totalHits":1}', b'{"customEvents":[],"totalHits":"1"}'):
         with pytest.raises(Failed, match=r"is not understood; check px\.base_url and px\.region"):
