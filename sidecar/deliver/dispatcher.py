@@ -116,7 +116,7 @@ class Dispatcher:
         self._page_is_stale = False
         self._accepted_meanwhile: set[Priority] = set()  # since the last page of the class was asked for
         self._exhausted = dict.fromkeys(PRIORITIES, False)
-        self._judge = RuleJudge(settings, self._clock_trust)
+        self._judge = RuleJudge(settings)
         self._sweep, self._stalled = RuleSweep(self._judge), False
 
     @property

@@ -211,8 +211,10 @@ end
 local function clock_went_back()
   local back = state.clock - now
   state.pointer = state.pointer - back
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', MEMBERS, '(' .. text(now + number('lease')), '+inf')) do
-    redis.call('ZADD', MEMBERS, text(now + number('lease')), member)
+  -- How old each lease is is not known any more, so all end. One that ends too early is begun again by the next call of its
+  -- host; one that ended too late would hand out the whole rate while its host sends alone.
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', MEMBERS, '-inf', '+inf')) do
+    redis.call('ZADD', MEMBERS, text(now - 1), member)
   end
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', ABSENT, '(' .. text(now), '+inf')) do
     redis.call('ZADD', ABSENT, text(now), member)

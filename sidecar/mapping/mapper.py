@@ -142,6 +142,15 @@ class Mapper:
         identity = self._identity(event)
         return self._excluded(event, identity[0] if identity else None)
 
+    def dropped_by_rule(self, event: dict[str, Any], hashed: Collection[str] = ()) -> str | None:
+        """Return why ``map`` drops the event whatever came before it; None if it does not, or the rules fail on it."""
+        self._expect_hashed(hashed)
+        try:
+            kept_away = self._kept_away(event, self._identity(event), [])
+        except Exception:  # as in `map`, which says so when it is the event's turn
+            return None
+        return None if kept_away is None else kept_away.dropped
+
     def has_own_date(self, event: dict[str, Any], received_ms: int) -> bool:
         """Return True if PX gets the event's own date, and not the time of receipt."""
         return self.rules.date.has_own_date(event, received_ms)
@@ -168,12 +177,9 @@ class Mapper:
         kind = event.get("type")
         changes: list[Change] = []
         identity = self._identity(event, changes)
-        if excluded := self._excluded(event, identity[0] if identity else None):
-            return Mapped(dropped=excluded[0], detail=excluded[1])
-        if kind == "alias":
-            return _NOT_SUPPORTED
-        if identity is None:
-            return Mapped(dropped="no_user", changes=tuple(changes)) if changes else _NO_USER
+        if (kept_away := self._kept_away(event, identity, changes)) is not None:
+            return kept_away
+        assert identity is not None, "an event without a user is kept away"
         user, default_type = identity
         if kind == "identify" or kind == "group":
             user_type = self._user_type(event, default_type)
@@ -183,17 +189,34 @@ class Mapper:
                 *(event, known, account is None, held, user, user_type, property_key, received_ms, changes)
             )
         name = self._names.resolve(event)
+        assert name is not None, "an event without a name is kept away"
+        held = None
+        if self.rules.account_from_memory:
+            held = known.account_id if account is None else self.reveal_account(account)
+        return self._custom_event(event, name, identity, held, property_key, received_ms, changes)
+
+    def _kept_away(
+        self, event: dict[str, Any], identity: tuple[str, str] | None, changes: list[Change]
+    ) -> Mapped | None:
+        """Return the outcome of an event that gives PX nothing whatever came before it; None for any other."""
+        if excluded := self._excluded(event, identity[0] if identity else None):
+            return Mapped(dropped=excluded[0], detail=excluded[1])
+        kind = event.get("type")
+        if kind == "alias":
+            return _NOT_SUPPORTED
+        if identity is None:
+            return Mapped(dropped="no_user", changes=tuple(changes)) if changes else _NO_USER
+        if kind == "identify" or kind == "group":
+            return None
+        name = self._names.resolve(event)
         if name is None:
             return _NO_NAME
         if name.dropped is not None:
             return _DROPPED[name.dropped]
         share = self.rules.plans[name.override].sample
-        if share < 1 and not is_sampled(user, share):
+        if share < 1 and not is_sampled(identity[0], share):
             return Mapped(dropped="sampled", detail=f'mapping.event "{name.override}", sample = {share:g}')
-        held = None
-        if self.rules.account_from_memory:
-            held = known.account_id if account is None else self.reveal_account(account)
-        return self._custom_event(event, name, identity, held, property_key, received_ms, changes)
+        return None
 
     def _excluded(self, event: dict[str, Any], user: str | None) -> tuple[str, str] | None:
         """Return why the event is not for PX whatever it says, and the rule; None if it may be."""

@@ -198,7 +198,7 @@ class Routes:
         # Counted from submit to commit: an answer that the client is slow to read is counted as held.
         write = self._outbox.submit(parsed.events)
         budget.add(parsed_bytes(parsed, write), large=large)
-        return parsed._replace(large=large), write
+        return parsed._replace(large=True) if large else parsed, write
 
     def _unavailable(self, error: SidecarError) -> IngestResponse:
         response = unavailable_response(error)

@@ -9,7 +9,9 @@ from sidecar.config import load_text
 from sidecar.deliver import delivery_loop
 from sidecar.deliver.actions import Send, Settle, SweepPage, WaitUntil
 from sidecar.deliver.quota import DailyCaps
-from sidecar.mapping import Cap, Priority
+from sidecar.deliver.sweep import RuleJudge
+from sidecar.events import decode_stored, encode
+from sidecar.mapping import Cap, LiveSettings, Priority, compile_settings
 from sidecar.outbox import EventState, Row, Settlement
 from sidecar.px import PxAnswer
 
@@ -170,6 +172,21 @@ def test_cap_counts_by_utc_day_and_survives_a_restart():
     assert restarted.take(cap, 10 * DAY_MS) is None
     restarted.give_back(first)
     assert restarted.take(cap, 10 * DAY_MS) is not None
+
+
+def test_the_sample_of_a_user_hashed_elsewhere_is_that_of_its_digest():
+    """The sweep hashed the digest once more, and dropped events of users whose events are sent."""
+    rules = '[mapping.fields]\nidentifyId = "properties.email"\n[mapping.attributes]\nhash = ["email"]\nhash_salt = "salt"\n'
+    rules += '[mapping.event."Logged In"]\nsample = 0.5\n'
+    settings = LiveSettings(compile_settings(load_text(rules), {}, {}))
+    judge, reasons = RuleJudge(settings), set()
+    for number in range(20):
+        own = track(number, properties={"email": f"{number}@example.com"})
+        exported, hashed = settings.now.mapper.export(decode_stored(own.body))
+        row = own._replace(body=encode(exported), hashed=encode(hashed).decode())
+        assert judge.reason(row) == judge.reason(own)
+        reasons.add(judge.reason(own))
+    assert reasons == {None, "sampled"}
 
 
 def test_backlog_that_has_to_wait_keeps_out_no_higher_class():

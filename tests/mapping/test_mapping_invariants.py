@@ -207,6 +207,14 @@ def test_redacted_event_maps_to_the_same_requests(mapper: Mapper, event: dict, k
     assert canonical(mapper.redact(seen, hashed)) == canonical(seen)
 
 
+@given(mappers, events, memories)
+def test_a_rule_drops_an_event_as_its_mapping_does(mapper: Mapper, event: dict, known: Known):
+    seen, made = mapper.export(event)
+    for call, hashed in ((event, []), (seen, made)):
+        dropped = run(mapper, call, known, hashed).dropped
+        assert mapper.dropped_by_rule(call, hashed) == (None if dropped == "remembered" else dropped)
+
+
 def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 

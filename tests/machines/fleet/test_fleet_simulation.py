@@ -193,6 +193,20 @@ def test_connected_hosts_leave_what_absent_ones_may_send_of_the_day(client):
     assert 0.99 * 8_000 <= len(world.sent) <= 8_000
 
 
+def test_leases_end_in_time_though_the_engines_clock_is_set_back(client):
+    """They began again with the old clock: absent hosts sent alone while the others had the whole rate (seed 5253)."""
+    world = FleetWorld(client, 10)
+    world.run(16)
+    for host in world.hosts[2:]:
+        host.cut_off = True
+    world.run(20)
+    world.engine.skew_s -= 60
+    world.run(40)
+    assert any(sent.lone for sent in world.sent)
+    assert world.largest_second() <= MOST_SENT
+    assert world.rate(30, 40) > 185
+
+
 def test_a_few_hosts_that_are_left_have_their_part_of_the_day(client):
     """With nineteen of twenty hosts absent, what was set aside for them and the reserve for high were the whole day."""
     world = FleetWorld(client, 20)
