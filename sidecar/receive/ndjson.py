@@ -451,4 +451,4 @@ class LineParser:
         except SidecarError as error:
             return unavailable_response(error)
         self._large = write if write.sliced else None
-        return parsed._replace(large=len(line) >= LARGE_BYTES), write
+        return parsed._replace(large=True) if len(line) >= LARGE_BYTES else parsed, write

@@ -1,10 +1,12 @@
 """The memory of a user: an attempt's change is visible at once, and rolled back or settled later."""
 
 import pytest
+from dispatcher_harness import track
 
 from sidecar.config import load_text
-from sidecar.deliver.attempt import Attempt, UserMemory, dead_letter_detail
-from sidecar.mapping import Known, Mapped, UpsertUser, compile_mapping
+from sidecar.deliver.attempt import Attempt, UserMemory, dead_letter_detail, outcome_of
+from sidecar.deliver.order import LoadedEvent
+from sidecar.mapping import Known, Mapped, Priority, UpsertUser, compile_mapping
 from sidecar.px import Kind, Verdict
 
 PEOPLE = '[people]\nusers = "upsert"\naccounts = "upsert"\n'
@@ -127,3 +129,11 @@ def test_settling_an_older_identify_last_keeps_the_account():
     group = mapped_attempt(memory, {"type": "group", "userId": "u", "groupId": "g"})
     assert memory.settle(group).account_id == "g"
     assert memory.settle(identify).account_id == "g"
+
+
+def test_outcome_carries_the_row_as_it_was_accepted():
+    row = track(7, "u1")._replace(priority=Priority.HIGH, source=3, hashed='["a digest"]')
+    outcome = outcome_of(LoadedEvent(row, ("AP-1", "u1"), None), "dropped", 0, reason="sampled")
+    assert (outcome.event_id, outcome.user, outcome.body, outcome.hashed) == (7, "u1", row.body, '["a digest"]')
+    assert (outcome.priority, outcome.source, outcome.received_ms) == ("high", 3, row.received_ms)
+    assert (outcome.reason, outcome.request, outcome.payload) == ("sampled", "", b"")
