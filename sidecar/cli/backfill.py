@@ -26,7 +26,7 @@ from sidecar.cli.screen import local_time_ms, printable, progress_bar
 from sidecar.control.client import ControlApi
 from sidecar.errors import Failed
 from sidecar.events import BadJson, decode, encode_repaired
-from sidecar.units import show_count
+from sidecar.units import counted, show_count
 
 __all__ = ["backfill"]
 
@@ -140,13 +140,13 @@ def backfill(
 
 
 def _what(survey: Survey, status: dict[str, Any], begin: int) -> str:
-    text = f"{events_of(survey.usable)} in {show_count(survey.lines)} lines."
+    text = f"{events_of(survey.usable)} in {counted(survey.lines, 'line')}."
     if survey.usable:
         text += f" {show_need(status, survey.usable)}"
     if begin:
         text += f" An earlier run ended after line {show_count(begin)}; this one continues there."
     if survey.refused_count:
-        text += f"\n{show_count(survey.refused_count)} lines cannot be used and are left out:"
+        text += f"\n{counted(survey.refused_count, 'line')} left out, which cannot be used:"
         for refused in survey.refused[:REFUSED_SHOWN]:
             text += f"\n  line {refused['line']}: {printable(refused['message'])}"
     return text

@@ -22,7 +22,7 @@ from sidecar.cli.demo_picture import Progress
 from sidecar.cli.demo_traffic import Traffic, answers, end_process, get_bytes
 from sidecar.errors import Failed
 from sidecar.sandbox.server import free_ports
-from sidecar.units import show_count
+from sidecar.units import counted, show_count
 
 __all__ = ["demo"]
 
@@ -129,7 +129,7 @@ def _run_scenario(
         address=processes.http_address,
     )
     paths = "the Unix socket, HTTP and the Segment SDK" if traffic.sdk else "the Unix socket and HTTP"
-    progress.log(f"Apps send {show_count(events)} events of {show_count(users)} users over {paths}.")
+    progress.log(f"Apps send {counted(events, 'event')} of {counted(users, 'user')} over {paths}.")
     progress.phase = "receiving and delivering"
     traffic.start()
     _update_while(

@@ -25,6 +25,7 @@ from sidecar.mapping import NO_ACCOUNT, Account, Known, Mapped, compile_mapping,
 from sidecar.mapping.reference import reference
 from sidecar.px import preview
 from sidecar.receive.split import sent_sizes
+from sidecar.units import counted
 
 __all__ = ["map"]
 
@@ -192,7 +193,7 @@ def compare_outcomes(outcomes: Iterable[dict[str, Any]], expect: BinaryIO) -> No
                 click.echo(f"  {printable(line)}")
     if different:
         raise Failed(f"{different} of {len(actual)} events map differently than expected; see the differences above.")
-    click.echo(f"{len(actual)} events map as expected.", file=sys.stderr)
+    click.echo(f"{counted(len(actual), 'event')} mapped as expected.", file=sys.stderr)
 
 
 def _pretty_lines(outcome: Any) -> list[str]:

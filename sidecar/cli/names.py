@@ -18,7 +18,7 @@ from sidecar.cli.screen import console, local_time_ms, printable, progress_bar, 
 from sidecar.control.client import ControlApi
 from sidecar.control.names import NameEntry, differences, findings, merged
 from sidecar.errors import Failed
-from sidecar.units import show_count
+from sidecar.units import counted, show_count
 
 __all__ = ["names"]
 
@@ -296,7 +296,7 @@ def _html(catalogue: Catalogue) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Event names</title>
 <style>body{{font:15px sans-serif;margin:2em}}table{{border-collapse:collapse}}td,th{{border:1px solid #bbb;padding:.3em .6em;text-align:left}}</style>
-</head><body><h1>Event names</h1><p>{html.escape(local_time_ms(catalogue.now_ms or None))}; {len(catalogue.names):,} names.</p>
+</head><body><h1>Event names</h1><p>{html.escape(local_time_ms(catalogue.now_ms or None))}; {counted(len(catalogue.names), "name")}.</p>
 <ul>{warnings}</ul>
 <table><thead><tr>{head}</tr></thead><tbody>
 {rows}</tbody></table></body></html>"""

@@ -207,7 +207,7 @@ def _show(result: Reconciliation, *, asked: bool) -> None:
         out.print("Nothing was compared: none of the names that were delivered is one that PX can be asked for.")
     else:
         unasked = sum(name.px is None for name in result.names)
-        but = f", except {unasked} names with a semicolon, which PX cannot be asked for" if unasked else ""
+        but = f", except {counted(unasked, 'name')} with a semicolon, which PX cannot be asked for" if unasked else ""
         out.print(f"PX has all events that were delivered{but}.")
 
 

@@ -18,6 +18,7 @@ from sidecar.control.host_checks import CheckResult
 from sidecar.errors import ConfigError
 from sidecar.mapping.rules import MappingRules
 from sidecar.px.transport import HttpxNetwork
+from sidecar.units import counted
 
 __all__ = ["check_broken_file", "check_config", "check_file", "check_settings"]
 
@@ -92,8 +93,8 @@ def check_mapping(config: Config) -> Iterator[CheckResult]:
     problems = MappingRules.contradictions(config.mapping, config.identity)
     yield from (CheckResult("error", "mapping", problem) for problem in problems)
     if not problems:
-        names = len(config.mapping.events)
-        yield CheckResult("ok", "mapping", f"Preset {config.mapping.preset}, {names} names in mapping.events.")
+        names = counted(len(config.mapping.events), "name")
+        yield CheckResult("ok", "mapping", f"Preset {config.mapping.preset}, {names} in mapping.events.")
 
 
 def check_write_keys(config: Config) -> Iterator[CheckResult]:

@@ -19,7 +19,7 @@ from sidecar.control.answers import Int64, Params, RequestError, RouteTable, dec
 from sidecar.control.names import NameEntry, findings, kind_of, merged
 from sidecar.control.outbox_admin import event_detail, event_summary
 from sidecar.control.state import StateReader
-from sidecar.events import decode_or_empty, name_of
+from sidecar.events import decode_or_empty, has_name, name_of
 from sidecar.http import Request, Response
 from sidecar.mapping import CustomEvent, Known, LiveSettings, Mapped, UpsertUser, explain, own_account
 from sidecar.outbox import Outbox, Via, hashed_values, queries
@@ -27,6 +27,7 @@ from sidecar.outbox.lookup import CatalogueRow, MessageEvents, catalogue, events
 from sidecar.outbox.records import attempts_of
 from sidecar.outbox.selection import EventFilter
 from sidecar.px import preview
+from sidecar.units import counted
 
 __all__ = ["NamesQuery", "TraceQuery", "TraceRoutes"]
 
@@ -40,6 +41,8 @@ DAY_MS: Final = 86_400_000
 
 class TraceQuery(msgspec.Struct, forbid_unknown_fields=True):
     """The parameters of ``GET /v1/trace``: ``id``, ``message_id``, or ``user`` and ``event`` (a name), newest first.
+
+    Beside a message id, user and name narrow down its events.
 
     ``id`` finds every event that has a row: some that are dead have no message id, and a message id is known for
     ``outbox.keep_ids`` only.
@@ -92,7 +95,8 @@ class TraceRoutes:
             details, pruned, cursor = [] if by_id is None else [by_id], [], None
         elif query.message_id is not None:
             found: MessageEvents = await self._outbox.read(partial(events_of_message, message_id=query.message_id))
-            details, pruned, cursor = found.found, found.pruned, None
+            details = [detail for detail in found.found if _is_asked_for(detail.event, query)]
+            pruned, cursor = found.pruned, None
         elif query.user is not None or query.event is not None:
             details, cursor = await self._newest(query)
             pruned = []
@@ -190,7 +194,7 @@ class TraceRoutes:
             return state.reasons[0]
         if detail.failure is not None:
             return "It is sent again after a pause, which grows with each failure; its user's later events wait for it."
-        return f"Its turn: {state.pending:,} events are pending and {state.ceiling:g} a second are sent."
+        return f"Its turn: {counted(state.pending, 'event', 'is')} pending and {state.ceiling:g} a second are sent."
 
     async def _instead(self, query: TraceQuery) -> dict[str, Any]:
         """Return what was received instead of an event that is not there."""
@@ -300,3 +304,10 @@ def _integer(text: str) -> int:
     if not text.isdecimal() or len(text) > 18:
         raise RequestError(400, f"{text[:40]!r} is not the `next` of a page.")
     return int(text)
+
+
+def _is_asked_for(row: queries.EventRow, query: TraceQuery) -> bool:
+    """Return whether an event of the message id has the user and the name that were asked for, too."""
+    if query.user is not None and row.user != query.user:
+        return False
+    return query.event is None or has_name(decode_or_empty(row.body), query.event)

@@ -20,6 +20,7 @@ from sidecar.mapping.privacy import CONTAINER_CALL_KEYS, PLAIN_CALL_KEYS, fold, 
 from sidecar.mapping.rules import merge_rules
 from sidecar.mapping.urls import parameter_names, rewrite_form, rewrite_parameters
 from sidecar.mapping.values import as_text
+from sidecar.units import counted
 
 __all__ = ["EVENTS_OF_A_KIND", "MIN_EVENTS", "IdleRules"]
 
@@ -207,7 +208,7 @@ class IdleRules:
                     yield _idle("mapping.fields", path, everything, self._alike(path.rpartition(".")[2]))
             for rule in self._filters:
                 if rule.label not in self._found_filters:
-                    yield f"{rule.label} matched none of the last {everything:,} events."
+                    yield f"{rule.label} matched none of the last {counted(everything, 'event')}."
             for category in config.consent:
                 if category not in self._categories:
                     yield _idle("mapping.consent", category, everything)
@@ -261,7 +262,7 @@ def _idle_privacy(table: str, rules: AttributeRules, anywhere: set[str], events:
 
 def _idle(rule: str, name: str, events: int, alike: str = "") -> str:
     hint = f" The apps send {alike!r}: rules see names before camel case." if alike else ""
-    return f"{rule} {name!r} matched none of the last {events:,} events of its kind.{hint}"
+    return f"{rule} {name!r} matched none of the last {counted(events, 'event')} of its kind.{hint}"
 
 
 def _paths_of(config: MappingConfig, field: str) -> list[str]:

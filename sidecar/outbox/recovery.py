@@ -38,7 +38,7 @@ from sidecar.outbox.pages import PAGE_BYTES, commit_frames, frame_is_valid, wal_
 from sidecar.outbox.records import PARKED, PENDING
 from sidecar.outbox.salvage import DAMAGE, Salvaged, recognizes, salvage
 from sidecar.outbox.store import Claim, Store
-from sidecar.units import show_size
+from sidecar.units import counted, show_size
 
 __all__ = [
     "MAGIC",
@@ -275,11 +275,11 @@ def contradiction(store: Store) -> str | None:
             "SELECT EXISTS (SELECT 1 FROM events WHERE state = ? AND state < 2)"
             f" OR EXISTS (SELECT 1 FROM events WHERE state = ? AND state {'< 2' if priority is Priority.LOW else 'IN (2, 3)'})"
         )
-        counted = store.counters[name]
-        if counted < 0 or bool(store.connection.execute(query, (priority, PARKED[priority])).fetchone()[0]) != bool(
-            counted
+        total = store.counters[name]
+        if total < 0 or bool(store.connection.execute(query, (priority, PARKED[priority])).fetchone()[0]) != bool(
+            total
         ):
-            return f"it counts {counted:,} pending events and holds {'some' if counted <= 0 else 'none'}"
+            return f"it counts {total:,} pending events and holds {'some' if total <= 0 else 'none'}"
     return None
 
 
@@ -414,9 +414,9 @@ def _recovery_notice(store: Store) -> str:
 
 def _what_is_lost(salvaged: Salvaged) -> str:
     if salvaged.lost and salvaged.counters_lost:
-        text = f"{salvaged.lost:,} events are lost or were settled and pruned: the counters that distinguish the two are damaged"
+        text = f"{counted(salvaged.lost, 'event', 'is')} lost or were settled and pruned: the counters that distinguish the two are damaged"
     elif salvaged.lost:
-        text = f"{salvaged.lost:,} events are lost"
+        text = f"{counted(salvaged.lost, 'event', 'is')} lost"
     elif not salvaged.frames_lost:
         return "no event is known to be lost"
     else:

@@ -116,7 +116,7 @@ def test_lines_that_cannot_be_used_are_named_and_left_out(daemon_dir: DaemonDir,
     assert ran.code == 1
     assert ran.out == "1 event accepted in class low.\n"
     lines = ran.err.splitlines()
-    assert lines[1] == "5 lines cannot be used and are left out:"
+    assert lines[1] == "5 lines left out, which cannot be used:"
     assert [line.split(":")[0] for line in lines[2:]] == [f"  line {number}" for number in (3, 4, 5, 6, 7)]
     assert "would be dated today" in lines[3]
     assert "only track, page and screen" in lines[4]

@@ -100,7 +100,7 @@ def test_a_backfill_is_judged_with_the_reading_socket(member, tmp_path):
     file = tmp_path / "h.ndjson"
     file.write_text('{"event":"X","userId":"u","timestamp":"2025-01-01T00:00:00Z"}\n')
     ran = member("backfill", str(file), "--dry-run")
-    assert (ran.code, ran.err.startswith("1 event in 1 lines.")) == (0, True)
+    assert (ran.code, ran.err.startswith("1 event in 1 line.")) == (0, True)
 
 
 def test_a_key_that_only_root_can_read_is_named(member, monkeypatch, tmp_path):

@@ -55,6 +55,21 @@ def test_an_event_without_a_message_id_has_a_story(configured: DaemonDir):
     assert story["mapped"]["requests"] == []
 
 
+def test_user_and_name_narrow_down_the_events_of_a_message_id(configured: DaemonDir):
+    """They were ignored beside a message id."""
+    with configured.running() as daemon:
+        for call in ({"type": "track", "event": "Clicked"}, {"type": "identify", "traits": {"plan": "pro"}}):
+            DaemonClient(configured.unix).post("/v1/batch", {"batch": [{"userId": "u1", "messageId": "m1", **call}]})
+        daemon.settle()
+
+        def types(**query):
+            return {story["event"]["type"] for story in trace(daemon, message_id="m1", **query)["stories"]}
+
+        assert types() == types(user="u1") == {"track", "identify"}
+        assert types(event="Clicked") == {"track"}
+        assert types(user="u2") == types(event="Other") == set()
+
+
 def test_an_account_that_the_event_names_goes_first(configured: DaemonDir):
     """The story said "none", or the remembered account, of an event that named another itself."""
     with configured.running() as daemon:
