@@ -27,6 +27,16 @@ def test_waiting_events_do_not_fill_the_window(waiting):
     assert WAITING_BYTES - len(BODY) < held_bytes <= WAITING_BYTES
 
 
+def test_withdrawn_events_leave_their_room_to_others(waiting):
+    waiting.withdraw(lambda _: True)
+    first = USERS + 1
+    for number in range(first, first + USERS):
+        waiting.load(row(number, f"v{number}", body=BODY))
+        waiting.retry_at(take_head(waiting), 100.0)
+    held_bytes = sum(len(event.row.body) for event in waiting.events.values())
+    assert WAITING_BYTES - len(BODY) < held_bytes <= WAITING_BYTES
+
+
 def test_a_due_event_without_a_body_is_read_again(waiting):
     held = [event.id for event in waiting.events.values() if event.row.body]
     assert waiting.to_reload() == []

@@ -247,3 +247,8 @@ def test_the_name_of_a_zone_is_its_offset(names: str, hours: int):
 )
 def test_an_offset_is_read_as_it_is_or_not_at_all(text: str, expected: int | None):
     assert to_epoch_ms(text) == expected
+
+
+def test_a_year_of_two_digits_is_that_of_rfc_5322():
+    assert to_epoch_ms("06 Jun 49 10:00 GMT") == 2_506_586_400_000
+    assert to_epoch_ms("06 Jun 50 10:00 GMT") == -617_637_600_000
