@@ -7,6 +7,7 @@ import pytest
 import trio
 from running_daemon import DaemonDir, wait_until
 
+from sidecar.control.client import DaemonClient
 from sidecar.px import PxAnswer
 
 SOURCES = '[[source]]\nwrite_key = "wk_web"\n[[source]]\nwrite_key = "wk_app"\nproperty_key = "AP-YYYYYYYYYY-2"\n'
@@ -152,10 +153,12 @@ def test_under_load_no_event_is_both_sent_and_discarded(tmp_path):
         await trio.sleep(random.uniform(0, 0.01))
         return PxAnswer(201, b"{}", content_type="application/json")
 
+    calls = [{"userId": f"u{number % 4}", "event": "Ping" if number % 2 else "Paid"} for number in range(15)]
+    batch = {"batch": [{"type": "track"} | call for call in calls]}
     with daemon_dir.running(slow) as daemon:
+        app = DaemonClient(daemon_dir.unix)
         for _ in range(12):
-            for number in range(15):
-                daemon.track(f"u{number % 4}", "Ping" if number % 2 else "Paid")
+            app.post("/v1/batch", batch)  # at once: on a slow machine single ones are sent as fast as they come
             daemon.client.post("/v1/events/discard", {"name": "Ping"})
         status = daemon.settle()
         events = daemon.client.get("/v1/events", {"limit": 1000})["events"]
