@@ -193,12 +193,18 @@ def test_connected_hosts_leave_what_absent_ones_may_send_of_the_day(client):
     assert 0.99 * 8_000 <= len(world.sent) <= 8_000
 
 
+def cut_off(client, hosts: int, *, left: int) -> FleetWorld:
+    """Return a fleet that has shared for 16 s, of which all but ``left`` hosts now reach the engine no more."""
+    world = FleetWorld(client, hosts)
+    world.run(16)
+    for host in world.hosts[left:]:
+        host.cut_off = True
+    return world
+
+
 def test_leases_end_in_time_though_the_engines_clock_is_set_back(client):
     """They began again with the old clock: absent hosts sent alone while the others had the whole rate (seed 5253)."""
-    world = FleetWorld(client, 10)
-    world.run(16)
-    for host in world.hosts[2:]:
-        host.cut_off = True
+    world = cut_off(client, 10, left=2)
     world.run(20)
     world.engine.skew_s -= 60
     world.run(40)
@@ -209,10 +215,7 @@ def test_leases_end_in_time_though_the_engines_clock_is_set_back(client):
 
 def test_a_few_hosts_that_are_left_have_their_part_of_the_day(client):
     """With nineteen of twenty hosts absent, what was set aside for them and the reserve for high were the whole day."""
-    world = FleetWorld(client, 20)
-    world.run(16)
-    for host in world.hosts[1:]:
-        host.cut_off = True
+    world = cut_off(client, 20, left=1)
     world.run(40)
     assert world.rate(32, 40) >= 0.95 * (190 - 11.4) * 0.95
 
