@@ -19,7 +19,7 @@ from sidecar.control.answers import Int64, Params, RequestError, RouteTable, dec
 from sidecar.control.names import NameEntry, findings, kind_of, merged
 from sidecar.control.outbox_admin import event_detail, event_summary
 from sidecar.control.state import StateReader
-from sidecar.events import decode_or_empty, has_name, name_of
+from sidecar.events import decode_or_empty, name_of
 from sidecar.http import Request, Response
 from sidecar.mapping import CustomEvent, Known, LiveSettings, Mapped, UpsertUser, explain, own_account
 from sidecar.outbox import Outbox, Via, hashed_values, queries
@@ -95,7 +95,7 @@ class TraceRoutes:
             details, pruned, cursor = [] if by_id is None else [by_id], [], None
         elif query.message_id is not None:
             found: MessageEvents = await self._outbox.read(partial(events_of_message, message_id=query.message_id))
-            details = [detail for detail in found.found if _is_asked_for(detail.event, query)]
+            details = [detail for detail in found.found if _is_selected(detail.event, _narrowed(query))]
             pruned, cursor = found.pruned, None
         elif query.user is not None or query.event is not None:
             details, cursor = await self._newest(query)
@@ -114,9 +114,7 @@ class TraceRoutes:
         before = None if query.before is None else (0, _integer(query.before))
         limit = max(1, min(query.limit, STORIES_MAX))
         page: queries.EventPage = await self._outbox.read(
-            partial(
-                queries.list_events, which=EventFilter(name=query.event, user=query.user), limit=limit, before=before
-            )
+            partial(queries.list_events, which=_narrowed(query), limit=limit, before=before)
         )
         ids = [row.id for row in page.events]
         details = await self._outbox.read(lambda store: [queries.get_event(store, event_id) for event_id in ids])
@@ -306,8 +304,10 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _is_asked_for(row: queries.EventRow, query: TraceQuery) -> bool:
-    """Return whether an event of the message id has the user and the name that were asked for, too."""
-    if query.user is not None and row.user != query.user:
-        return False
-    return query.event is None or has_name(decode_or_empty(row.body), query.event)
+def _narrowed(query: TraceQuery) -> EventFilter:
+    return EventFilter(name=query.event, user=query.user)
+
+
+def _is_selected(row: queries.EventRow, which: EventFilter) -> bool:
+    event = decode_or_empty(row.body)
+    return which.matches(event, user=row.user, source=row.source, received_ms=row.received_ms, priority=None)
