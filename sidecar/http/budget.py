@@ -21,7 +21,9 @@ kinds, and each has a share of the bound:
             and none waits without end.
 
 Work on large bodies (inflating, parsing) is done by one at a time, in slices, so that what a body expands to while it
-is worked on exists once, and other connections run between two slices.
+is worked on exists once, and other connections run between two slices. After each slice the work stands still for
+``PAUSE_S``: the store's thread needs the interpreter for each row that it reads or changes, and beside a loop that never
+sleeps it waits for half a millisecond each time (sidecar/http/README.md).
 """
 
 from collections import deque
@@ -48,6 +50,8 @@ LARGE_BYTES: Final = 64 * 1024
 WAITING_BYTES: Final = 2_000
 # How long a request waits until its events may be parsed, before it is answered 503.
 WAIT_S: Final = 30.0
+# Between two slices of the work on a large body; the shortest time that epoll can wait (epoll_wait(2)).
+PAUSE_S: Final = 0.001
 
 T = TypeVar("T")
 Hurry = Callable[[], None]
@@ -337,7 +341,7 @@ def at_once(work: Generator[None, None, T]) -> T:
 
 
 async def in_slices(work: Generator[None, None, T], working: trio.Lock | None = None) -> T:
-    """Run a generator to its end and return its value; let other tasks run at each ``yield``.
+    """Run a generator to its end and return its value; let other tasks and threads run for ``PAUSE_S`` at each ``yield``.
 
     Holds ``working`` meanwhile. Raises what the generator raises.
     """
@@ -350,4 +354,4 @@ async def in_slices(work: Generator[None, None, T], working: trio.Lock | None = 
         except StopIteration as end:
             value: T = end.value
             return value
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(PAUSE_S)

@@ -10,8 +10,8 @@ import trio
 import trio.testing
 from http_wire import answers, echo, post, served
 
-from sidecar.http import LARGE_BYTES, BudgetExceeded, Holder, Limits, MemoryBudget, Response
-from sidecar.http.budget import WAITING_BYTES
+from sidecar.http import LARGE_BYTES, BudgetExceeded, Holder, Limits, MemoryBudget, Response, in_slices
+from sidecar.http.budget import PAUSE_S, WAITING_BYTES
 
 MIB = 2**20
 LARGE = post(b"x" * (3 * LARGE_BYTES))
@@ -474,3 +474,20 @@ async def test_a_connection_leaves_nothing_to_the_garbage_collector(end):
         gc.set_debug(0)
         gc.garbage.clear()
     assert left == []
+
+
+async def test_a_large_work_pauses_after_each_slice(mock_clock):
+    """A loop that never sleeps leaves the store's thread half a millisecond of waiting for each row."""
+    done = 0
+
+    def work():
+        nonlocal done
+        for done in range(1, 4):  # noqa: B007 - counts the slices
+            yield
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_slices, work())
+        for slices in (1, 2, 3):
+            await trio.testing.wait_all_tasks_blocked()
+            assert done == slices
+            mock_clock.jump(PAUSE_S)

@@ -126,6 +126,18 @@ def test_parked_rows_are_skipped_by_pages_and_found_by_user(store):
     assert store.parked_users(priority=Priority.NORMAL) == store.parked_users(priority=Priority.HIGH) == []
 
 
+def test_parking_takes_three_statements_for_any_number(store):
+    """With three for each row, the store's thread waited for the interpreter before each, while a body was parsed."""
+    accept(store, [event(number) for number in range(1, 41)])
+    statements: list[str] = []
+    store.connection.set_trace_callback(statements.append)
+    with store.transaction():
+        store.park(range(1, 41))
+    store.connection.set_trace_callback(None)
+    assert len([text for text in statements if text.startswith(("UPDATE events", "INSERT OR IGNORE INTO low"))]) == 3
+    assert pending_ids(store) == []
+
+
 @pytest.mark.parametrize("priority", list(Priority))
 def test_parked_rows_of_all_users_are_read_in_pages(store, priority):
     accept(store, [event(number, user=f"u{number % 3}", priority=priority) for number in range(1, 9)])
