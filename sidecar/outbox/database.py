@@ -12,9 +12,9 @@ Rules
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -25,7 +25,7 @@ __all__ = [
     "copy_database",
     "damaged",
     "has_wal_reset_bug",
-    "insert_rows",
+    "insert_columns",
     "open_database",
     "sqlite_version",
     "wal_bytes",
@@ -47,7 +47,8 @@ _BUG_FIXED_BRANCHES: Final = ((3, 44, 6), (3, 50, 7))
 
 # Rows per INSERT statement, largest first: few statements for any number of rows, and few different ones to prepare.
 # 80 rows of 12 columns stay below the 999 parameters that an old SQLite accepts.
-INSERT_SIZES: Final = (80, 16, 1)
+INSERT_SIZES: Final = (80, 16, 4, 1)
+_MANY_ROWS: Final = 16
 
 
 def wal_bytes(folder: Path) -> int:
@@ -192,28 +193,38 @@ def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
     return _BUG_SINCE <= version < _BUG_FIXED
 
 
-def insert_rows(
-    connection: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]], constants: str = ""
+def insert_columns(
+    connection: sqlite3.Connection, into: str, columns: Mapping[str, Sequence[Any]], alike: Mapping[str, Any]
 ) -> None:
-    """Insert ``rows``, all of one width, as ``INSERT <into> VALUES (…), (…)``, in their order. Raises sqlite3.Error.
+    """Insert rows, given by column, as ``INSERT <into> (…) VALUES (…), (…)``, in their order. Raises sqlite3.Error.
 
-    ``constants`` are the last columns of every row, in SQL: what is not a parameter is not passed, adapted and copied.
+    ``columns`` are of one length, a value for each row; ``alike`` are columns with the same value in all rows. That is
+    passed once, and so is one of ``columns`` in which all of many rows agree: most do in an ordinary batch.
 
     Python's sqlite3 releases the interpreter lock around every step of a statement. With one statement per row, the
     store's thread would wait for the lock at every row while another thread parses events; with one statement for many
     rows it inserts them all while the other thread runs.
     """
-    if not rows:
-        return
-    width, start = len(rows[0]), 0
+    left = len(next(iter(columns.values())))
+    if left >= _MANY_ROWS:  # of a few not: each choice of columns is a statement of its own, which has to be prepared
+        agreed = {name: values[0] for name, values in columns.items() if values.count(values[0]) == left}
+        alike = {**alike, **agreed}
+    varying = {name: values for name, values in columns.items() if name not in alike}
+    names, rows = (*alike, *varying), zip(*varying.values(), strict=True)
     for size in INSERT_SIZES:
-        while len(rows) - start >= size:
-            values = list(chain.from_iterable(rows[start : start + size]))
-            connection.execute(_insert_statement(into, width, size, constants), values)
-            start += size
+        while left >= size:
+            values = chain(alike.values(), chain.from_iterable(islice(rows, size)))
+            connection.execute(_insert_statement(into, names, len(alike), size), list(values))
+            left -= size
 
 
 @lru_cache(maxsize=64)
-def _insert_statement(into: str, width: int, size: int, constants: str) -> str:
-    row = f"({', '.join('?' * width)}{constants})"
-    return f"INSERT {into} VALUES {', '.join([row] * size)}"
+def _insert_statement(into: str, columns: tuple[str, ...], alike: int, size: int) -> str:
+    """Return the statement for ``size`` rows; the first ``alike`` columns and parameters are the same in all of them."""
+    width = len(columns) - alike
+    shared = [f"?{number}" for number in range(1, alike + 1)]
+    rows = [
+        ", ".join([*shared, *[f"?{alike + row * width + number}" for number in range(1, width + 1)]])
+        for row in range(size)
+    ]
+    return f"INSERT {into} ({', '.join(columns)}) VALUES {', '.join(f'({row})' for row in rows)}"

@@ -35,6 +35,7 @@ __all__ = [
     "Row",
     "Settlement",
     "attempts_of",
+    "columns_of",
     "first_failure",
     "hashed_values",
 ]
@@ -97,6 +98,16 @@ class NewEvent(msgspec.Struct, frozen=True, gc=False):
     keeps_memory: bool = False
     hashed: str | None = None
     memory: Account | None = None
+
+
+def columns_of(events: Sequence[tuple[int, NewEvent]]) -> dict[str, Sequence[Any]]:
+    """Return what each row holds of its event as the app sent it, by column; the events come with their ids."""
+    return {
+        "id": [event_id for event_id, _ in events],
+        "source": [event.source for _, event in events],
+        "user": [event.user for _, event in events],
+        "body": [event.body for _, event in events],
+    }
 
 
 class Accepted(NamedTuple):

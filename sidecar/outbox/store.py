@@ -24,8 +24,8 @@ import msgspec
 from sidecar.events import decode_stored
 from sidecar.mapping import Account, Priority
 from sidecar.mapping.values import as_text
-from sidecar.outbox.accounts import NOT_IN_ANY, AccountMemory
-from sidecar.outbox.database import damaged, file_id, insert_rows, open_database
+from sidecar.outbox.accounts import AccountMemory
+from sidecar.outbox.database import damaged, file_id, insert_columns, open_database
 from sidecar.outbox.dedup import NEWEST, DedupIndex, digest_of
 from sidecar.outbox.names import NameCatalogue
 from sidecar.outbox.records import (
@@ -42,6 +42,7 @@ from sidecar.outbox.records import (
     Row,
     Settlement,
     attempts_of,
+    columns_of,
     first_failure,
 )
 
@@ -66,11 +67,6 @@ _SEEN: Final = "UPDATE users SET seen_ms = ? WHERE user = (SELECT user FROM even
 _MAYBE_TEXT: Final[Any] = (str, type(None))
 _MAYBE_NUMBER: Final[Any] = (int, type(None))
 _ROW: Final[tuple[Any, ...]] = (int, int, int, _MAYBE_TEXT, int, bytes, _MAYBE_TEXT, _MAYBE_TEXT, _MAYBE_NUMBER)
-_NEW_ROWS: Final = (
-    "INTO events (id, state, source, user, received_ms, body, name, via, hashed, account, account_from, account_call)"
-)
-_NOT_IN_ANY: Final = ", NULL, '', 0"  # as accounts.NOT_IN_ANY
-_BAD_ROWS: Final = "INTO events (id, state, source, user, received_ms, body, settled_ms, reason)"
 _FAILED_ROW: Final[tuple[Any, ...]] = (*_ROW, int, int, int, int, int, str)
 _EMPTIED: Final = (
     "UPDATE events SET body = x'7b7d', user = NULL, account = NULL, account_from = NULL, account_call = NULL,"
@@ -244,20 +240,21 @@ class Store:
         return outcomes
 
     def _insert_new(self, new: Sequence[tuple[int, NewEvent]], now_ms: int) -> None:
+        if not new:
+            return
         self.accounts.begin()
         if self.value("users"):
             self.accounts.load({(event.product, event.user) for _, event in new if event.user})
-        accounts = [self.accounts.decide(event_id, event) for event_id, event in new]
-        names = self.names.numbers([(event.kind, event.name) for _, event in new], now_ms)
         states = [int(event.priority) for _, event in new]  # as SQLite takes it, without asking for an adapter
-        rows: list[tuple[Any, ...]] = [
-            (event_id, state, event.source, event.user, now_ms, event.body, name, event.via, event.hashed)
-            for (event_id, event), state, name in zip(new, states, names, strict=True)
-        ]
-        if accounts.count(NOT_IN_ANY) == len(accounts):
-            insert_rows(self.connection, _NEW_ROWS, rows, _NOT_IN_ANY)
-        else:
-            insert_rows(self.connection, _NEW_ROWS, [(*row, *of) for row, of in zip(rows, accounts, strict=True)])
+        accounts = [self.accounts.decide(event_id, event) for event_id, event in new]
+        columns: dict[str, Sequence[Any]] = columns_of(new) | {
+            "state": states,
+            "name": self.names.numbers([(event.kind, event.name) for _, event in new], now_ms),
+            "via": [event.via for _, event in new],
+            "hashed": [event.hashed for _, event in new],
+        }
+        columns |= zip(("account", "account_from", "account_call"), zip(*accounts, strict=True), strict=True)
+        insert_columns(self.connection, "INTO events", columns, {"received_ms": now_ms})
         self.count("users", self.accounts.write(now_ms))
         for state, count in Counter(states).items():
             self.count(PENDING[Priority(state)], count)
@@ -277,16 +274,17 @@ class Store:
             self.flush_ids(everything=True)
 
     def _insert_bad(self, bad: Sequence[tuple[int, NewEvent]], now_ms: int) -> None:
-        rows: list[tuple[Any, ...]] = []
-        letters: list[tuple[Any, ...]] = []
-        for event_id, event in bad:
-            stored = decode_stored(event.body)
-            name, user = stored.get("event"), as_text(stored.get("userId")) or as_text(stored.get("anonymousId")) or ""
-            rows.append((event_id, EventState.DEAD, event.source, event.user, now_ms, event.body, now_ms, "bad_event"))
-            known_as = name if isinstance(name, str) else "", user[:200] or None
-            letters.append((event_id, "bad_event", *known_as, None, event.bad, 0, now_ms, now_ms, b""))
-        insert_rows(self.connection, _BAD_ROWS, rows)
-        insert_rows(self.connection, "INTO dead", letters)
+        same = {"state": int(EventState.DEAD), "received_ms": now_ms, "settled_ms": now_ms, "reason": "bad_event"}
+        insert_columns(self.connection, "INTO events", columns_of(bad), same)
+        known = [_name_and_user(decode_stored(event.body)) for _, event in bad]
+        letters: dict[str, Sequence[Any]] = {
+            "id": [event_id for event_id, _ in bad],
+            "name": [name for name, _ in known],
+            "user": [user for _, user in known],
+            "detail": [event.bad for _, event in bad],
+        }
+        same = {"reason": "bad_event", "attempts": 0, "first_ms": now_ms, "last_ms": now_ms, "payload": b""}
+        insert_columns(self.connection, "INTO dead", letters, same)
         self.count("dead:bad_event", len(bad))
 
     # Settling -------------------------------------------------------------------------------------------------
@@ -460,8 +458,7 @@ class Store:
 
         A row without a user is not parked: parked rows are found by user, so it would never be read again.
         """
-        # Three statements, not three for each row: between two of them the thread waits for the interpreter, up to half a
-        # millisecond while a large body is parsed, and 500 users may wait at once.
+        # Three statements, not three for each row: the thread waits for the interpreter before each, as long as a body is parsed.
         listed = (msgspec.json.encode(list(ids)).decode(),)
         among = "id IN (SELECT value FROM json_each(?)) AND user IS NOT NULL"
         self.connection.execute(f"UPDATE events SET state = state + 2 WHERE {among} AND state IN (0, 1)", listed)
@@ -595,3 +592,9 @@ class Store:
             self.connection.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in ("page_count", "freelist_count")
         )
         return int((pages - free) * self._page_bytes)
+
+
+def _name_and_user(stored: dict[str, Any]) -> tuple[str, str | None]:
+    """Return what a bad event is found by, as far as it says so."""
+    name, user = stored.get("event"), as_text(stored.get("userId")) or as_text(stored.get("anonymousId")) or ""
+    return name if isinstance(name, str) else "", user[:200] or None

@@ -7,11 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from outbox_files import accept, event, raiser
 
 from sidecar.errors import ConfigError, Failed
 from sidecar.outbox import Store, take_lock
-from sidecar.outbox.database import PAGE_BYTES, WAL_BYTES, has_wal_reset_bug, open_database, wal_bytes
+from sidecar.outbox.database import PAGE_BYTES, WAL_BYTES, has_wal_reset_bug, insert_columns, open_database, wal_bytes
 from sidecar.outbox.schema import SCHEMA_VERSION
 
 needs_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -188,3 +190,31 @@ def test_a_store_in_a_missing_folder_raises_failed(tmp_path):
 )
 def test_the_wal_reset_bug_is_in_the_versions_that_sqlite_names(version, has_it):
     assert has_wal_reset_bug(version) is has_it
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([b"", b"a"]), st.none()), max_size=200), st.integers(0, 9))
+def test_columns_are_inserted_as_rows_in_their_order(rows, same):
+    """Whatever the rows have alike, and into whichever statements they are divided."""
+    connection = sqlite3.connect(":memory:")
+    connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, a INTEGER, same INTEGER, b BLOB, c TEXT) STRICT")
+    columns = {
+        "b": [b for _, b, _ in rows],
+        "id": list(range(1, len(rows) + 1)),
+        "a": [a for a, _, _ in rows],
+        "c": [c for _, _, c in rows],
+    }
+    insert_columns(connection, "INTO t", columns, {"same": same})
+    stored = connection.execute("SELECT * FROM t ORDER BY id").fetchall()
+    connection.close()
+    assert stored == [(number, a, same, b, c) for number, (a, b, c) in enumerate(rows, 1)]
+
+
+def test_what_all_of_many_rows_have_alike_is_passed_once():
+    connection = sqlite3.connect(":memory:")
+    connection.execute("CREATE TABLE t (a INTEGER, b INTEGER)")
+    statements: list[str] = []
+    connection.set_trace_callback(statements.append)
+    insert_columns(connection, "INTO t", {"a": [7] * 85, "b": list(range(85))}, {})
+    connection.set_trace_callback(None)
+    connection.close()
+    assert [text.count("(7, ") for text in statements if text.startswith("INSERT")] == [80, 4, 1]
