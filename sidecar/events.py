@@ -271,7 +271,9 @@ def _new_message_id() -> str:
 
 def _message_id(event: dict[str, Any], reject: Collection[str]) -> str:
     """Return the event's message id; a new one if it has none that can be used."""
-    given = given_message_id(event)
+    given = event.get("messageId")
+    if type(given) is not str or given.isspace():
+        given = given_message_id(event)
     return given if given and given not in reject else _new_message_id()
 
 

@@ -14,7 +14,7 @@ Recently used accounts are kept in memory, so that an event of a busy user costs
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from sidecar.mapping import NO_ACCOUNT, PRIORITIES, Account, Known
@@ -79,6 +79,13 @@ class AccountMemory:
     def of(self, key: UserKey) -> Account:
         """Return the account that holds now; ``NO_ACCOUNT`` for a user that was not loaded or has none."""
         return self._changed.get(key) or self._cached.get(key, NO_ACCOUNT)
+
+    def decide_each(self, events: Sequence[tuple[int, NewEvent]]) -> list[tuple[str | None, str | None, int]]:
+        """Return the account of each event that is accepted, as ``decide`` does; the events come with their ids, in order."""
+        known = self._cached or self._changed or self._first_format_pending
+        if not known and not [event for _, event in events if event.says or event.carried or event.memory]:
+            return [NOT_IN_ANY] * len(events)
+        return [self.decide(event_id, event) for event_id, event in events]
 
     def decide(self, event_id: int, event: NewEvent) -> tuple[str | None, str | None, int]:
         """Return the account of an event that is accepted, as it is stored: what it says itself or brings along, else

@@ -32,8 +32,9 @@ import msgspec
 from sidecar.events import kind_and_name
 from sidecar.mapping import Priority
 from sidecar.outbox.database import insert_columns
+from sidecar.outbox.records import NewEvent
 
-__all__ = ["NEWEST", "DedupIndex", "digest_of"]
+__all__ = ["NEWEST", "DedupIndex", "digest_of", "digests_of"]
 
 # Ids in memory before a batch begins: about 2.5 MiB, and 70 ms of reading after a crash.
 NEWEST = 20_000
@@ -57,6 +58,19 @@ class _MessageIdOnly(msgspec.Struct):
 _envelope = msgspec.json.Decoder(_MessageIdOnly).decode
 
 
+def digests_of(events: Iterable[NewEvent]) -> list[bytes]:
+    """Return what each event is recognized by, as ``digest_of`` says."""
+    digests: list[bytes] = []
+    source, begin = -1, _begun(-1).copy
+    for event in events:
+        if event.source != source:
+            source, begin = event.source, _begun(event.source).copy
+        digest = begin()  # copied: to begin one costs more than to hash an id
+        digest.update(event.message_id.encode("utf-8", "surrogatepass"))
+        digests.append(digest.digest() + _digest_of_name(event.kind, event.name))
+    return digests
+
+
 def digest_of(source: int, message_id: str, kind: str, name: str) -> bytes:
     """Return 20 bytes that stand for this id of this source, and for the type and the name of the event.
 
@@ -67,7 +81,6 @@ def digest_of(source: int, message_id: str, kind: str, name: str) -> bytes:
 
 def prefix_of(source: int, message_id: str) -> bytes:
     """Return 16 bytes that stand for this id of this source, whatever the event is."""
-    # Copied: to begin one costs more than to hash an id.
     digest = _begun(source).copy()
     digest.update(message_id.encode("utf-8", "surrogatepass"))
     return digest.digest()

@@ -26,7 +26,7 @@ from sidecar.mapping import Account, Priority
 from sidecar.mapping.values import as_text
 from sidecar.outbox.accounts import AccountMemory
 from sidecar.outbox.database import damaged, file_id, insert_columns, open_database
-from sidecar.outbox.dedup import NEWEST, DedupIndex, digest_of
+from sidecar.outbox.dedup import NEWEST, DedupIndex, digests_of
 from sidecar.outbox.names import NameCatalogue
 from sidecar.outbox.records import (
     PARKED,
@@ -211,9 +211,7 @@ class Store:
         first one is stored.
         """
         self._now_ms = now_ms
-        keys = [
-            [digest_of(event.source, event.message_id, event.kind, event.name) for event in group] for group in groups
-        ]
+        keys = [digests_of(group) for group in groups]
         unseen = self.ids.unseen([digest for group in keys for digest in group])
         ids: dict[bytes, int] = {}
         new: list[tuple[int, NewEvent]] = []
@@ -246,7 +244,7 @@ class Store:
         if self.value("users"):
             self.accounts.load({(event.product, event.user) for _, event in new if event.user})
         states = [int(event.priority) for _, event in new]  # as SQLite takes it, without asking for an adapter
-        accounts = [self.accounts.decide(event_id, event) for event_id, event in new]
+        accounts = self.accounts.decide_each(new)
         columns: dict[str, Sequence[Any]] = columns_of(new) | {
             "state": states,
             "name": self.names.numbers([(event.kind, event.name) for _, event in new], now_ms),
