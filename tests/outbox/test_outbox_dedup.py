@@ -7,7 +7,7 @@ from outbox_files import HOUR_MS, NOW_MS, accept, copied, dead, delivered, event
 from sidecar.mapping import Priority
 from sidecar.outbox import NewEvent, Retention, Store
 from sidecar.outbox.clock_trust import AgeScale, ClockSpan
-from sidecar.outbox.dedup import DedupIndex, digest_of
+from sidecar.outbox.dedup import DedupIndex, digest_of, digests_of
 
 DAY_MS = 24 * HOUR_MS
 OLD = ("seen_s < ?", [NOW_MS // 1000 + 1])
@@ -54,6 +54,12 @@ def test_sources_do_not_share_message_ids(store):
 def test_the_digest_separates_source_and_id():
     assert digest_of(1, "1", "track", "E") != digest_of(11, "", "track", "E")
     assert digest_of(0, "\ud800", "track", "E") != digest_of(0, "?", "track", "E")
+
+
+def test_the_digests_of_a_batch_are_those_of_its_events():
+    events = [event(number, source=source) for number, source in enumerate([0, 0, 3, 0, 1])]
+    events.append(structs.replace(event(9), message_id="\ud800", kind="page", name="Home"))
+    assert digests_of(events) == [digest_of(new.source, new.message_id, new.kind, new.name) for new in events]
 
 
 def test_an_id_of_a_rolled_back_commit_is_not_known(store):
