@@ -7,8 +7,9 @@ queue such requests without end. Another client's event would wait for all that 
 larger than a slice is stored in several transactions, one slice in each, and is answered after the last. Between two slices
 the small requests that have arrived are committed; while they keep coming, every second transaction has a slice.
 
-Order: small requests keep theirs, and so do large ones. A caller with several requests under way names the one before
-(``behind``): a request behind a large one waits for it.
+Order: small requests keep theirs, and so do large ones. A large one begins after all small ones that were queued before it,
+one of which may be its caller's. A caller with several requests under way names the one before (``behind``): a request behind
+a large one waits for it.
 
 If a slice cannot be stored, the caller gets the error, and the slices before it stay stored: a client that sends the request
 again gets its events counted once, by their message ids. The space for all of it is asked for with the first slice, so a full
@@ -37,14 +38,18 @@ SLICE_BYTES: Final = 2**19
 
 
 class WriteRequest:
-    """A request to the store, and its result once ``done`` is set. ``sliced``: it is stored in several transactions."""
+    """A request to the store, and its result once ``done`` is set.
 
-    __slots__ = ("done", "error", "payload", "result", "size_bytes", "sliced")
+    ``sliced``: it is stored in several transactions, and begins after ``small_before`` small requests were taken.
+    """
+
+    __slots__ = ("done", "error", "payload", "result", "size_bytes", "sliced", "small_before")
 
     def __init__(self, payload: Any, size_bytes: int = 0) -> None:
         self.payload = payload
         self.size_bytes = size_bytes
         self.sliced = False
+        self.small_before = 0
         self.done = trio.Event()
         self.result: Any = None
         self.error: Exception | None = None
@@ -65,6 +70,7 @@ class AcceptQueue:
 
     def __init__(self) -> None:
         self._small: deque[WriteRequest] = deque()
+        self._small_taken = 0
         # Of the first one, which is under way: how many of its events are stored, the outcome so far, and the slice that
         # is being stored.
         self._large: deque[WriteRequest] = deque()
@@ -85,15 +91,20 @@ class AcceptQueue:
         request = WriteRequest(events, sum([len(event.body) for event in events]) + ROW_BYTES * len(events))
         is_large = len(events) > SLICE_ROWS or (request.size_bytes > SLICE_BYTES and len(events) > 1)
         request.sliced = is_large or (behind is not None and behind.sliced and not behind.done.is_set())
+        request.small_before = self._small_taken + len(self._small)
         (self._large if request.sliced else self._small).append(request)
         return request
 
     def take(self) -> list[WriteRequest]:
         """Return the requests of the next transaction; a slice of a large one stands for it."""
         small = self._take_small()
-        self._sliced_last = bool(self._large) and not (small and self._sliced_last)
-        # First: the newest are refused where space is short, and a request of which a part is stored must not be.
-        return [self._next_slice(), *small] if self._sliced_last else small
+        may_begin = bool(self._large) and self._small_taken >= self._large[0].small_before
+        self._sliced_last = may_begin and not (small and self._sliced_last)
+        if not self._sliced_last:
+            return small
+        # The newest are refused where space is short: one that begins is behind what came before it, and one of which a part is
+        # stored must not be refused.
+        return [self._next_slice(), *small] if self._stored_events else [*small, self._next_slice()]
 
     def finish(self) -> None:
         """Take over the result of the slice that ``take`` returned; answer its request if that was the last, or failed."""
@@ -128,6 +139,7 @@ class AcceptQueue:
             if taken and (rows > COMMIT_ROWS or size_bytes > COMMIT_BYTES):
                 break
             taken.append(self._small.popleft())
+        self._small_taken += len(taken)
         return taken
 
     def _next_slice(self) -> WriteRequest:

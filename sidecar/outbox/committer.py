@@ -346,6 +346,7 @@ class Committer:
         problem = self._commit(batch, [], settlements, failures)
         for request in accepts:
             if problem is None:
+                request.error = None  # refused for want of space beside another, which was not stored
                 problem = self._commit(batch, [request], [], [])
             else:
                 request.error = problem

@@ -2,6 +2,7 @@
 
 from random import Random
 
+import pytest
 from outbox_files import event
 
 from sidecar.outbox import Accepted, NewEvent, OutboxFull, WriteRequest
@@ -37,7 +38,7 @@ def test_slices_are_bounded_in_bytes():
     queue = AcceptQueue()
     queue.add(events(5, padding=SLICE_BYTES * 2 // 5))
     queue.add(events(1, padding=2 * SLICE_BYTES))  # cannot be divided
-    assert [commit(queue), commit(queue), commit(queue)] == [[2, 1], [2], [1]]
+    assert [commit(queue), commit(queue), commit(queue)] == [[1, 2], [2], [1]]
 
 
 def test_small_requests_are_stored_between_two_slices():
@@ -58,7 +59,7 @@ def test_every_second_transaction_has_a_slice_under_load():
     for _ in range(6):
         queue.add(events(1))
         seen.append(commit(queue))
-    assert seen == [[SLICE_ROWS, 1], [1]] * 3
+    assert seen == [[1, SLICE_ROWS], [1], [SLICE_ROWS, 1], [1], [SLICE_ROWS, 1], [1]]
 
 
 def test_a_request_behind_a_large_one_is_stored_after_it():
@@ -67,7 +68,7 @@ def test_a_request_behind_a_large_one_is_stored_after_it():
     second = queue.add(events(1), large)
     third = queue.add(events(2), second)
     other = queue.add(events(3))
-    assert commit(queue) == [SLICE_ROWS, 3]
+    assert commit(queue) == [3, SLICE_ROWS]
     assert other.done.is_set()
     assert [commit(queue), commit(queue), commit(queue)] == [[SLICE_ROWS], [1], [2]]
     assert not queue.add(events(1), third).sliced  # all before it is stored
@@ -78,9 +79,9 @@ def test_the_first_slice_asks_for_the_space_of_all():
     queue = AcceptQueue()
     whole = queue.add(events(2 * SLICE_ROWS))
     queue.add(events(1))
-    first = queue.take()
-    assert first[0].size_bytes == whole.size_bytes
-    first[0].result = Accepted(SLICE_ROWS, 0)
+    first = queue.take()[-1]
+    assert first.size_bytes == whole.size_bytes
+    first.result = Accepted(SLICE_ROWS, 0)
     queue.finish()
     assert queue.take()[0].size_bytes == 0
 
@@ -105,8 +106,26 @@ def test_repeats_are_named_by_their_position_in_the_whole_request():
     assert whole.result == (2 * SLICE_ROWS - 2, 2, (3, SLICE_ROWS + 4))
 
 
-def test_each_event_is_taken_once_and_in_the_order_of_its_caller():
-    rng = Random(7)
+def test_a_large_request_begins_after_the_small_ones_before_it():
+    """On one connection a `group`, then an array of 501 events: the account of each is that of the moment."""
+    queue = AcceptQueue()
+    queue.add(events(1))
+    queue.add(events(SLICE_ROWS + 1))
+    queue.add(events(2))
+    assert [commit(queue), commit(queue)] == [[1, 2, SLICE_ROWS], [1]]
+
+
+def test_a_large_request_waits_for_transactions_of_small_ones():
+    queue = AcceptQueue()
+    for _ in range(6):
+        queue.add(events(SLICE_ROWS))
+    queue.add(events(SLICE_ROWS + 1))
+    assert [commit(queue), commit(queue), commit(queue)] == [[SLICE_ROWS] * 4, [*[SLICE_ROWS] * 2, SLICE_ROWS], [1]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_event_is_taken_once_and_in_the_order_of_its_caller(seed):
+    rng = Random(seed)
     queue = AcceptQueue()
     last: dict[str, WriteRequest] = {}
     sent: dict[str, list[NewEvent]] = {"a": [], "b": [], "c": []}

@@ -7,6 +7,7 @@ from random import Random
 import pytest
 import trio
 import trio.testing
+from msgspec import structs
 from outbox_files import (
     NOW_MS,
     Faults,
@@ -570,6 +571,18 @@ async def test_a_request_that_never_fits_is_refused_alone(make_harness, nursery,
     with pytest.raises(OutboxFull):
         await harness.outbox.accept([event("big", padding=2**21)])
     assert (await harness.outbox.accept([event(1)])).stored == 1
+    harness.outbox.stop()
+
+
+async def test_a_request_that_is_stored_alone_has_no_error(make_harness, nursery, autojump_clock):
+    """It was refused for want of space beside another, which SQLite cannot store; it answered 503 and was stored."""
+    harness = make_harness(max_bytes=2**20)
+    unstorable = structs.replace(event(1, padding=700_000), user="\ud800")
+    first, second = harness.outbox.submit([unstorable]), harness.outbox.submit([event(2, padding=500_000)])
+    nursery.start_soon(harness.outbox.run)
+    with pytest.raises(UnicodeEncodeError):
+        await first.wait()
+    assert (await second.wait()).stored == 1
     harness.outbox.stop()
 
 

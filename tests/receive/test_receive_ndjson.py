@@ -210,6 +210,24 @@ async def test_lines_after_a_large_one_are_stored_after_it(tmp_path, monkeypatch
         assert [json.loads(row[0])["messageId"] for row in rows] == ["mlater", "mlate", "m9"]
 
 
+async def test_a_large_line_is_stored_after_small_ones_before_it(tmp_path, monkeypatch):
+    """Both wait for one commit: the account of the large one's events is the one that the `group` before it gives."""
+    monkeypatch.setattr("sidecar.outbox.accept_queue.SLICE_ROWS", 3)
+    async with receiving(tmp_path / "o.db") as harness:
+        harness.runner.shut()
+        harness.nursery.start_soon(harness.outbox.accept, [])
+        await trio.testing.wait_all_tasks_blocked()
+        stream = harness.connect("unix")
+        group = {"type": "group", "userId": "u", "groupId": "acme", "messageId": "g"}
+        many = [track(number, userId="u") for number in range(4)]
+        await stream.send_all(json.dumps(group).encode() + b"\n" + json.dumps(many).encode() + b"\n")
+        await trio.testing.wait_all_tasks_blocked()
+        harness.runner.gate.set()
+        assert len(await read_lines(stream, 2)) == 2
+        rows = harness.store.connection.execute("SELECT account FROM events ORDER BY id").fetchall()
+        assert rows == [("acme",)] * 5
+
+
 async def test_answer_does_not_wait_for_a_later_commit(tmp_path):
     async with receiving(tmp_path / "o.db") as harness:
         stream = harness.connect("unix")
