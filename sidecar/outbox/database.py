@@ -48,7 +48,6 @@ _BUG_FIXED_BRANCHES: Final = ((3, 44, 6), (3, 50, 7))
 # Rows per INSERT statement, largest first: few statements for any number of rows, and few different ones to prepare.
 # 80 rows of 12 columns stay below the 999 parameters that an old SQLite accepts.
 INSERT_SIZES: Final = (80, 16, 4, 1)
-_MANY_ROWS: Final = 16
 
 
 def wal_bytes(folder: Path) -> int:
@@ -194,23 +193,28 @@ def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
 
 
 def insert_columns(
-    connection: sqlite3.Connection, into: str, columns: Mapping[str, Sequence[Any]], alike: Mapping[str, Any]
+    connection: sqlite3.Connection,
+    into: str,
+    columns: Mapping[str, Sequence[Any]],
+    usual: Mapping[str, Sequence[Any]],
+    alike: Mapping[str, Any],
 ) -> None:
     """Insert rows, given by column, as ``INSERT <into> (…) VALUES (…), (…)``, in their order. Raises sqlite3.Error.
 
-    ``columns`` are of one length, a value for each row; ``alike`` are columns with the same value in all rows. That is
-    passed once, and so is one of ``columns`` in which all of many rows agree: most do in an ordinary batch.
+    ``columns`` and ``usual`` are of one length, a value for each row; ``alike`` are columns with one value for all rows, which
+    is passed once. So are those of ``usual`` if in each of them all rows have the same, as they usually do.
 
     Python's sqlite3 releases the interpreter lock around every step of a statement. With one statement per row, the
     store's thread would wait for the lock at every row while another thread parses events; with one statement for many
     rows it inserts them all while the other thread runs.
     """
     left = len(next(iter(columns.values())))
-    if left >= _MANY_ROWS:  # of a few not: each choice of columns is a statement of its own, which has to be prepared
-        agreed = {name: values[0] for name, values in columns.items() if values.count(values[0]) == left}
-        alike = {**alike, **agreed}
-    varying = {name: values for name, values in columns.items() if name not in alike}
-    names, rows = (*alike, *varying), zip(*varying.values(), strict=True)
+    # All or none: a prepared statement keeps its last values, and one for each choice of columns would keep 80 bodies each.
+    if left and all(values.count(values[0]) == left for values in usual.values()):
+        alike = {**alike, **{name: values[0] for name, values in usual.items()}}
+    else:
+        columns = {**columns, **usual}
+    names, rows = (*alike, *columns), zip(*columns.values(), strict=True)
     for size in INSERT_SIZES:
         while left >= size:
             values = chain(alike.values(), chain.from_iterable(islice(rows, size)))
@@ -220,11 +224,14 @@ def insert_columns(
 
 @lru_cache(maxsize=64)
 def _insert_statement(into: str, columns: tuple[str, ...], alike: int, size: int) -> str:
-    """Return the statement for ``size`` rows; the first ``alike`` columns and parameters are the same in all of them."""
+    """Return the statement for ``size`` rows; the first ``alike`` columns and parameters are the same in all of them.
+
+    Without numbered parameters: for each of them Python 3.12.0 to 3.12.3 warn (https://github.com/python/cpython/issues/117995).
+    """
     width = len(columns) - alike
-    shared = [f"?{number}" for number in range(1, alike + 1)]
-    rows = [
-        ", ".join([*shared, *[f"?{alike + row * width + number}" for number in range(1, width + 1)]])
-        for row in range(size)
-    ]
-    return f"INSERT {into} ({', '.join(columns)}) VALUES {', '.join(f'({row})' for row in rows)}"
+    row = f"({', '.join('?' * width)})"
+    rows = f"VALUES {', '.join([row] * size)}"
+    if alike:
+        each = [*"?" * alike, *[f"column{number}" for number in range(1, width + 1)]]
+        rows = f"SELECT {', '.join(each)} FROM ({rows})"
+    return f"INSERT {into} ({', '.join(columns)}) {rows}"

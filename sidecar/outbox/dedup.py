@@ -214,7 +214,7 @@ class DedupIndex:
         moving = self._moving
         columns: dict[str, Sequence[Any]] = {"digest": part, "event_id": [moving[digest] for digest in part]}
         # REPLACE: with ``everything`` the part of the batch that is already in the table is inserted again.
-        insert_columns(self._connection, "OR REPLACE INTO ids", columns, {"seen_s": self._last_s})
+        insert_columns(self._connection, "OR REPLACE INTO ids", columns, {}, {"seen_s": self._last_s})
         self._slice = len(part)
         return max(moving.values()) if part and len(part) == len(remaining) else None
 

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from sidecar.mapping import Account, Priority
+from sidecar.mapping.values import as_text
 
 __all__ = [
     "PARKED",
@@ -38,6 +39,7 @@ __all__ = [
     "columns_of",
     "first_failure",
     "hashed_values",
+    "name_and_user",
 ]
 
 
@@ -108,6 +110,12 @@ def columns_of(events: Sequence[tuple[int, NewEvent]]) -> dict[str, Sequence[Any
         "user": [event.user for _, event in events],
         "body": [event.body for _, event in events],
     }
+
+
+def name_and_user(stored: dict[str, Any]) -> tuple[str, str | None]:
+    """Return what a bad event is found by, as far as it says so."""
+    name, user = stored.get("event"), as_text(stored.get("userId")) or as_text(stored.get("anonymousId")) or ""
+    return name if isinstance(name, str) else "", user[:200] or None
 
 
 class Accepted(NamedTuple):

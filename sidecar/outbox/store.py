@@ -23,7 +23,6 @@ import msgspec
 
 from sidecar.events import decode_stored
 from sidecar.mapping import Account, Priority
-from sidecar.mapping.values import as_text
 from sidecar.outbox.accounts import AccountMemory
 from sidecar.outbox.database import damaged, file_id, insert_columns, open_database
 from sidecar.outbox.dedup import NEWEST, DedupIndex, digests_of
@@ -44,6 +43,7 @@ from sidecar.outbox.records import (
     attempts_of,
     columns_of,
     first_failure,
+    name_and_user,
 )
 
 __all__ = ["PAGE_ROWS", "Claim", "Store"]
@@ -244,15 +244,17 @@ class Store:
         if self.value("users"):
             self.accounts.load({(event.product, event.user) for _, event in new if event.user})
         states = [int(event.priority) for _, event in new]  # as SQLite takes it, without asking for an adapter
-        accounts = self.accounts.decide_each(new)
-        columns: dict[str, Sequence[Any]] = columns_of(new) | {
+        names = self.names.numbers([(event.kind, event.name) for _, event in new], now_ms)
+        usual: dict[str, Sequence[Any]] = {
             "state": states,
-            "name": self.names.numbers([(event.kind, event.name) for _, event in new], now_ms),
             "via": [event.via for _, event in new],
             "hashed": [event.hashed for _, event in new],
         }
-        columns |= zip(("account", "account_from", "account_call"), zip(*accounts, strict=True), strict=True)
-        insert_columns(self.connection, "INTO events", columns, {"received_ms": now_ms})
+        accounts = zip(*self.accounts.decide_each(new), strict=True)
+        usual |= zip(("account", "account_from", "account_call"), accounts, strict=True)
+        insert_columns(
+            self.connection, "INTO events", columns_of(new) | {"name": names}, usual, {"received_ms": now_ms}
+        )
         self.count("users", self.accounts.write(now_ms))
         for state, count in Counter(states).items():
             self.count(PENDING[Priority(state)], count)
@@ -273,8 +275,8 @@ class Store:
 
     def _insert_bad(self, bad: Sequence[tuple[int, NewEvent]], now_ms: int) -> None:
         same = {"state": int(EventState.DEAD), "received_ms": now_ms, "settled_ms": now_ms, "reason": "bad_event"}
-        insert_columns(self.connection, "INTO events", columns_of(bad), same)
-        known = [_name_and_user(decode_stored(event.body)) for _, event in bad]
+        insert_columns(self.connection, "INTO events", columns_of(bad), {}, same)
+        known = [name_and_user(decode_stored(event.body)) for _, event in bad]
         letters: dict[str, Sequence[Any]] = {
             "id": [event_id for event_id, _ in bad],
             "name": [name for name, _ in known],
@@ -282,7 +284,7 @@ class Store:
             "detail": [event.bad for _, event in bad],
         }
         same = {"reason": "bad_event", "attempts": 0, "first_ms": now_ms, "last_ms": now_ms, "payload": b""}
-        insert_columns(self.connection, "INTO dead", letters, same)
+        insert_columns(self.connection, "INTO dead", letters, {}, same)
         self.count("dead:bad_event", len(bad))
 
     # Settling -------------------------------------------------------------------------------------------------
@@ -590,9 +592,3 @@ class Store:
             self.connection.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in ("page_count", "freelist_count")
         )
         return int((pages - free) * self._page_bytes)
-
-
-def _name_and_user(stored: dict[str, Any]) -> tuple[str, str | None]:
-    """Return what a bad event is found by, as far as it says so."""
-    name, user = stored.get("event"), as_text(stored.get("userId")) or as_text(stored.get("anonymousId")) or ""
-    return name if isinstance(name, str) else "", user[:200] or None

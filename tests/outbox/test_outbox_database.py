@@ -192,29 +192,32 @@ def test_the_wal_reset_bug_is_in_the_versions_that_sqlite_names(version, has_it)
     assert has_wal_reset_bug(version) is has_it
 
 
-@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([b"", b"a"]), st.none()), max_size=200), st.integers(0, 9))
-def test_columns_are_inserted_as_rows_in_their_order(rows, same):
-    """Whatever the rows have alike, and into whichever statements they are divided."""
+@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([b"", b"a"]), st.none()), max_size=200))
+def test_columns_are_inserted_as_rows_in_their_order(rows):
+    """Whether all rows agree in what they usually do or not, and into whichever statements they are divided."""
     connection = sqlite3.connect(":memory:")
-    connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, a INTEGER, same INTEGER, b BLOB, c TEXT) STRICT")
-    columns = {
-        "b": [b for _, b, _ in rows],
-        "id": list(range(1, len(rows) + 1)),
-        "a": [a for a, _, _ in rows],
-        "c": [c for _, _, c in rows],
-    }
-    insert_columns(connection, "INTO t", columns, {"same": same})
+    connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, a INTEGER, b BLOB, c TEXT) STRICT")
+    columns = {"b": [b for _, b, _ in rows], "id": list(range(1, len(rows) + 1))}
+    usual = {"a": [a for a, _, _ in rows], "c": [c for _, _, c in rows]}
+    insert_columns(connection, "INTO t", columns, usual, {})
     stored = connection.execute("SELECT * FROM t ORDER BY id").fetchall()
     connection.close()
-    assert stored == [(number, a, same, b, c) for number, (a, b, c) in enumerate(rows, 1)]
+    assert stored == [(number, *row) for number, row in enumerate(rows, 1)]
 
 
-def test_what_all_of_many_rows_have_alike_is_passed_once():
+@pytest.mark.parametrize(("odd", "expected"), [(7, [83, 7, 4]), (8, [241, 13, 4])], ids=["alike", "one differs"])
+def test_what_all_rows_have_alike_is_passed_once(odd, expected):
     connection = sqlite3.connect(":memory:")
-    connection.execute("CREATE TABLE t (a INTEGER, b INTEGER)")
-    statements: list[str] = []
-    connection.set_trace_callback(statements.append)
-    insert_columns(connection, "INTO t", {"a": [7] * 85, "b": list(range(85))}, {})
-    connection.set_trace_callback(None)
+    connection.execute("CREATE TABLE t (a INTEGER, b INTEGER, c INTEGER, d INTEGER)")
+    passed = []
+
+    class Counting:
+        def execute(self, statement, values):
+            passed.append(len(values))
+            connection.execute(statement, values)
+
+    insert_columns(Counting(), "INTO t", {"b": list(range(85))}, {"a": [7] * 84 + [odd], "c": [None] * 85}, {"d": 5})
+    rows = connection.execute("SELECT a, b, c, d FROM t").fetchall()
     connection.close()
-    assert [text.count("(7, ") for text in statements if text.startswith("INSERT")] == [80, 4, 1]
+    assert rows == [(odd if number == 84 else 7, number, None, 5) for number in range(85)]
+    assert passed == expected
