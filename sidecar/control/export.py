@@ -137,12 +137,12 @@ def exported_events(store: Store, rows: Sequence[Row], settings: Settings) -> li
 
 def _exported(row: Row, product: str, source: str, memory: Account, mapper: Mapper) -> ExportedEvent | None:
     try:
-        event = decode_stored(row.body)
+        event, already = decode_stored(row.body), hashed_values(row.hashed)
     except msgspec.DecodeError:
         return None
-    if mapper.excluded(event):
+    if mapper.excluded(event, already):
         return None
-    shown, hashed = mapper.export(event, hashed_values(row.hashed))
+    shown, hashed = mapper.export(event, already)
     account, account_from = _revealed(row.account, mapper)
     memory_id, memory_from = _revealed(memory, mapper)
     return ExportedEvent(
@@ -174,7 +174,7 @@ def excluded_rows(rows: Sequence[Row], settings: Settings) -> list[Settlement]:
     found = []
     for row in rows:
         try:
-            excluded = settings.mapper.excluded(decode_stored(row.body))
+            excluded = settings.mapper.excluded(decode_stored(row.body), hashed_values(row.hashed))
         except msgspec.DecodeError:
             continue
         if excluded:

@@ -253,7 +253,7 @@ class Dispatcher:
         row, memory, settings = event.row, event.memory, self._settings.now
         product = settings.product_of(row.source)
         try:
-            call = decode_stored(row.body)
+            call, hashed = decode_stored(row.body), hashed_values(row.hashed)
         except msgspec.DecodeError as error:
             return self._settlement(
                 event, EventState.DEAD, "mapping_error", detail=f"The stored event is damaged ({error})."
@@ -265,7 +265,7 @@ class Dispatcher:
             property_key=product,
             received_ms=self._clock_trust.receipt_ms(row.received_ms),
             account=row.account,
-            hashed=hashed_values(row.hashed),
+            hashed=hashed,
         )
         event.attempt = Attempt(mapped, name_of(call), product, memory)
         if mapped.changes:

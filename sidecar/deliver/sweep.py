@@ -30,10 +30,10 @@ class RuleJudge:
     def reason(self, row: Row) -> str | None:
         """Return why a rule drops the row; None if none does, or if that depends on the events before it."""
         try:
-            call = decode_stored(row.body)
+            call, hashed = decode_stored(row.body), hashed_values(row.hashed)
         except msgspec.DecodeError:
             return None  # it is reported when it is its turn
-        return self._settings.now.mapper.dropped_by_rule(call, hashed_values(row.hashed))
+        return self._settings.now.mapper.dropped_by_rule(call, hashed)
 
     def drops(self, event: LoadedEvent) -> str | None:
         """Return the reason for a loaded event, and note that it was judged under these settings."""

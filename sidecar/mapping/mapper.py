@@ -93,20 +93,26 @@ class Mapper:
             return Priority.NORMAL if name is None else self.rules.plans[name.override].priority
         return Priority.NORMAL
 
-    def account_said(self, event: dict[str, Any]) -> tuple[str, str] | None:
+    def account_said(self, event: dict[str, Any], hashed: Collection[str] = ()) -> tuple[str, str] | None:
         """Return the account that an ``identify`` or ``group`` gives its user, and the path where it stands, or None.
 
-        It is what the app wrote, whatever privacy rules hold now: they apply when the account is sent or shown.
+        It is what the app wrote, whatever privacy rules hold now: they apply when the account is sent or shown. ``hashed`` are
+        the values in the event that another host has hashed.
         """
         if event.get("type") not in ("identify", "group"):
             return None
+        self._expect_hashed(hashed)
         identity = self._identity(event)
         if identity is None or self._excluded(event, identity[0]) is not None:
             return None
         return self._people.account_said(event)
 
-    def user_of(self, event: dict[str, Any]) -> str | None:
-        """Return the key of ordering and memory: the future ``identifyId``; None for an event without one."""
+    def user_of(self, event: dict[str, Any], hashed: Collection[str] = ()) -> str | None:
+        """Return the key of ordering and memory: the future ``identifyId``; None for an event without one.
+
+        ``hashed`` are the values in the event that another host has hashed.
+        """
+        self._expect_hashed(hashed)
         identity = self._identity(event)
         return identity[0] if identity is not None else None
 
@@ -137,8 +143,9 @@ class Mapper:
         redacted = self.redact(event, hashed)
         return redacted, sorted({*self.rules.hashed.made, *hashed})
 
-    def excluded(self, event: dict[str, Any]) -> tuple[str, str] | None:
+    def excluded(self, event: dict[str, Any], hashed: Collection[str] = ()) -> tuple[str, str] | None:
         """Return why an opt-out, a forgotten user or a filter keeps the event from PX, and the rule; None if none does."""
+        self._expect_hashed(hashed)
         identity = self._identity(event)
         return self._excluded(event, identity[0] if identity else None)
 

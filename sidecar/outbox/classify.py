@@ -7,7 +7,7 @@ from enum import IntEnum
 
 from sidecar.events import JudgedEvent, kind_and_name
 from sidecar.mapping import Account, Priority, Settings
-from sidecar.outbox.records import NewEvent
+from sidecar.outbox.records import NewEvent, hashed_values
 
 __all__ = ["Via", "new_event"]
 
@@ -45,17 +45,18 @@ def new_event(
         return NewEvent(
             source, Priority.NORMAL, None, checked.message_id, checked.body, checked.bad, kind=kind, name=name, via=via
         )
+    already = hashed_values(hashed) if hashed else ()
     return NewEvent(
         source,
         mapper.priority_of(event),
-        mapper.user_of(event),
+        mapper.user_of(event, already),
         checked.message_id,
         checked.body,
         None,
         settings.product_of(source),
         kind,
         name,
-        mapper.account_said(event),
+        mapper.account_said(event, already),
         via,
         carried,
         hashed=hashed,

@@ -162,8 +162,9 @@ def test_event_without_a_user_is_dropped_without_a_request():
     assert len(harness.dispatcher.statistics().in_flight) == 0
 
 
-def test_damaged_body_is_dead_and_does_not_stop_others():
-    harness = DispatcherHarness(rows=[Row(1, Priority.NORMAL, 0, "u", 0, b"{dam", None), track(2)])
+@pytest.mark.parametrize("damage", [{"body": b"{dam"}, {"hashed": '["a'}], ids=["body", "hashed"])
+def test_damaged_row_is_dead_and_does_not_stop_others(damage):
+    harness = DispatcherHarness(rows=[track(1)._replace(**damage), track(2)])
     action = harness.next()
     assert isinstance(action, Settle)
     assert (action.settlement.state, action.settlement.reason) == (EventState.DEAD, "mapping_error")

@@ -189,6 +189,12 @@ def test_the_sample_of_a_user_hashed_elsewhere_is_that_of_its_digest():
     assert reasons == {None, "sampled"}
 
 
+def test_a_damaged_row_is_left_to_its_turn():
+    judge = RuleJudge(LiveSettings(compile_settings(load_text('[[mapping.drop]]\nevent = "?*"'), {}, {})))
+    assert judge.reason(track(1)) == "filtered"
+    assert [judge.reason(track(1)._replace(**damage)) for damage in ({"body": b"{"}, {"hashed": '["a'})] == [None, None]
+
+
 def test_backlog_that_has_to_wait_keeps_out_no_higher_class():
     """With the day's normal share spent, 256 users of class normal filled the queues, and the reserve was never used."""
     config = '[deliver]\nper_day = 100\nreserve_for_high = 0.5\n[mapping.event."Alarm"]\npriority = "high"\n'

@@ -7,10 +7,17 @@ import pytest
 from mapping_help import KEY, NOTHING_KNOWN, RECEIVED_MS, attributes, identify, map_one, mapper, track
 
 from sidecar.config import load_text
-from sidecar.mapping import compile_mapping, explain
+from sidecar.mapping import Mapper, compile_mapping, explain
 from sidecar.mapping.privacy import hide_in
 
 DAY_MS = 86_400_000
+HASHED = """
+[mapping.fields]
+identifyId = "{}"
+[mapping.attributes]
+hash = ["email"]
+hash_salt = "salt"
+"""
 
 
 def test_an_exclusion_names_the_rule():
@@ -92,3 +99,30 @@ def test_a_renamed_trait_names_the_account():
 def test_a_rejected_account_is_reported_once():
     changes = map_one(identify({"accountId": "undefined"}), '[people]\nusers = "upsert"').changes
     assert len([change for change in changes if change.field == "accountId"]) == 1
+
+
+def test_an_imported_event_has_the_user_that_px_gets():
+    """Its id was hashed once more, so that it was in another order than the user's other events, and found by no `forget`."""
+    rules = mapper(HASHED.format("properties.email"))
+    own = track(properties={"email": "a@example.com"})
+    user = rules.user_of(own)
+    for call in (own, identify(traits={"groupId": "acme"}) | {"properties": {"email": "a@example.com"}}):
+        exported, hashed = rules.export(call)
+        rules.map(
+            track(properties={"email": "b@example.com"}), NOTHING_KNOWN, property_key=KEY, received_ms=RECEIVED_MS
+        )
+        assert rules.user_of(exported, hashed) == user
+
+
+@pytest.mark.parametrize("asked", ["account_said", "excluded"])
+def test_a_filter_on_the_hashed_user_knows_an_imported_event(asked: str):
+    def rules(of: str) -> Mapper:
+        config = load_text(HASHED.format("traits.email"))
+        return compile_mapping(config.mapping, config.people, config.identity, is_suppressed=lambda user: user == of)
+
+    call = {"type": "group", "groupId": "acme", "traits": {"email": "a@example.com"}}
+    user = rules("").user_of(call)
+    assert user is not None
+    exported, hashed = rules("").export(call)
+    answers = [getattr(rules(of), asked)(exported, hashed) for of in ("other", user)]
+    assert [answer is None for answer in answers] == ([False, True] if asked == "account_said" else [True, False])
