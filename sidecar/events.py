@@ -406,7 +406,8 @@ def _parse_int(digits: str) -> int | None:
     return int(digits) if len(digits) <= 308 else None
 
 
-_STRINGS_AND_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]+|[\]}]+', re.DOTALL)
+# Possessive quantifiers keep no record of each character to come back to.
+_STRINGS_AND_BRACKETS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]+|[\]}]+', re.DOTALL)
 
 
 def _cut_depth(text: str) -> str:

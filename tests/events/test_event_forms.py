@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import time
+import tracemalloc
 import uuid
 
 import pytest
@@ -269,6 +270,18 @@ def test_hostile_body_of_4_mib_decodes_in_bounded_time(hostile: bytes):
     except BadJson:
         pass
     assert time.process_time() - began_s < 5
+
+
+@pytest.mark.parametrize("part", [b"x", rb"\n"])
+def test_cutting_the_depth_takes_no_memory_for_each_character(part: bytes):
+    """The regular expression kept a record of each character of a string: 100 bytes for one."""
+    text = b'{"a":' + b"[" * 2_000 + b"]" * 2_000 + b',"s":"' + part * 500_000 + b'"}'
+    tracemalloc.start()
+    try:
+        decode(text)
+        assert tracemalloc.get_traced_memory()[1] < 10 * len(text)
+    finally:
+        tracemalloc.stop()
 
 
 def test_batch_context_is_merged_and_the_event_wins():

@@ -2,6 +2,8 @@
 
 import json
 import math
+import tracemalloc
+from contextlib import suppress
 
 import pytest
 import trio
@@ -95,6 +97,49 @@ def test_the_scanner_stops_after_the_allowed_number():
 @pytest.mark.parametrize("text", [b"[" + b"1," * 500_000 + b"1]", b'{"batch":[' + b'{"a":NaN},' * 50_000 + b"1]}"])
 def test_scanning_is_done_in_slices(text):
     assert sum(1 for _ in split(text, 10**9)) > 20
+
+
+ESCAPES = rb"\n" * 500_000
+REFUSED_BY_MSGSPEC = [
+    b'{"batch":[NaN],"x":"%b"}' % ESCAPES,
+    b'{"batch":[NaN],"%b":1}' % ESCAPES,
+    b'{"batch":[NaN,{"x":"%b"}]}' % ESCAPES,
+    b'[NaN,"%b' % ESCAPES,
+]
+
+
+@pytest.mark.parametrize("text", REFUSED_BY_MSGSPEC, ids=["value", "name", "event", "unclosed"])
+def test_a_string_of_escapes_is_scanned_in_slices_and_in_place(text):
+    """A body of 5 MB with nothing but escapes took 280 MB, and was scanned in one step of half a second."""
+    tracemalloc.start()
+    try:
+        steps = 0
+        with suppress(BadJson):
+            for _ in split(text, 10_000):
+                steps += 1
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 10 * len(text)
+    assert steps > 50
+
+
+@pytest.mark.parametrize("slice_bytes", [2, 3, 7])
+@given(st.text(alphabet='[]{},:"\\ x\n', max_size=40) | (st.lists(values, max_size=6) | batches).map(json.dumps))
+@example('["a\\\\","\\"",{"[":[1]}]')
+@example('["a\\')
+def test_the_pieces_do_not_depend_on_the_slices(slice_bytes, text):
+    def taken():
+        try:
+            return at_once(split(text.encode(), 10_000))
+        except BadJson as error:
+            return str(error)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splitting, "_MAX_COMMAS", -1)
+        whole = taken()
+        patch.setattr(splitting, "_SLICE_BYTES", slice_bytes)
+        assert taken() == whole
 
 
 async def test_a_small_batch_of_many_events_leaves_the_loop_to_others(tmp_path, monkeypatch):
