@@ -186,12 +186,10 @@ class _BodyParser:
             return error_response("too_large", f"There are more than {MAX_EVENTS:,} events; send fewer per request.")
         new: list[NewEvent] = []
         refused: list[dict[str, Any]] = []
-        # The request's key, else the event's own, else that of the first event.
+        # The request's key, else the event's own, else that of the first event that is an object.
         of_each = not self._write_key and bool(self._numbers)
-        source = -1 if of_each else self._source(self._write_key)
-        if of_each and not events:
-            self._source(None)
-        first_key: str | None = None
+        first_key = self._first_key(events) if of_each else None
+        source = -1 if of_each and events else self._source(self._write_key)
         slice_bytes = 0
         is_small = len(self._body) <= self._limit
         for index, element in enumerate(events):
@@ -200,13 +198,12 @@ class _BodyParser:
             if slice_bytes > _SLICE_BYTES:
                 yield
                 slice_bytes = 0
-            event = self._decode_element(element) if is_piece else element
+            is_huge = is_piece and self._is_huge(element)
+            event = self._short_values(element) if is_huge else decode_piece(element) if is_piece else element
             if of_each:
-                key = _text(event.get("writeKey")) if isinstance(event, dict) else None
-                first_key = key if index == 0 else first_key
-                source = self._source(key or first_key)
-            if isinstance(event, JudgedEvent):
-                judged = event
+                source = self._source(_write_key(event) or first_key)
+            if is_huge:
+                judged = self._judge_huge(event, _size(element))
             else:
                 sent = _size(element) if is_piece else len(self._body) if is_small else partial(self._sent_bytes, index)
                 judged = judge(event, self._limit, None, shared, self._reject, sent)
@@ -231,16 +228,26 @@ class _BodyParser:
             self._sizes = sent_sizes(self._body)
         return self._sizes
 
-    def _decode_element(self, piece: Piece) -> Any:
-        """Decode one event of a large body; one that is far too large is judged by its length, and keeps its short values.
+    def _first_key(self, events: list[Any]) -> str | None:
+        """Return the write key of the first element that is an object; None if it has none. Raises BadJson."""
+        for element in events:
+            is_piece = isinstance(element, _PIECES)
+            if bytes(memoryview(element)[:1]) == b"{" if is_piece else isinstance(element, dict):
+                is_huge = is_piece and self._is_huge(element)
+                event = self._short_values(element) if is_huge else decode_piece(element) if is_piece else element
+                return _write_key(event)
+        return None
 
-        Raises BadJson.
-        """
-        size_bytes = _size(piece)
-        if size_bytes <= _MAX_ESCAPED * self._limit:
-            return decode_piece(piece)
+    def _is_huge(self, piece: Piece) -> bool:
+        return _size(piece) > _MAX_ESCAPED * self._limit
+
+    def _short_values(self, piece: Piece) -> dict[str, Any]:
+        """Decode the short values of an event that is far too large to be decoded whole. Raises BadJson."""
         values, _ = at_once(split(bytes(piece), 0))
-        short = {key: decode_piece(value) for key, value in (values or {}).items() if _size(value) <= _KEPT_VALUE_BYTES}
+        return {key: decode_piece(value) for key, value in (values or {}).items() if _size(value) <= _KEPT_VALUE_BYTES}
+
+    def _judge_huge(self, short: dict[str, Any], size_bytes: int) -> JudgedEvent:
+        """Judge an event of ``size_bytes`` by its length; its short values are stored."""
         short["shortened"] = {"all": size_bytes}
         judged = judge(short, self._limit, None, None, self._reject)
         call = short.pop("type", None)
@@ -264,3 +271,7 @@ def _size(piece: Piece) -> int:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _write_key(event: Any) -> str | None:
+    return _text(event.get("writeKey")) if isinstance(event, dict) else None

@@ -240,6 +240,37 @@ async def test_an_event_that_is_far_too_large_is_stored_short(tmp_path):
         assert "type" not in stored
 
 
+TWO_SOURCES = (("wk_web", "AP-WEB-2"), ("wk_app", "AP-APP-2"))
+HUGE = {"list": list(range(10_000))}
+
+
+@pytest.mark.parametrize("first", ["wk_web", "wk_app"])
+@pytest.mark.parametrize("odd", [1, math.nan], ids=["msgspec", "scanner"])
+async def test_an_event_far_too_large_has_the_source_of_its_own_key(tmp_path, first, odd):
+    """Its key was gone before it was read: as the first event it cost the batch, later it went to another app."""
+    huge = [track(number, properties=HUGE, writeKey=key) for number, (key, _) in enumerate(TWO_SOURCES)]
+    events = [*sorted(huge, key=lambda event: event["writeKey"] != first), track(3, writeKey="wk_app", odd=odd)]
+    async with receiving(tmp_path / "o.db", sources=TWO_SOURCES) as harness:
+        parsed = harness.parser.parse(json.dumps({"batch": events}).encode(), "batch", None, trusted=False)
+        products = harness.store.source_products()
+        by_id = {event.message_id: products[event.source] for event in parsed.events}
+        assert by_id == {"m0": "AP-WEB-2", "m1": "AP-APP-2", "m3": "AP-APP-2"}
+        assert b"wk_" not in b"".join(event.body for event in parsed.events)
+
+
+@pytest.mark.parametrize("rest", [{}, HUGE], ids=["small body", "large body"])
+async def test_the_first_key_is_that_of_the_first_object(tmp_path, rest):
+    """A batch that began with null was refused for the key that null does not have."""
+    events = [None, [], "x", track(1, writeKey="wk_app", properties=rest), track(2), 5]
+    async with receiving(tmp_path / "o.db", sources=TWO_SOURCES) as harness:
+        parsed = harness.parser.parse(json.dumps({"batch": events}).encode(), "batch", None, trusted=False)
+        products = harness.store.source_products()
+        assert [products[event.source] for event in parsed.events] == ["AP-APP-2"] * len(events)
+        other = [None, track(3), track(4, writeKey="wk_app")]
+        answer = harness.parser.parse(json.dumps({"batch": other}).encode(), "batch", None, trusted=False)
+        assert answer.code == "unknown_write_key"
+
+
 async def test_events_that_are_far_too_large_do_not_share_a_rejected_id(tmp_path):
     async with receiving(tmp_path / "o.db") as harness:
         huge = track(1, properties={"list": list(range(40_000))}, messageId="undefined")
