@@ -106,7 +106,7 @@ def decode(data: bytes) -> Any:
 def decode_stored(body: bytes) -> dict[str, Any]:
     """Decode a body that ``judge`` encoded. Raises msgspec.DecodeError if it was damaged since.
 
-    A body that is not an object (a bad event) is returned as ``{"value": …}``.
+    A body that is not an object (a bad event, stored by an earlier version) is returned as ``{"value": …}``.
     """
     try:
         event = _decode_strict(body)
@@ -163,10 +163,11 @@ def judge(
     ``max_event_bytes`` limits the event's own text: neither what the batch adds nor a new id counts, nor what a repair adds
     to the text that the app sent, whose size is ``sent_bytes`` (called only if it decides; None if it is not known). With all
     that, an event is bad above twice the limit. A bad event is kept whole up to there; a longer one keeps only its short
-    values, so no stored text is longer than twice the limit.
+    values, so no stored text is longer than twice the limit. Of a value that is not an object only its kind and its size are
+    stored, as ``{"shortened": {"list": 57}}``.
     """
     if not isinstance(event, dict):
-        return JudgedEvent(None, _new_message_id(), _shorten(event, max_event_bytes), "the event is not a JSON object")
+        return _judge_other(event)
     event.pop("writeKey", None)  # a credential must not reach the file, views or exports
     message_id = _message_id(event, reject)
     adds = bool(shared) or kind is not None or event.get("messageId") != message_id
@@ -203,6 +204,14 @@ def judge(
         body = _shorten(event, max_event_bytes)
         message_id = message_id if len(message_id) <= _KEPT_ID_CHARACTERS else _new_message_id()
     return JudgedEvent(event, message_id, body, bad)
+
+
+def _judge_other(value: Any) -> JudgedEvent:
+    """Judge a value that is not an object."""
+    # No part of it is stored: a batch in a batch, or an event encoded twice, has a write key, and users that `forget`
+    # cannot find.
+    body = encode({"shortened": {_kind(value): _encoded_bytes(value)}})
+    return JudgedEvent(None, _new_message_id(), body, "the event is not a JSON object")
 
 
 def too_large_error(own_bytes: int, max_event_bytes: int) -> str:
@@ -320,17 +329,15 @@ def _encoded_bytes(value: Any) -> int:
         return len(encode_repaired(value))
 
 
-def _shorten(value: Any, max_bytes: int) -> bytes:
-    """Return the text that is stored in place of a bad value that is too long: at most about ``max_bytes``.
+def _shorten(value: dict[str, Any], max_bytes: int) -> bytes:
+    """Return the text that is stored in place of a bad event that is too long: at most about ``max_bytes``.
 
-    Short values of an object are kept under their names, so that it can be found and recognized; ``shortened`` lists the
+    Short values are kept under their names, so that it can be found and recognized; ``shortened`` lists the
     bytes of the others. It has no ``type``, so that a retry cannot deliver an incomplete event.
     """
     text = encode_repaired(value)
     if len(text) <= 2 * max_bytes:
         return text
-    if not isinstance(value, dict):
-        return encode({"shortened": {"value": len(text)}})
     sizes = {key: _encoded_bytes({key: inner}) for key, inner in value.items()}
     kept: dict[str, Any] = {}
     left_bytes = max_bytes // 2
@@ -353,6 +360,17 @@ def _describe(value: Any) -> str:
     if isinstance(value, (bool, int, float)):
         return str(value)[:40]
     return "an object" if isinstance(value, dict) else "a list"
+
+
+def _kind(value: Any) -> str:
+    """Name the kind of a JSON value that is not an object."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, bool):
+        return "boolean"
+    return "number" if isinstance(value, (int, float)) else "list"
 
 
 def _exceeds_max_depth(value: Any) -> bool:

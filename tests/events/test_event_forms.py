@@ -248,6 +248,26 @@ def test_a_shortened_event_keeps_its_name_and_ids():
     assert stored["shortened"]["properties"] > 10 * LIMIT
 
 
+@pytest.mark.parametrize(
+    ("sent", "kind"),
+    [
+        ([track(writeKey="wk_a")], "list"),
+        ([[{"batch": [track(writeKey="wk_a")]}]], "list"),
+        (json.dumps(track(writeKey="wk_a")), "text"),
+        ("\ud800", "text"),
+        (7, "number"),
+        (0.5, "number"),
+        (True, "boolean"),
+        (None, "null"),
+        (decode(b"[" * 5_000 + b"]" * 5_000), "list"),
+    ],
+)
+def test_nothing_of_a_value_that_is_not_an_object_is_stored(sent, kind: str):
+    """A batch in a batch, or an event encoded twice, was stored with its write key, and `forget` did not find its user."""
+    judged = judge(sent, LIMIT)
+    assert decode_stored(judged.body) == {"shortened": {kind: len(encode(strict(sent)))}}
+
+
 @pytest.mark.parametrize("bad", [5, None, "x", ["\ud800"], {"type": "\ud800"}, decode(deep(5_000))])
 def test_stored_bad_event_can_be_decoded(bad):
     judged = judge(bad, LIMIT)
@@ -348,7 +368,9 @@ def test_judging_python_json_is_strict_and_idempotent(value):
     if isinstance(value, dict):
         assert judge(dict(event), LIMIT).body == judged.body
         value = {key: inner for key, inner in value.items() if key != "writeKey"} | {"messageId": judged.message_id}
-    assert event == strict(value)
+        assert event == strict(value)
+    else:
+        assert event.keys() == {"shortened"}
 
 
 def strict(value):

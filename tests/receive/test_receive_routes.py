@@ -166,6 +166,14 @@ async def test_events_have_their_own_key_or_that_of_the_first(tmp_path, kind):
         assert harness.products()[-1] == "AP-WEB-2"
 
 
+async def test_no_key_of_a_batch_in_a_batch_is_stored(tmp_path):
+    async with receiving(tmp_path / "o.db", sources=TWO_SOURCES) as harness:
+        call = track(1, writeKey="wk_app")
+        answer = await harness.post("/v1/batch", batch([call], json.dumps(call)), basic("wk_web:"))
+        assert [entry["index"] for entry in answer.json["refused"]] == [0, 1]
+        assert [list(event["shortened"]) for event in harness.stored()] == [["list"], ["text"]]
+
+
 async def test_unknown_key_of_one_event_refuses_the_tcp_request(tmp_path):
     async with receiving(tmp_path / "o.db", sources=TWO_SOURCES) as harness:
         events = [track(1, writeKey="wk_web"), track(2, writeKey="wk_other")]
@@ -425,7 +433,7 @@ async def test_bad_events_of_a_batch_are_stored_dead_and_named(tmp_path):
         assert refused[0]["message"].startswith("The event cannot be accepted: a track call needs")
         assert refused[1]["messageId"]
         assert [reason for reason, _ in harness.dead()] == ["bad_event", "bad_event"]
-        assert harness.stored() == [track(1), odd, track(2), "text"]
+        assert harness.stored() == [track(1), odd, track(2), {"shortened": {"text": 6}}]
         assert harness.refused == ["bad_event", "bad_event"]
         counters = harness.outbox.counters
         assert (counters["accepted"], counters["pending_normal"], counters["dead:bad_event"]) == (4, 2, 2)
