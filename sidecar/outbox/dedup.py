@@ -48,14 +48,17 @@ OLDER_FORM = "ids_of_the_first_format"  # in ``meta`` while the table may hold s
 _PROBE = 900  # parameters of one IN (…): below the limit of every SQLite
 
 
-class _MessageIdOnly(msgspec.Struct):
+class _Envelope(msgspec.Struct):
     messageId: str = ""
-    type: Any = ""
+    type: Any = msgspec.UNSET
     event: Any = ""
     name: Any = ""
+    # The type of an event that is stored shortened: an app may have a ``call`` of its own.
+    call: Any = ""
+    shortened: Any = msgspec.UNSET
 
 
-_envelope = msgspec.json.Decoder(_MessageIdOnly).decode
+_envelope = msgspec.json.Decoder(_Envelope).decode
 
 
 def digests_of(events: Iterable[NewEvent]) -> list[bytes]:
@@ -104,7 +107,9 @@ def digest_of_body(source: int, body: bytes) -> bytes | None:
         return None
     if not event.messageId:
         return None
-    return digest_of(source, event.messageId, *kind_and_name(event.type, event.event, event.name))
+    is_shortened = event.type is msgspec.UNSET and event.shortened is not msgspec.UNSET
+    kind = event.call if is_shortened else event.type
+    return digest_of(source, event.messageId, *kind_and_name(kind, event.event, event.name))
 
 
 class DedupIndex:

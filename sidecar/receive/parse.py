@@ -250,11 +250,14 @@ class _BodyParser:
         """Judge an event of ``size_bytes`` by its length; its short values are stored."""
         short["shortened"] = {"all": size_bytes}
         judged = judge(short, self._limit, None, None, self._reject)
-        call = short.pop("type", None)
-        body = encode_repaired(short | {"call": call})
+        event = judged.event or {}
+        # The event itself keeps its type: the dedup index knows it by that, as it does any other.
+        stored = event | {"call": event.get("type")}
+        stored.pop("type", None)
+        body = encode_repaired(stored)
         if len(body) > self._limit:
             body = encode_repaired({"messageId": judged.message_id, "shortened": {"all": size_bytes}})
-        return JudgedEvent(short, judged.message_id, body, too_large_error(size_bytes, self._limit))
+        return JudgedEvent(event, judged.message_id, body, too_large_error(size_bytes, self._limit))
 
     def _source(self, write_key: str | None) -> int:
         return source_number(self._numbers, write_key, trusted=self._trusted)

@@ -1,13 +1,19 @@
 """Dedup: repeats are recognized within a call, across commits, restarts and pruning, and for how long."""
 
+import json
+
 import pytest
 from msgspec import structs
 from outbox_files import HOUR_MS, NOW_MS, accept, copied, dead, delivered, event, rolled_back, settle
 
-from sidecar.mapping import Priority
+from sidecar.config import load_text
+from sidecar.control.delivery_control import load_settings
+from sidecar.http import LARGE_BYTES
+from sidecar.mapping import LiveSettings, Priority
 from sidecar.outbox import NewEvent, Retention, Store
 from sidecar.outbox.clock_trust import AgeScale, ClockSpan
 from sidecar.outbox.dedup import DedupIndex, digest_of, digests_of
+from sidecar.receive.parse import EventParser
 
 DAY_MS = 24 * HOUR_MS
 OLD = ("seen_s < ?", [NOW_MS // 1000 + 1])
@@ -73,6 +79,25 @@ def test_a_repeat_is_recognized_after_a_crash(store, tmp_path):
     crashed = Store(copied(store.path, tmp_path / "crash"))
     assert is_repeat(crashed, 1)
     assert is_repeat(crashed, 2)
+    crashed.close()
+
+
+@pytest.mark.parametrize("kind", ["track", "page", "identify", "nothing", 7])
+@pytest.mark.parametrize("padding", [3_000, 30_000], ids=["too large", "far too large"])
+def test_a_repeat_of_a_shortened_event_is_known_after_a_crash(store, tmp_path, kind, padding):
+    """A shortened event has its type under another name; after a crash it was stored a second time."""
+    settings = load_settings(load_text("[outbox]\nmax_event_bytes = 1000\n"), store)
+    call = {"type": kind, "event": "E", "name": "Home", "userId": "u", "messageId": "m", "p": "x" * padding}
+    body = json.dumps({"batch": [call]}).encode() + b" " * LARGE_BYTES
+
+    def repeated(outbox):
+        parsed = EventParser(LiveSettings(settings)).parse(body, "batch", None, trusted=True)
+        assert b"shortened" in parsed.events[0].body
+        return accept(outbox, parsed.events).repeated
+
+    assert repeated(store) == 0
+    crashed = Store(copied(store.path, tmp_path / "crash"))
+    assert repeated(crashed) == 1
     crashed.close()
 
 
