@@ -94,6 +94,7 @@ async def serve_ndjson(
     """
     queue = ResponseQueue(stream, telemetry, budget)
     lines = LineParser(parser, outbox, max_line_bytes)
+    unsubscribe = _nothing
     try:
         async with trio.open_nursery() as nursery:
 
@@ -114,10 +115,23 @@ async def serve_ndjson(
                 nursery.cancel_scope.deadline = trio.current_time() + STOP_S
             # The nursery now waits for flush: each line that was read gets its response, unless the deadline passes.
             queue.end()
-            if shutdown.is_set():
-                nursery.cancel_scope.deadline = trio.current_time() + STOP_S
+            unsubscribe = _limit_at_shutdown(shutdown, nursery.cancel_scope)
     finally:
+        unsubscribe()
         queue.release()
+
+
+def _limit_at_shutdown(shutdown: Shutdown, scope: trio.CancelScope) -> Callable[[], None]:
+    """Give ``scope`` at most ``STOP_S`` from the shutdown on, also if that is set already; return how to call this off."""
+
+    def limit() -> None:
+        scope.deadline = min(scope.deadline, trio.current_time() + STOP_S)
+
+    # A client that ended its side before the shutdown may read slowly for minutes: looking once is not enough.
+    unsubscribe = shutdown.subscribe(limit)
+    if shutdown.is_set():
+        limit()
+    return unsubscribe
 
 
 class _Reading:
@@ -385,7 +399,7 @@ class ResponseQueue:
 
 
 def _nothing() -> None:
-    """Do nothing: reading has not begun."""
+    """Do nothing: there is nothing to cancel yet."""
 
 
 class LineParser:

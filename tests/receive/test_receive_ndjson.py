@@ -406,6 +406,37 @@ async def test_idle_connection_ends_with_the_shutdown(tmp_path, autojump_clock):
             assert await read_all(silent) + await read_all(used) == b""
 
 
+class SlowReadingStream(NonReadingStream):
+    """The server's end of a client that sends ``data``, ends its side, and reads a piece every ``every_s`` seconds."""
+
+    def __init__(self, data: bytes, every_s: float) -> None:
+        super().__init__(data)
+        self.every_s = every_s
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return await super().receive_some() if self.left else b""
+
+    async def send_all(self, data: bytes) -> None:
+        await trio.sleep(self.every_s)
+
+
+async def test_shutdown_does_not_wait_for_a_half_closed_client(tmp_path, autojump_clock):
+    """The shutdown was looked at when reading ended; a client that had ended its side before delayed it by minutes."""
+    async with receiving(tmp_path / "o.db") as harness:
+        ended = trio.Event()
+
+        async def serve() -> None:
+            await harness.server.handle_unix(SlowReadingStream(b"{}\n" * 3_000, every_s=25))
+            ended.set()
+
+        harness.nursery.start_soon(serve)
+        await trio.sleep(1)
+        harness.shutdown.set()
+        began_s = trio.current_time()
+        await ended.wait()
+        assert trio.current_time() - began_s == pytest.approx(ndjson.STOP_S)
+
+
 async def test_full_outbox_is_answered_on_each_line(tmp_path):
     async with receiving(tmp_path / "o.db") as harness:
         harness.capacity.full = "outbox_full"
