@@ -10,6 +10,7 @@ The memory of one connection is bounded: events that are not committed yet, whic
 that the client has not read. Responses are kept as bare bytes, so that a client may write some 30,000 lines before it
 reads; beyond that nothing more is read from it. A client that neither takes a response nor writes for ``SEND_S`` is
 disconnected. After a client has disconnected, the lines that it had written are still read and stored, without answers.
+A connection ends after the commit of its last line, also without a client: until then its events are counted.
 
 A line that is too long is answered at its end; its bytes are not kept.
 
@@ -97,12 +98,7 @@ async def serve_ndjson(
     unsubscribe = _nothing
     try:
         async with trio.open_nursery() as nursery:
-
-            async def flush() -> None:
-                if not await queue.flush():
-                    nursery.cancel_scope.cancel()  # the client does not read: stop reading from it, too
-
-            nursery.start_soon(flush)
+            nursery.start_soon(queue.flush)
             try:
                 await _Reading(stream, lines, queue, budget, shutdown).run(first)
             except _GONE:
@@ -112,8 +108,10 @@ async def serve_ndjson(
             except BudgetExceeded:
                 queue.add([_BUSY])
                 # An evicted client that reads gets its answers; one that does not read has none coming.
-                nursery.cancel_scope.deadline = trio.current_time() + STOP_S
+                queue.send_within(STOP_S)
             # The nursery now waits for flush: each line that was read gets its response, unless the deadline passes.
+            lines.drop_unfinished()
+            queue.count_unfinished(0)
             queue.end()
             unsubscribe = _limit_at_shutdown(shutdown, nursery.cancel_scope)
     finally:
@@ -242,10 +240,11 @@ class ResponseQueue:
         self._ended = self._gone = False
         self._changed = trio.Event()
         self._sending = trio.CancelScope()
+        self._send_until_s = math.inf
 
     def add(self, responses: list[PendingResponse]) -> None:
         """Queue the responses to what the client just wrote, and give it more time to read."""
-        self._sending.deadline = trio.current_time() + SEND_S  # of the send in progress, if any
+        self._sending.deadline = self._send_deadline()  # of the send in progress, if any
         if not responses:
             return
         for response in responses:
@@ -257,7 +256,7 @@ class ResponseQueue:
         self._change()
 
     def on_eviction(self, cancel_reading: Callable[[], None]) -> None:
-        """Have ``cancel_reading`` called when others need the memory that this connection holds."""
+        """Have ``cancel_reading`` called when others need the memory held here, or the client does not read in time."""
         self._cancel_reading = cancel_reading
 
     def count_unfinished(self, size_bytes: int) -> None:
@@ -280,13 +279,24 @@ class ResponseQueue:
             self._ready.clear()
             self._sending.cancel()
 
+    def send_within(self, seconds: float) -> None:
+        """Drop the responses that the client has not read in that time."""
+        self._send_until_s = trio.current_time() + seconds
+        self._sending.deadline = self._send_deadline()
+
+    def _send_deadline(self) -> float:
+        return min(trio.current_time() + SEND_S, self._send_until_s)
+
     def end(self) -> None:
         """Announce that nothing more will be added, so that ``flush`` ends once the queue is empty."""
         self._ended = True
         self._change()
 
     def release(self) -> None:
-        """Give back what the pending lines hold of the shared budget; call it when the connection has ended."""
+        """Give back what is held of the shared budget; call it when the connection has ended.
+
+        Lines are pending only after a cancellation, by the shutdown: nothing more is read then.
+        """
         while self._pending:
             self._account(self._pending.popleft(), -1)
         self._budget.hold(self._holder, 0)
@@ -310,44 +320,50 @@ class ResponseQueue:
                     self._hold()
                 return
 
-    async def flush(self) -> bool:
-        """Send responses until all are sent or the client has disconnected; return False if the client does not read.
+    async def flush(self) -> None:
+        """Send responses until ``end`` and the commit of the last line, also if the client disconnects or does not read.
 
         Lines that are committed together are answered in one piece, but no response waits for the commit of a later
         line.
         """
-        try:
-            while True:
-                first = self._first_pending()
-                if self._ready:
-                    if not await self._send():
-                        return False
-                elif first is not None:
-                    await first.done.wait()
-                elif self._ended:
-                    return True
-                else:
-                    await self._changed.wait()
-        except _GONE:
-            self._gone = True  # responses are dropped from here on; reading continues to the end of the stream
-            self._ready.clear()
-            self._change()
-            return True
+        while True:
+            first = self._first_pending()
+            if self._ready:
+                await self._send()
+            elif first is not None:
+                # Without a client, too: the outbox holds the events until their commit, so the budget counts them.
+                await first.done.wait()
+            elif self._ended:
+                return
+            else:
+                await self._changed.wait()
 
-    async def _send(self) -> bool:
-        """Send a piece of the ready responses; return False if the client does not take it in time."""
+    async def _send(self) -> None:
+        """Send a piece of the ready responses; drop them all if the client does not take it in time or is gone."""
         if len(self._ready) > COUNTED_BYTES:
             self._hold()
         # A copy, because the reading task appends to the buffer during the send.
         piece = bytes(self._ready[:_SEND_BYTES])
-        with trio.move_on_after(SEND_S) as self._sending:
-            await self._stream.send_all(piece)
+        try:
+            with trio.move_on_at(self._send_deadline()) as self._sending:
+                await self._stream.send_all(piece)
+        except _GONE:
+            self._drop_responses()  # reading continues to the end of the stream
+            return
         if self._sending.cancelled_caught:
-            return False
+            self._cancel_reading()  # the client does not read: stop reading from it, too
+            self._drop_responses()
+            return
         del self._ready[: len(piece)]
         self._hold(progress=True)
         self._change()
-        return True
+
+    def _drop_responses(self) -> None:
+        """Drop the responses that are ready, and each that becomes ready from here on."""
+        self._gone = True
+        self._ready.clear()
+        self._hold()
+        self._change()
 
     def _first_pending(self) -> WriteRequest | None:
         """Turn finished lines into ready bytes; return the write request of the first line that is not finished."""
@@ -417,6 +433,10 @@ class LineParser:
     def unfinished_bytes(self) -> int:
         """Bytes held of a line that has not ended."""
         return len(self._rest)
+
+    def drop_unfinished(self) -> None:
+        """Drop the line that has not ended: nothing more is read."""
+        self._rest.clear()
 
     def feed(self, data: bytes) -> Generator[None, None, list[PendingResponse]]:
         """Submit the lines that end in ``data`` and return their responses; yield after each slice of a long line."""

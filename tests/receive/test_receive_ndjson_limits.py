@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 from receive_harness import MAX_EVENT_BYTES, receiving
-from test_receive_ndjson import OK, NonReadingStream, line, read_lines
+from test_receive_ndjson import OK, DisconnectedStream, NonReadingStream, line, read_lines
 
 from sidecar.outbox import Accepted, WriteRequest
 from sidecar.receive import ndjson
@@ -118,6 +118,35 @@ async def test_disconnected_client_gives_its_budget_back(tmp_path, autojump_cloc
         harness.shutdown.set()
         await harness.server.handle_unix(NonReadingStream(line(1) * 10))
         assert harness.memory.unix.statistics() == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("client", [DisconnectedStream, NonReadingStream])
+async def test_lines_count_until_their_commit_without_a_client(tmp_path, autojump_clock, client):
+    """Clients that left or did not read gave the budget back while the outbox still held their events."""
+    async with receiving(tmp_path / "o.db") as harness:
+        harness.runner.shut()
+        harness.nursery.start_soon(harness.server.handle_unix, client(b"{}\n" + line(1) * 10))  # {} is answered at once
+        await trio.sleep(2 * ndjson.SEND_S)
+        assert harness.memory.unix.statistics().parsed_bytes > 10 * len(line(1))
+        assert harness.memory.unix.statistics().held_bytes == 0
+        harness.runner.gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert harness.memory.unix.statistics() == (0, 0, 0, 0)
+        assert harness.count() == 1
+
+
+async def test_lines_of_an_evicted_client_count_until_their_commit(tmp_path, autojump_clock):
+    async with receiving(tmp_path / "o.db", max_memory=SMALL) as harness:
+        harness.runner.shut()
+        streams = [harness.connect("unix") for _ in range(5)]
+        for number, stream in enumerate(streams):
+            await stream.send_all(line(number) + long_line(number + 10)[:3_050])
+            await trio.testing.wait_all_tasks_blocked()
+        counted_bytes = harness.memory.unix.statistics().parsed_bytes
+        await trio.sleep(2 * ndjson.STOP_S)
+        assert harness.refused == ["busy"]
+        assert harness.memory.unix.statistics().parsed_bytes == counted_bytes
+        harness.runner.gate.set()
 
 
 async def test_a_client_that_does_not_read_is_bounded_by_itself(tmp_path, autojump_clock):
