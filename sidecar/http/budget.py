@@ -16,6 +16,7 @@ kinds, and each has a share of the bound:
             request is parsed; the requests that wait for that are bounded in the same way. Large requests wait until
             there is space beside all others, small ones only for other small ones: a single large request exceeds the
             share, and takes many commits. Large bodies are not counted twice: they stay reserved until their commit.
+            A large line of NDJSON is reserved only until it has ended; it waits for space before it is read further.
             Small ones that wait are parsed one after the other, alternately the smallest and the oldest, and the largest is
             refused when too many wait: clients that send without reading must not delay one that waits for each answer,
             and none waits without end.
@@ -223,7 +224,7 @@ class MemoryBudget:
     async def _work_in_slices(self, make: Callable[[], Generator[None, None, T]]) -> T:
         """Run the work once there is space, and while no other group works. Raises BudgetExceeded."""
         while True:
-            await self._wait_for_space_beside_all()
+            await self.wait_for_large_space()
             async with self.working:  # not while it waits for space, which other groups may have
                 if not self.is_full(large=True):
                     return await in_slices(make())
@@ -244,8 +245,8 @@ class MemoryBudget:
         if not waiter.admitted:
             raise BudgetExceeded
 
-    async def _wait_for_space_beside_all(self) -> None:
-        """Wait until a large request may be parsed. Raises BudgetExceeded."""
+    async def wait_for_large_space(self) -> None:
+        """Wait until a large request may be parsed, at most ``WAIT_S``. Raises BudgetExceeded."""
         with trio.move_on_after(WAIT_S) as waiting:
             while self.is_full(large=True):
                 if self._has_space is None:

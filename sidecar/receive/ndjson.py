@@ -24,6 +24,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Final
 
 import trio
@@ -98,7 +99,7 @@ async def serve_ndjson(
     unsubscribe = _nothing
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(queue.flush)
+            nursery.start_soon(queue.flush, nursery)
             try:
                 await _Reading(stream, lines, queue, budget, shutdown).run(first)
             except _GONE:
@@ -194,7 +195,10 @@ class _Reading:
         return self._budget.working if self._lines.unfinished_bytes + more_bytes >= LARGE_BYTES else None
 
     async def _read_long_line(self) -> bool:
-        """Read the rest of a long line once there is memory for it; return False at the end of the stream."""
+        """Read the rest of a long line once there is memory for it and its events; return False at the end of the stream.
+
+        Raises TooSlowError or BudgetExceeded, as ``run`` does.
+        """
         self._queue.count_unfinished(0)  # from here on it is bounded with the bodies that wait
         size_bytes = self._lines.max_bytes
         scope = trio.CancelScope()
@@ -208,6 +212,9 @@ class _Reading:
         if waiting.cancelled_caught:
             raise BudgetExceeded
         try:
+            # Its events count beside all others from its end on. Wait for that space with the reservation, so that what
+            # was read of the line stays bounded, and before the client's time begins: this wait is not the client's.
+            await self._budget.wait_for_large_space()
             may_take_s = scope.deadline = trio.current_time() + WAIT_S
             if self._budget.is_contended():
                 hurry()
@@ -237,7 +244,8 @@ class ResponseQueue:
         self._ready = bytearray()
         self._pending: deque[PendingResponse] = deque()
         self._pending_bytes = 0
-        self._ended = self._gone = False
+        self._ended = self._gone = self._is_sending = self._is_settling = False
+        self._start_settling: Callable[[], None] = _nothing
         self._changed = trio.Event()
         self._sending = trio.CancelScope()
         self._send_until_s = math.inf
@@ -253,6 +261,7 @@ class ResponseQueue:
         self._pending.extend(responses)
         for response in responses:
             self._account(response)
+        self._settle_soon()
         self._change()
 
     def on_eviction(self, cancel_reading: Callable[[], None]) -> None:
@@ -300,7 +309,7 @@ class ResponseQueue:
         while self._pending:
             self._account(self._pending.popleft(), -1)
         self._budget.hold(self._holder, 0)
-        self._holder.evict = self._cancel_reading = _nothing  # reference cycles
+        self._holder.evict = self._cancel_reading = self._start_settling = _nothing  # reference cycles
 
     async def wait_for_capacity(self) -> None:
         """Wait until the pending and unread bytes allow more to be read from the client."""
@@ -320,12 +329,13 @@ class ResponseQueue:
                     self._hold()
                 return
 
-    async def flush(self) -> None:
+    async def flush(self, nursery: trio.Nursery) -> None:
         """Send responses until ``end`` and the commit of the last line, also if the client disconnects or does not read.
 
         Lines that are committed together are answered in one piece, but no response waits for the commit of a later
         line.
         """
+        self._start_settling = partial(nursery.start_soon, self._settle)
         while True:
             first = self._first_pending()
             if self._ready:
@@ -342,14 +352,18 @@ class ResponseQueue:
         """Send a piece of the ready responses; drop them all if the client does not take it in time or is gone."""
         if len(self._ready) > COUNTED_BYTES:
             self._hold()
-        # A copy, because the reading task appends to the buffer during the send.
+        # A copy, because other tasks append to the buffer during the send.
         piece = bytes(self._ready[:_SEND_BYTES])
         try:
             with trio.move_on_at(self._send_deadline()) as self._sending:
+                self._is_sending = True
+                self._settle_soon()
                 await self._stream.send_all(piece)
         except _GONE:
             self._drop_responses()  # reading continues to the end of the stream
             return
+        finally:
+            self._is_sending = False
         if self._sending.cancelled_caught:
             self._cancel_reading()  # the client does not read: stop reading from it, too
             self._drop_responses()
@@ -357,6 +371,22 @@ class ResponseQueue:
         del self._ready[: len(piece)]
         self._hold(progress=True)
         self._change()
+
+    def _settle_soon(self) -> None:
+        """Have lines that are committed during a send settled; the send may last as long as the client likes.
+
+        Otherwise their events would count until then, and other connections wait for the space to read long lines.
+        """
+        if self._is_sending and self._pending and not self._is_settling:
+            self._is_settling = True
+            self._start_settling()
+
+    async def _settle(self) -> None:
+        while self._is_sending and (first := self._first_pending()) is not None:
+            if len(self._ready) > COUNTED_BYTES:
+                self._hold()
+            await first.done.wait()
+        self._is_settling = False
 
     def _drop_responses(self) -> None:
         """Drop the responses that are ready, and each that becomes ready from here on."""
@@ -485,4 +515,5 @@ class LineParser:
         except SidecarError as error:
             return unavailable_response(error)
         self._large = write if write.sliced else None
-        return parsed._replace(large=True) if len(line) >= LARGE_BYTES else parsed, write
+        # A shorter one may have ended within a read, without the wait of large ones; as a small one it holds up others.
+        return parsed._replace(large=True) if len(line) >= LARGE_BYTES + _READ_BYTES else parsed, write

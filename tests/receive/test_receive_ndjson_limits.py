@@ -6,6 +6,7 @@ import trio.testing
 from receive_harness import MAX_EVENT_BYTES, receiving
 from test_receive_ndjson import OK, DisconnectedStream, NonReadingStream, line, read_lines
 
+from sidecar.http import budget
 from sidecar.outbox import Accepted, WriteRequest
 from sidecar.receive import ndjson
 
@@ -90,6 +91,75 @@ async def test_too_long_line_holds_no_slot_while_it_is_skipped(tmp_path, monkeyp
         too_large, stored = await read_lines(stream, 2)
         assert b'"code":"too_large"' in too_large
         assert stored == OK
+
+
+def expanding_line(number: int) -> bytes:
+    """A line of eight events, 8 KB."""
+    return b"[" + b",".join(line(f"{number}-{at}", p="x" * 900).strip() for at in range(8)) + b"]\n"
+
+
+async def test_long_lines_of_all_clients_wait_for_commits(tmp_path, monkeypatch, autojump_clock):
+    """Each of 60 clients submitted long lines of up to 4 MiB to a disk that hung."""
+    monkeypatch.setattr(ndjson, "LARGE_BYTES", 1_000)
+    monkeypatch.setattr(ndjson, "_READ_BYTES", 100)
+    async with receiving(tmp_path / "o.db", max_memory=2 * 16 * 20_000) as harness:
+        harness.runner.shut()
+        streams = [harness.connect("unix") for _ in range(5)]
+        for at, stream in enumerate(streams):
+            harness.nursery.start_soon(stream.send_all, b"".join(expanding_line(10 * at + more) for more in range(8)))
+            await trio.testing.wait_all_tasks_blocked()
+        # The share, and what one line may exceed it by.
+        assert 60_000 < harness.memory.unix.statistics().parsed_bytes < 75_000
+        harness.runner.gate.set()
+        for stream in streams:
+            await read_lines(stream, 8)
+        assert harness.count() == 5 * 8 * 8
+        assert harness.refused == []
+        assert harness.memory.unix.statistics() == (0, 0, 0, 0)
+
+
+async def test_wait_for_commits_takes_nothing_from_the_clients_time(tmp_path, monkeypatch, autojump_clock):
+    monkeypatch.setattr(ndjson, "LARGE_BYTES", 1_000)
+    async with receiving(tmp_path / "o.db") as harness:
+        harness.memory.unix.add(64 * MIB)
+        stream, other = harness.connect("unix"), harness.connect("unix")
+        await stream.send_all(long_line(1)[:2_000])
+        await trio.sleep(ndjson.WAIT_S - 1)
+        await other.send_all(long_line(2)[:2_000])
+        harness.memory.unix.add(-64 * MIB)
+        await trio.sleep(ndjson.WAIT_S - 1)
+        await stream.send_all(long_line(1)[2_000:])
+        assert await read_lines(stream, 1) == [OK]
+
+
+async def test_long_line_without_space_in_time_is_answered_busy(tmp_path, monkeypatch, autojump_clock):
+    monkeypatch.setattr(ndjson, "LARGE_BYTES", 1_000)
+    async with receiving(tmp_path / "o.db") as harness:
+        harness.memory.unix.add(64 * MIB)
+        stream = harness.connect("unix")
+        await stream.send_all(long_line(1)[:2_000])
+        assert b'"code":"busy"' in (await until_closed(stream))[0]
+        assert trio.current_time() == pytest.approx(budget.WAIT_S)
+        harness.memory.unix.add(-64 * MIB)
+        assert harness.memory.unix.statistics() == (0, 0, 0, 0)
+
+
+async def test_client_that_does_not_read_holds_up_no_long_line(tmp_path, monkeypatch, autojump_clock):
+    """Events counted until the client took the responses before theirs, and not until their commit."""
+    monkeypatch.setattr(ndjson, "LARGE_BYTES", 1_000)
+    monkeypatch.setattr(ndjson, "_READ_BYTES", 100)
+    async with receiving(tmp_path / "o.db", max_memory=2 * 16 * 20_000) as harness:
+        harness.runner.shut()
+        harness.nursery.start_soon(harness.server.handle_unix, NonReadingStream(b"{}\n" + expanding_line(1) * 6))
+        await trio.testing.wait_all_tasks_blocked()
+        assert harness.memory.unix.statistics().parsed_bytes > 60_000
+        stream = harness.connect("unix")
+        await stream.send_all(expanding_line(2))
+        await trio.testing.wait_all_tasks_blocked()
+        began_s = trio.current_time()
+        harness.runner.gate.set()
+        assert b'"accepted":8' in (await read_lines(stream, 1))[0]
+        assert trio.current_time() - began_s < 1
 
 
 async def test_reading_ahead_of_the_disk_is_bounded_for_all_clients(tmp_path):
