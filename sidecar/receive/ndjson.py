@@ -258,6 +258,9 @@ class ResponseQueue:
         for response in responses:
             if isinstance(response, IngestResponse):
                 self._report(response)
+            else:
+                for entry in response[0].refused:  # beside others that were submitted
+                    self._telemetry.request_refused(entry["code"])
         self._pending.extend(responses)
         for response in responses:
             self._account(response)

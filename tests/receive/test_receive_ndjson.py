@@ -133,6 +133,14 @@ async def test_blank_lines_are_ignored_and_an_open_last_line_counts(tmp_path, en
         assert await harness.exchange(data, "unix") == OK * 3
 
 
+async def test_bad_events_beside_good_ones_are_reported(tmp_path):
+    """They were answered, but no metric counted them, as it does those of an HTTP batch."""
+    async with receiving(tmp_path / "o.db") as harness:
+        (answer,) = await harness.lines([1, track(1), {"type": "track", "userId": "u"}])
+        assert len(answer["refused"]) == 2
+        assert harness.refused == ["bad_event"] * 2
+
+
 async def test_too_long_line_is_answered_and_skipped(tmp_path):
     async with receiving(tmp_path / "o.db") as harness:
         long = b'{"p":"' + b"x" * MAX_REQUEST_BYTES * 10 + b'"}\n'
