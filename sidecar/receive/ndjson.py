@@ -187,8 +187,10 @@ class _Reading:
         return bool(data)
 
     async def _submit(self, data: bytes) -> None:
+        # Only where a line ends: its turn may be seconds away beside large bodies, and to append bytes is no work.
+        working = self._working(len(data)) if b"\n" in data else None
         with trio.CancelScope(shield=True):
-            self._queue.add(await in_slices(self._lines.feed(data), self._working(len(data))))
+            self._queue.add(await in_slices(self._lines.feed(data), working))
 
     def _working(self, more_bytes: int) -> trio.Lock | None:
         """Return the lock for work on large bodies if a long line may end here."""

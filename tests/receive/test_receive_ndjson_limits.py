@@ -250,3 +250,20 @@ async def test_an_evicted_unfinished_line_is_answered_busy(tmp_path, autojump_cl
         assert b'"code":"busy"' in busy
         await streams[-1].send_all(b"\n")
         assert await read_lines(streams[-1], 2) == [OK, OK]
+
+
+async def test_only_the_end_of_a_long_line_waits_for_its_turn(tmp_path, monkeypatch):
+    """Each piece waited for a whole large body of others: a line of 1.1 MiB took 10 s, and longer ones ended with 408."""
+    monkeypatch.setattr(ndjson, "LARGE_BYTES", 1_000)
+    async with receiving(tmp_path / "o.db") as harness:
+        working = harness.memory.unix.working
+        stream = harness.connect("unix")
+        async with working:
+            for piece in (b'{"type":"track","event":"E","userId":"u"', *[b" " * 1_000] * 4):
+                await stream.send_all(piece)
+                await trio.testing.wait_all_tasks_blocked()
+                assert working.statistics().tasks_waiting == 0
+            await stream.send_all(b"}\n")
+            await trio.testing.wait_all_tasks_blocked()
+            assert working.statistics().tasks_waiting == 1
+        assert await read_lines(stream, 1) == [OK]
