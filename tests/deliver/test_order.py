@@ -86,6 +86,10 @@ def test_newer_events_are_parked_behind_parked_ones():
     assert queues.to_park() == [QUEUE_MAX + 2]
 
 
+def test_empty_queues_have_no_longest_one():
+    assert UserQueues(by_user=True, window=WINDOW).statistics() == (0, 0, 0, 0, 0, 0)
+
+
 def test_older_retried_dead_letter_is_read_back():
     """It was parked below the id from which reading continued, and stayed there until a restart."""
     queues = UserQueues(by_user=True, window=WINDOW)

@@ -43,6 +43,17 @@ def test_names_mapped_to_nothing_drain_on_a_spent_day():
     assert (len(settled), {settlement.reason for settlement in settled}) == (598, {"mapped_to_nothing"})
 
 
+def test_one_decision_judges_few_events_and_asks_to_be_asked_again():
+    """300 at once would keep the loop from its connections for 10 ms."""
+    harness = DispatcherHarness(SPENT, rows=[track(number, f"u{number}") for number in range(1, 300)])
+    assert len(settle_all(harness)) == 2
+    harness.reload(SPENT + '[mapping.events]\n"Noise" = ""\n')
+    now_s = harness.clock.now_s
+    decisions = [harness.dispatcher.decide(now_s) for _ in range(5)]
+    assert decisions[:2] == [WaitUntil(now_s)] * 2
+    assert decisions[-1] != WaitUntil(now_s)
+
+
 def test_a_dropped_event_after_one_that_waits_is_settled():
     rows = [
         track(1, "a"),
