@@ -106,7 +106,7 @@ def decode(data: bytes) -> Any:
 def decode_stored(body: bytes) -> dict[str, Any]:
     """Decode a body that ``judge`` encoded. Raises msgspec.DecodeError if it was damaged since.
 
-    A body that is not an object (a bad event, stored by an earlier version) is returned as ``{"value": …}``.
+    A body that is not an object (a bad event) is returned as ``{"value": …}``.
     """
     try:
         event = _decode_strict(body)
@@ -163,11 +163,11 @@ def judge(
     ``max_event_bytes`` limits the event's own text: neither what the batch adds nor a new id counts, nor what a repair adds
     to the text that the app sent, whose size is ``sent_bytes`` (called only if it decides; None if it is not known). With all
     that, an event is bad above twice the limit. A bad event is kept whole up to there; a longer one keeps only its short
-    values, so no stored text is longer than twice the limit. Of a value that is not an object only its kind and its size are
-    stored, as ``{"shortened": {"list": 57}}``.
+    values, so no stored text is longer than twice the limit. Of a list or text that holds an object only the size is stored,
+    as ``{"shortened": {"list": 57}}``.
     """
     if not isinstance(event, dict):
-        return _judge_other(event)
+        return _judge_other(event, max_event_bytes)
     event.pop("writeKey", None)  # a credential must not reach the file, views or exports
     message_id = _message_id(event, reject)
     adds = bool(shared) or kind is not None or event.get("messageId") != message_id
@@ -206,11 +206,12 @@ def judge(
     return JudgedEvent(event, message_id, body, bad)
 
 
-def _judge_other(value: Any) -> JudgedEvent:
+def _judge_other(value: Any, max_event_bytes: int) -> JudgedEvent:
     """Judge a value that is not an object."""
-    # No part of it is stored: a batch in a batch, or an event encoded twice, has a write key, and users that `forget`
-    # cannot find.
-    body = encode({"shortened": {_kind(value): _encoded_bytes(value)}})
+    body = encode_repaired(value)
+    # A batch in a batch, or an event encoded twice, has a write key, and users that `forget` cannot find.
+    if b"{" in body or len(body) > 2 * max_event_bytes:
+        body = encode({"shortened": {"text" if isinstance(value, str) else "list": len(body)}})
     return JudgedEvent(None, _new_message_id(), body, "the event is not a JSON object")
 
 
@@ -360,17 +361,6 @@ def _describe(value: Any) -> str:
     if isinstance(value, (bool, int, float)):
         return str(value)[:40]
     return "an object" if isinstance(value, dict) else "a list"
-
-
-def _kind(value: Any) -> str:
-    """Name the kind of a JSON value that is not an object."""
-    if value is None:
-        return "null"
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, bool):
-        return "boolean"
-    return "number" if isinstance(value, (int, float)) else "list"
 
 
 def _exceeds_max_depth(value: Any) -> bool:
