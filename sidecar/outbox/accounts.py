@@ -96,7 +96,7 @@ class AccountMemory:
         if event.user is None:
             return NOT_IN_ANY
         key = (event.product, event.user)
-        held = self.of(key) if self._changed else self._cached.get(key, NO_ACCOUNT)
+        held = self.of(key)
         if event.memory is not None and not held.id:
             self.change(key, held := event.memory)
         own = event.carried or (Account(*event.says, event_id) if event.says else None)

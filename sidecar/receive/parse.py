@@ -198,11 +198,10 @@ class _BodyParser:
             if slice_bytes > _SLICE_BYTES:
                 yield
                 slice_bytes = 0
-            is_huge = is_piece and self._is_huge(element)
-            event = self._short_values(element) if is_huge else decode_piece(element) if is_piece else element
+            event = self._decode_element(element) if is_piece else element
             if of_each:
                 source = self._source(_write_key(event) or first_key)
-            if is_huge:
+            if is_piece and self._is_huge(element):
                 judged = self._judge_huge(event, _size(element))
             else:
                 sent = _size(element) if is_piece else len(self._body) if is_small else partial(self._sent_bytes, index)
@@ -233,16 +232,16 @@ class _BodyParser:
         for element in events:
             is_piece = isinstance(element, _PIECES)
             if bytes(memoryview(element)[:1]) == b"{" if is_piece else isinstance(element, dict):
-                is_huge = is_piece and self._is_huge(element)
-                event = self._short_values(element) if is_huge else decode_piece(element) if is_piece else element
-                return _write_key(event)
+                return _write_key(self._decode_element(element) if is_piece else element)
         return None
 
     def _is_huge(self, piece: Piece) -> bool:
         return _size(piece) > _MAX_ESCAPED * self._limit
 
-    def _short_values(self, piece: Piece) -> dict[str, Any]:
-        """Decode the short values of an event that is far too large to be decoded whole. Raises BadJson."""
+    def _decode_element(self, piece: Piece) -> Any:
+        """Decode one event of a large body; of one that is far too large only the short values. Raises BadJson."""
+        if not self._is_huge(piece):
+            return decode_piece(piece)
         values, _ = at_once(split(bytes(piece), 0))
         return {key: decode_piece(value) for key, value in (values or {}).items() if _size(value) <= _KEPT_VALUE_BYTES}
 
