@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from msgspec import structs
 from outbox_files import accept, event
 
 from sidecar.mapping import NO_ACCOUNT, Account, Priority
@@ -59,3 +60,16 @@ def test_pages_that_are_swept_come_without_memory(tmp_path):
         with store.transaction():
             store.park([2])
         assert store.parked_rows(priority=Priority.NORMAL, after=("", 0), limit=9).known == []
+
+
+@pytest.mark.parametrize(
+    "speaks",
+    [{"says": ("acme", "groupId")}, {"carried": Account("acme", "groupId")}, {"memory": Account("acme", "groupId")}],
+    ids=["says", "carried", "memory"],
+)
+def test_an_account_in_a_batch_is_that_of_the_events_after_it(tmp_path, speaks):
+    """Also where no user is known yet: only then, and if no event speaks of an account, none is asked for."""
+    with closing(Store(tmp_path / "outbox.db")) as store:
+        accept(store, [event(1), structs.replace(event(2), **speaks), event(3)])
+        rows = store.connection.execute("SELECT account FROM events ORDER BY id").fetchall()
+    assert [account for (account,) in rows] == [None, "acme", "acme"]
