@@ -55,6 +55,7 @@ class Mapper:
         self._is_suppressed = is_suppressed
         self._names = rules.names
         self._people = PeopleMapper(people, rules)
+        self._has_classes = any(plan.priority is not Priority.NORMAL for plan in rules.plans.values())
 
     def map(
         self,
@@ -88,7 +89,7 @@ class Mapper:
         ``identify`` and ``group`` are normal: they keep their place among their user's events.
         """
         kind = event.get("type")
-        if kind == "track" or kind == "page" or kind == "screen":
+        if self._has_classes and kind in ("track", "page", "screen"):
             name = self._names.resolve(event)
             return Priority.NORMAL if name is None else self.rules.plans[name.override].priority
         return Priority.NORMAL

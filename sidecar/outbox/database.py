@@ -59,13 +59,18 @@ def wal_bytes(folder: Path) -> int:
     return max(min(WAL_BYTES, facts.f_blocks * facts.f_frsize // WAL_SHARE), 16 * PAGE_BYTES)
 
 
-def file_id(path: str | Path) -> tuple[int, int] | None:
-    """Return what distinguishes the file at ``path`` from any other; None if there is none. Raises OSError."""
+def file_status(path: str | Path) -> os.stat_result | None:
+    """Return the status of the file at ``path``; None if there is none. Raises OSError."""
     try:
-        status = os.stat(path)
+        return os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return status.st_dev, status.st_ino
+
+
+def file_id(path: str | Path) -> tuple[int, int] | None:
+    """Return what distinguishes the file at ``path`` from any other; None if there is none. Raises OSError."""
+    status = file_status(path)
+    return None if status is None else (status.st_dev, status.st_ino)
 
 
 def _make_private(path: Path) -> None:

@@ -154,7 +154,10 @@ class DedupIndex:
 
     def unseen(self, digests: Sequence[bytes]) -> set[bytes]:
         """Return the digests that were never added."""
-        fresh = set(digests).difference(self._newest, self._moving, self._uncommitted)
+        fresh = set(digests)
+        for known in (self._newest, self._moving, self._uncommitted):
+            # One after the other: `difference` of several would go over all ids of the second and the third.
+            fresh = fresh.difference(known)
         if fresh and not self._table_empty:
             fresh -= self._in_table(list(fresh))
         if fresh and self._has_older_form:
@@ -214,6 +217,8 @@ class DedupIndex:
             self._begin({**self._moving, **self._newest})
         elif not self._moving and (due or len(self._newest) >= self.newest_max):
             self._begin(self._newest)
+        if not self._moving:
+            return None
         remaining = self._order[self._moved :]
         part = remaining if everything else remaining[: SLICE + SLICE_PER_ID * added]
         moving = self._moving

@@ -35,7 +35,7 @@ class NameCatalogue:
             (kind, name): number for number, kind, name in connection.execute("SELECT id, type, name FROM names")
         }
         self._new: dict[NameKey, int] = {}
-        self._counted: dict[int, int] = {}
+        self._counted: Counter[int] = Counter()
         self._last_ms: dict[int, int] = {}
         self._open: list[int] = []
         self._flushing = False  # by the open transaction
@@ -71,9 +71,8 @@ class NameCatalogue:
             return
         self._numbers.update(self._new)
         self._new.clear()
-        for number, events in Counter(self._open).items():
-            self._counted[number] = self._counted.get(number, 0) + events
-            self._last_ms[number] = now_ms
+        self._counted.update(self._open)
+        self._last_ms.update(dict.fromkeys(self._open, now_ms))
         self._open.clear()
 
     def rolled_back(self) -> None:

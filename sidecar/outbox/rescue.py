@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from sidecar.errors import ConfigError
-from sidecar.outbox.database import copy_database, damaged, file_id
+from sidecar.outbox.database import copy_database, damaged, file_id, file_status
 from sidecar.outbox.pages import wal_path
 from sidecar.outbox.store import Store
 
@@ -122,11 +122,12 @@ class FileWatch:
         path = self._store.path
         # The index before the file: where the folder is exchanged in between, the file shows it, and nothing is closed.
         index = file_id(self._index_text)
-        file = file_id(self._path_text)
-        if self.in_place():
+        status = file_status(self._path_text)
+        file = None if status is None else (status.st_dev, status.st_ino)
+        if status is not None and file == self._file and self._wal is not None and self._look_at_log() == self._wal:
             self._copy = None  # outdated: the file was put back by hand, and changes from now on
             self._ensure_found(path)
-            self._ensure_not_cut()
+            self._ensure_not_cut(status)
             return self._renew_index(path, index)
         self.rescuing = True
         try:
@@ -156,12 +157,11 @@ class FileWatch:
                 f"`px-sidecar outbox import {shlex.quote(str(path))}`."
             )
 
-    def _ensure_not_cut(self) -> None:
+    def _ensure_not_cut(self, status: os.stat_result) -> None:
         """Raise sqlite3.DatabaseError if the file became smaller and SQLite did not do that.
 
         A copy over the file (`cp backup outbox.db`) keeps its identity. One that is as large is seen by ``was_written``.
         """
-        status = os.stat(self._path_text)
         size_bytes, self._written_ns = status.st_size, status.st_mtime_ns
         if size_bytes < self.size_bytes and not (size_bytes and self._store.may_shrink):
             raise damaged("another program has cut it, or copied another file over it")
