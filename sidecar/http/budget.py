@@ -257,7 +257,7 @@ class MemoryBudget:
 
     def next_turn(self) -> None:
         """Let the next small request that waits be parsed, if there is space."""
-        if not self.is_full():
+        if self._unparsed and not self.is_full():
             self._unparsed.admit()
 
     def add(self, size_bytes: int, *, large: bool = False) -> None:
@@ -293,6 +293,9 @@ class _Unparsed:
         self._largest: list[tuple[int, int, _Waiter]] = []
         self._numbers = count()
         self._oldest_next = False
+
+    def __bool__(self) -> bool:
+        return bool(self._oldest or self._smallest)
 
     def add(self, size_bytes: int) -> _Waiter:
         """Add a request."""

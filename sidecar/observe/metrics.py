@@ -24,9 +24,11 @@ Rules (https://prometheus.io/docs/practices/naming/)
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
@@ -72,6 +74,8 @@ PX_ANSWERS: Final = ("1xx", "2xx", "3xx", "4xx", "429", "5xx", "not_sent", "unkn
 LOCAL_BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 CLASSES: Final = ("high", "normal", "low")
 OUTCOMES: Final = ("accepted", "delivered", "dropped", "dead")
+_ACCEPTED, _DEAD = OUTCOMES.index("accepted"), OUTCOMES.index("dead")
+_labels = attrgetter("kind", "name", "source", "bad")
 NAMES_MAX: Final = 100
 SOURCES_MAX: Final = 20
 NAME_CHARS: Final = 100
@@ -175,14 +179,14 @@ class Tally:
         self._limit = limit
         self._counts: dict[str, list[int]] = {OTHER: [0] * len(OUTCOMES)}
 
-    def add(self, value: str, outcome: int) -> None:
-        """Count one; ``outcome`` is its place in ``OUTCOMES``."""
+    def add(self, value: str, outcome: int, number: int = 1) -> None:
+        """Count ``number`` of them; ``outcome`` is its place in ``OUTCOMES``."""
         counts = self._counts.get(value)
         if counts is None:
             counts = self._counts[OTHER]
             if len(self._counts) <= self._limit:
                 counts = self._counts[value] = [0] * len(OUTCOMES)
-        counts[outcome] += 1
+        counts[outcome] += number
 
     def family(self, name: str, about: str, label: str) -> "Metric":
         """Return the counters as a metric family of prometheus_client."""
@@ -217,15 +221,13 @@ class Metrics:
 
     def accepted(self, events: "Iterable[AcceptedEvent]") -> None:
         """These events are on disk."""
-        accepted, dead = OUTCOMES.index("accepted"), OUTCOMES.index("dead")
-        for event in events:
+        # Most events of a request have the same labels: they are counted at once.
+        for (kind, name, source, bad), number in Counter(map(_labels, events)).items():
             # As for outcomes: the name of a page is data of the app, which a rule may hide.
-            name, source = (event.name if event.kind == "track" else event.kind)[:NAME_CHARS], str(event.source)
-            self._by_name.add(name, accepted)
-            self._by_source.add(source, accepted)
-            if event.bad is not None:
-                self._by_name.add(name, dead)
-                self._by_source.add(source, dead)
+            label = (name if kind == "track" else kind)[:NAME_CHARS]
+            for outcome in (_ACCEPTED,) if bad is None else (_ACCEPTED, _DEAD):
+                self._by_name.add(label, outcome, number)
+                self._by_source.add(str(source), outcome, number)
 
     def settled(self, outcome: "EventOutcome", now_ms: float) -> None:
         """An event has reached its final state."""

@@ -22,7 +22,7 @@ import trio
 from sidecar.config.schema import is_loopback_name
 from sidecar.errors import SidecarError
 from sidecar.events import TYPES
-from sidecar.http import BUSY, BudgetExceeded, MemoryBudget, Request, Response
+from sidecar.http import BUSY, LARGE_BYTES, BudgetExceeded, MemoryBudget, Request, Response
 from sidecar.observe import Telemetry
 from sidecar.outbox import Outbox, WriteRequest
 from sidecar.receive.parse import BATCH, EventParser, parsed_bytes
@@ -91,23 +91,14 @@ class Routes:
         # By `trusted`: clients of the Unix socket are not held up by those on TCP.
         self._budgets = {True: memory.unix, False: memory.tcp}
 
-    async def over_tcp(self, request: Request) -> Response:
+    # Not async: each answer would pass through one coroutine more.
+    def over_tcp(self, request: Request) -> Awaitable[Response]:
         """Answer a request that came over TCP."""
-        if request.header(b"origin") is not None:
-            return _respond(
-                error_response("foreign_origin", "Web pages may not send events here; send them from a server.", 403)
-            )
-        if not self._foreign_hosts and not _is_local(request.header(b"host"), self._own_hosts):
-            return _respond(
-                error_response(
-                    "foreign_host", "The Host header names another host; use the address in listen.http.", 403
-                )
-            )
-        return await self._answer(request, trusted=False)
+        return self._answer(request, trusted=False)
 
-    async def over_unix(self, request: Request) -> Response:
+    def over_unix(self, request: Request) -> Awaitable[Response]:
         """Answer a request that came over the Unix socket."""
-        return await self._answer(request, trusted=True)
+        return self._answer(request, trusted=True)
 
     def refuse(self, code: str, message: str, status: int) -> Response:
         """Build the answer to a request that never reached a route (``sidecar.http.Refuse``).
@@ -129,7 +120,19 @@ class Routes:
         self._telemetry.request_refused(response.code, response.message)
         return response
 
+    def _foreign(self, request: Request) -> IngestResponse | None:
+        """Return the refusal of a request over TCP that a web page may have made a browser send."""
+        if request.header(b"origin") is not None:
+            return error_response("foreign_origin", "Web pages may not send events here; send them from a server.", 403)
+        if not self._foreign_hosts and not _is_local(request.header(b"host"), self._own_hosts):
+            return error_response(
+                "foreign_host", "The Host header names another host; use the address in listen.http.", 403
+            )
+        return None
+
     async def _answer(self, request: Request, *, trusted: bool) -> Response:
+        if not trusted and (foreign := self._foreign(request)) is not None:
+            return _respond(foreign)
         path = request.path
         kind = _KINDS.get(path)
         if kind is None:
@@ -163,28 +166,32 @@ class Routes:
             budget.next_turn()
         if isinstance(submitted, IngestResponse):
             return submitted
-        parsed, write = submitted
+        parsed, write, held_bytes = submitted
         try:
             accepted = await write.wait()
         except SidecarError as error:
             return self._unavailable(error)
         finally:
-            budget.add(-parsed_bytes(parsed, write), large=parsed.large)
+            budget.add(-held_bytes, large=parsed.large)
         self._telemetry.events_accepted(accepted.stored_of(parsed.events))
         return accepted_response(parsed, accepted)
 
     async def _parse_and_submit(
         self, request: Request, kind: str, budget: MemoryBudget, *, trusted: bool
-    ) -> IngestResponse | tuple[ParsedRequest, WriteRequest]:
-        """Return the events and their write, counted in the budget until its end, or the answer to a body without any.
+    ) -> IngestResponse | tuple[ParsedRequest, WriteRequest, int]:
+        """Return the events, their write, and their bytes, counted in the budget until its end; or the answer to a body without any.
 
         Raises OutboxFull or DiskFull.
         """
         key = _write_key(request.header(b"authorization")) if self._parser.has_sources else None
-        steps = partial(self._parser.steps, request.body, kind, key, trusted=trusted)
+        parsed: ParsedRequest | IngestResponse
+        large, tiny = False, has_tiny_events(request.body)
         try:
-            tiny = has_tiny_events(request.body)
-            parsed, large = await budget.work(steps, len(request.body), has_tiny_parts=tiny)
+            if kind != BATCH and len(request.body) < LARGE_BYTES and not tiny and not budget.is_full():
+                parsed = self._parser.parse_one(request.body, kind, key, trusted=trusted)  # by far the most
+            else:
+                steps = partial(self._parser.steps, request.body, kind, key, trusted=trusted)
+                parsed, large = await budget.work(steps, len(request.body), has_tiny_parts=tiny)
         except BudgetExceeded:
             return self._refusal(BUSY.code, BUSY.message, BUSY.status)
         request.body = b""  # parsed: only the events are needed until their commit
@@ -197,8 +204,9 @@ class Routes:
             self._telemetry.request_refused(entry["code"])
         # Counted from submit to commit: an answer that the client is slow to read is counted as held.
         write = self._outbox.submit(parsed.events)
-        budget.add(parsed_bytes(parsed, write), large=large)
-        return parsed._replace(large=True) if large else parsed, write
+        held_bytes = parsed_bytes(parsed, write)
+        budget.add(held_bytes, large=large)
+        return parsed._replace(large=True) if large else parsed, write, held_bytes
 
     def _unavailable(self, error: SidecarError) -> IngestResponse:
         response = unavailable_response(error)
