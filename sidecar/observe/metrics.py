@@ -24,7 +24,6 @@ Rules (https://prometheus.io/docs/practices/naming/)
 """
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -222,7 +221,10 @@ class Metrics:
     def accepted(self, events: "Iterable[AcceptedEvent]") -> None:
         """These events are on disk."""
         # Most events of a request have the same labels: they are counted at once.
-        for (kind, name, source, bad), number in Counter(map(_labels, events)).items():
+        counted: dict[tuple[str, str, int, str | None], int] = {}
+        for labels in map(_labels, events):
+            counted[labels] = counted.get(labels, 0) + 1
+        for (kind, name, source, bad), number in counted.items():
             # As for outcomes: the name of a page is data of the app, which a rule may hide.
             label = (name if kind == "track" else kind)[:NAME_CHARS]
             for outcome in (_ACCEPTED,) if bad is None else (_ACCEPTED, _DEAD):
