@@ -49,7 +49,7 @@ class Shutdown:
 
     def __init__(self) -> None:
         self._is_set = False
-        self._subscribers: dict[object, Callable[[], None]] = {}
+        self._subscribers: dict[Callable[[], None], None] = {}
 
     def is_set(self) -> bool:
         """Return whether ``set`` was called."""
@@ -60,17 +60,19 @@ class Shutdown:
         if self._is_set:
             return
         self._is_set = True
-        for notify in list(self._subscribers.values()):  # a copy: a subscriber may unsubscribe itself
+        for notify in list(self._subscribers):  # a copy: a subscriber may unsubscribe itself
             notify()
 
-    def subscribe(self, notify: Callable[[], None]) -> Callable[[], None]:
-        """Have ``set`` call ``notify``; return a function that ends the subscription.
+    def subscribe(self, notify: Callable[[], None]) -> None:
+        """Have ``set`` call ``notify``, until ``unsubscribe``.
 
         ``notify`` is not called for a shutdown that is already set: check ``is_set`` after subscribing.
         """
-        key = object()
-        self._subscribers[key] = notify
-        return lambda: self._subscribers.pop(key, None) and None
+        self._subscribers[notify] = None
+
+    def unsubscribe(self, notify: Callable[[], None]) -> None:
+        """End the subscription of ``notify``, if there is one."""
+        self._subscribers.pop(notify, None)
 
 
 async def serve(
@@ -98,7 +100,7 @@ async def serve(
     async with trio.open_nursery() as connections:
         acceptor = _Acceptor(handle_connection, connections, trio.Semaphore(max_connections), on_error)
         with trio.CancelScope() as accept_scope:
-            unsubscribe = shutdown.subscribe(accept_scope.cancel)
+            shutdown.subscribe(accept_scope.cancel)
             try:
                 if shutdown.is_set():
                     accept_scope.cancel()
@@ -107,7 +109,7 @@ async def serve(
                         accept_loops.start_soon(acceptor.accept_from, listener)
                     task_status.started()
             finally:
-                unsubscribe()
+                shutdown.unsubscribe(accept_scope.cancel)
         if close_listeners:
             for listener in listeners:
                 await acceptor.empty(listener)

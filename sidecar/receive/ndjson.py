@@ -127,10 +127,10 @@ def _limit_at_shutdown(shutdown: Shutdown, scope: trio.CancelScope) -> Callable[
         scope.deadline = min(scope.deadline, trio.current_time() + STOP_S)
 
     # A client that ended its side before the shutdown may read slowly for minutes: looking once is not enough.
-    unsubscribe = shutdown.subscribe(limit)
+    shutdown.subscribe(limit)
     if shutdown.is_set():
         limit()
-    return unsubscribe
+    return partial(shutdown.unsubscribe, limit)
 
 
 class _Reading:
@@ -158,7 +158,7 @@ class _Reading:
         """
         await self._submit(first)
         with trio.CancelScope() as reading:
-            unsubscribe = self._shutdown.subscribe(reading.cancel)
+            self._shutdown.subscribe(reading.cancel)
             self._queue.on_eviction(reading.cancel)
             try:
                 if self._shutdown.is_set():
@@ -171,7 +171,7 @@ class _Reading:
                         self._read_some() if self._lines.unfinished_bytes < LARGE_BYTES else self._read_long_line()
                     )
             finally:
-                unsubscribe()
+                self._shutdown.unsubscribe(reading.cancel)
         if self._queue.evicted:
             raise BudgetExceeded
 

@@ -24,7 +24,7 @@ from sidecar.errors import SidecarError
 from sidecar.events import TYPES
 from sidecar.http import BUSY, LARGE_BYTES, BudgetExceeded, MemoryBudget, Request, Response
 from sidecar.observe import Telemetry
-from sidecar.outbox import Outbox, WriteRequest
+from sidecar.outbox import Outbox
 from sidecar.receive.parse import BATCH, EventParser, parsed_bytes
 from sidecar.receive.responses import (
     NOTHING_TO_STORE,
@@ -38,6 +38,7 @@ from sidecar.receive.responses import (
 __all__ = ["ClientMemory", "PageHandler", "Routes"]
 
 PageHandler = Callable[[], Awaitable[Response]]
+Parsed = ParsedRequest | IngestResponse
 
 _KINDS: Final = {f"/v1/{kind}": kind for kind in TYPES} | {f"/v1/{path}": BATCH for path in ("batch", "import", "b")}
 # Codes of sidecar.http for requests that would be refused again, and our codes for them (sent with 400).
@@ -159,54 +160,51 @@ class Routes:
         """Parse and store the events of one request; answer after their commit."""
         budget = self._budgets[trusted]
         try:
-            submitted = await self._parse_and_submit(request, kind, budget, trusted=trusted)
+            parsed, large = self._parse_at_once(request, kind, trusted=trusted) or await self._parse_in_turn(
+                request, kind, trusted=trusted
+            )
+            request.body = b""  # parsed: only the events are needed until their commit
+            if isinstance(parsed, IngestResponse):
+                self._telemetry.request_refused(parsed.code, parsed.message)
+                return parsed
+            if not parsed.events:
+                return NOTHING_TO_STORE
+            for entry in parsed.refused:
+                self._telemetry.request_refused(entry["code"])
+            # Counted from submit to commit: an answer that the client is slow to read is counted as held.
+            write = self._outbox.submit(parsed.events)
+            held_bytes = parsed_bytes(parsed, write)
+            budget.add(held_bytes, large=large)
+        except BudgetExceeded:
+            return self._refusal(BUSY.code, BUSY.message, BUSY.status)
         except SidecarError as error:
             return self._unavailable(error)
         finally:
             budget.next_turn()
-        if isinstance(submitted, IngestResponse):
-            return submitted
-        parsed, write, held_bytes = submitted
         try:
             accepted = await write.wait()
         except SidecarError as error:
             return self._unavailable(error)
         finally:
-            budget.add(-held_bytes, large=parsed.large)
+            budget.add(-held_bytes, large=large)
         self._telemetry.events_accepted(accepted.stored_of(parsed.events))
         return accepted_response(parsed, accepted)
 
-    async def _parse_and_submit(
-        self, request: Request, kind: str, budget: MemoryBudget, *, trusted: bool
-    ) -> IngestResponse | tuple[ParsedRequest, WriteRequest, int]:
-        """Return the events, their write, and their bytes, counted in the budget until its end; or the answer to a body without any.
+    def _parse_at_once(self, request: Request, kind: str, *, trusted: bool) -> tuple[Parsed, bool] | None:
+        """Parse a small body with a single call, by far the most frequent one; None if it is another, or has to wait."""
+        body = request.body
+        if kind == BATCH or len(body) >= LARGE_BYTES or has_tiny_events(body) or self._budgets[trusted].is_full():
+            return None
+        return self._parser.parse_one(body, kind, self._key_of(request), trusted=trusted), False
 
-        Raises OutboxFull or DiskFull.
-        """
-        key = _write_key(request.header(b"authorization")) if self._parser.has_sources else None
-        parsed: ParsedRequest | IngestResponse
-        large, tiny = False, has_tiny_events(request.body)
-        try:
-            if kind != BATCH and len(request.body) < LARGE_BYTES and not tiny and not budget.is_full():
-                parsed = self._parser.parse_one(request.body, kind, key, trusted=trusted)  # by far the most
-            else:
-                steps = partial(self._parser.steps, request.body, kind, key, trusted=trusted)
-                parsed, large = await budget.work(steps, len(request.body), has_tiny_parts=tiny)
-        except BudgetExceeded:
-            return self._refusal(BUSY.code, BUSY.message, BUSY.status)
-        request.body = b""  # parsed: only the events are needed until their commit
-        if isinstance(parsed, IngestResponse):
-            self._telemetry.request_refused(parsed.code, parsed.message)
-            return parsed
-        if not parsed.events:
-            return NOTHING_TO_STORE
-        for entry in parsed.refused:
-            self._telemetry.request_refused(entry["code"])
-        # Counted from submit to commit: an answer that the client is slow to read is counted as held.
-        write = self._outbox.submit(parsed.events)
-        held_bytes = parsed_bytes(parsed, write)
-        budget.add(held_bytes, large=large)
-        return parsed._replace(large=True) if large else parsed, write, held_bytes
+    async def _parse_in_turn(self, request: Request, kind: str, *, trusted: bool) -> tuple[Parsed, bool]:
+        """Parse any body once there is space for its events; return whether it is large, too. Raises BudgetExceeded."""
+        steps = partial(self._parser.steps, request.body, kind, self._key_of(request), trusted=trusted)
+        tiny = has_tiny_events(request.body)
+        return await self._budgets[trusted].work(steps, len(request.body), has_tiny_parts=tiny)
+
+    def _key_of(self, request: Request) -> str | None:
+        return _write_key(request.header(b"authorization")) if self._parser.has_sources else None
 
     def _unavailable(self, error: SidecarError) -> IngestResponse:
         response = unavailable_response(error)

@@ -94,7 +94,8 @@ class IngestServer:
         max_request_bytes: int,
         shutdown: Shutdown,
     ) -> None:
-        self._routes = routes
+        # Bound once, not for each connection.
+        self._over_tcp, self._over_unix, self._refuse = routes.over_tcp, routes.over_unix, routes.refuse
         self._parser = parser
         self._outbox = outbox
         self._telemetry = telemetry
@@ -115,7 +116,7 @@ class IngestServer:
 
     def handle_tcp(self, stream: trio.abc.Stream) -> Awaitable[None]:
         """Serve one TCP or TLS connection: HTTP."""
-        return self._http(stream, self._routes.over_tcp, b"", self._memory.tcp)
+        return self._http(stream, self._over_tcp, b"", self._memory.tcp)
 
     async def handle_unix(self, stream: trio.abc.Stream) -> None:
         """Serve one connection on the Unix socket: HTTP or NDJSON."""
@@ -132,7 +133,7 @@ class IngestServer:
                 shutdown=self._shutdown,
             )
         elif first[:1].isalpha():
-            await self._http(stream, self._routes.over_unix, first, self._memory.unix)
+            await self._http(stream, self._over_unix, first, self._memory.unix)
         elif first:
             await self._refuse_protocol(stream)
 
@@ -156,7 +157,7 @@ class IngestServer:
             def limit_wait() -> None:
                 waiting.deadline = trio.current_time() + FIRST_BYTES_S
 
-            unsubscribe = self._shutdown.subscribe(limit_wait)
+            self._shutdown.subscribe(limit_wait)
             if self._shutdown.is_set():
                 limit_wait()
             try:
@@ -169,7 +170,7 @@ class IngestServer:
             except trio.BrokenResourceError:
                 return b""
             finally:
-                unsubscribe()
+                self._shutdown.unsubscribe(limit_wait)
         return first
 
     def _http(self, stream: trio.abc.Stream, handler: Handler, first: bytes, budget: MemoryBudget) -> Awaitable[None]:
@@ -180,7 +181,7 @@ class IngestServer:
             limits=self._limits,
             first=first,
             shutdown=self._shutdown,
-            refuse=self._routes.refuse,
+            refuse=self._refuse,
             on_error=_log_request_error,
             budget=budget,
         )

@@ -8,6 +8,7 @@ memory.
 """
 
 import socket
+from collections.abc import Awaitable
 from typing import Any, Final
 
 import trio
@@ -57,7 +58,11 @@ class StartingServer:
         )
         self.ended.set()
 
-    async def _handle_tcp(self, stream: Any) -> None:
+    def _handle_tcp(self, stream: Any) -> Awaitable[None]:
+        # Not async, as `IngestServer.handle_tcp`.
+        return self._handle_early(stream) if self._server is None else self._server.handle_tcp(stream)
+
+    async def _handle_early(self, stream: Any) -> None:
         if await self._server_in_time(stream) is None:
             await self._first_bytes(stream)
         if self._server is not None:
@@ -103,7 +108,7 @@ class StartingServer:
                 first = await _peek(stream, 64)
                 nursery.cancel_scope.cancel()
 
-            unsubscribe = self.shutdown.subscribe(nursery.cancel_scope.cancel)
+            self.shutdown.subscribe(nursery.cancel_scope.cancel)
             try:
                 if self.shutdown.is_set():
                     nursery.cancel_scope.cancel()
@@ -111,7 +116,7 @@ class StartingServer:
                 await self.opened.wait()
                 nursery.cancel_scope.cancel()
             finally:
-                unsubscribe()
+                self.shutdown.unsubscribe(nursery.cancel_scope.cancel)
         return first
 
     async def _refuse(self, stream: Any) -> None:
