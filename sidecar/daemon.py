@@ -7,7 +7,7 @@ The path of an event through the packages::
                   └─ settled ◄─┘
 
 ``build`` constructs the application: every object gets what it needs in its constructor, and nothing is wired
-afterwards. ``serve`` runs it. A start takes the lock and binds the sockets (``startup.py``), opens the file while clients wait, starts
+afterwards. ``serve`` runs it. A start takes the lock and binds the sockets (``receive/claim.py``), opens the file while clients wait, starts
 all tasks, and reports READY once events can be accepted and stored. A stop has three steps; each waits for the one before::
 
     1. delivery sends nothing more; requests in flight finish, or their deadline passes. Events are accepted meanwhile,
@@ -34,7 +34,6 @@ import trio
 
 from sidecar import __version__
 from sidecar.clock import Clock, SystemClock
-from sidecar.collector import CollectionPace
 from sidecar.config import Config, ConfigFile, DeliverConfig, Secret, fleet_password
 from sidecar.control.audit import AuditRoutes, PagedCalls
 from sidecar.control.backlog import BacklogRoutes
@@ -71,6 +70,7 @@ from sidecar.deliver.errands import Errands
 from sidecar.deliver.limiter import LocalLimiter, SharedLimiter, SharedPace
 from sidecar.deliver.quota import DailyCaps, Quota, QuotaRow
 from sidecar.http import Shutdown
+from sidecar.http.collector import CollectionPace
 from sidecar.mapping import LiveSettings
 from sidecar.observe import (
     WRITER,
@@ -116,8 +116,8 @@ from sidecar.receive import (
     keep_open,
     watch_inherited,
 )
+from sidecar.receive.claim import Claimed
 from sidecar.receive.listeners import renew_certificate, try_certificate
-from sidecar.startup import Claimed
 from sidecar.systemd import Notifier, watchdog_s
 
 if TYPE_CHECKING:  # without [fleet] no code of the fleet is loaded

@@ -19,7 +19,7 @@ SOURCES = sorted((ROOT / "sidecar").rglob("*.py"))
 
 # From the bottom up: a package imports only from packages below its own rung.
 LADDER = (
-    ("clock", "collector", "errors", "units", "client"),
+    ("clock", "errors", "units", "client"),
     ("events",),
     ("config",),
     ("systemd",),
@@ -31,7 +31,6 @@ LADDER = (
     ("fleet",),
     ("deliver",),
     ("receive",),
-    ("startup",),
     ("control",),
     ("daemon",),
     ("sandbox",),

@@ -12,7 +12,7 @@ from sidecar.cli.common import config_option, global_option, hint, load_config
 from sidecar.config.credentials import api_key, property_key, property_key_warning, remote_warning
 from sidecar.config.file import ConfigFile
 from sidecar.errors import SidecarError
-from sidecar.startup import claim
+from sidecar.receive.claim import claim
 
 __all__ = ["run"]
 

@@ -25,7 +25,7 @@ from sidecar.observe.logs import (
     write_keys_of,
     write_suppressed,
 )
-from sidecar.startup import Claimed
+from sidecar.receive.claim import Claimed
 
 __all__ = ["run_daemon"]
 

@@ -25,7 +25,7 @@ __all__ = ["ERROR_LINE_S", "IngestServer", "serve_listeners"]
 
 log = logging.getLogger(__name__)
 
-# Open connections of a group of listeners, about 8 KB each; further clients wait in the kernel's queue. SPARE_DESCRIPTORS
+# Open connections of a group of listeners, about 6 KB each; further clients wait in the kernel's queue. SPARE_DESCRIPTORS
 # is the reserve for connections to PX, files and the control socket.
 CONNECTIONS: Final = 10_500
 SPARE_DESCRIPTORS: Final = 400

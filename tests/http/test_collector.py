@@ -2,7 +2,7 @@
 
 import gc
 
-from sidecar.collector import SHARE, CollectionPace
+from sidecar.http.collector import SHARE, CollectionPace
 
 
 class Recorded:
