@@ -43,12 +43,12 @@ local minute = math.floor(now / 60000000)
 
 local fields = { 'epoch', 'run', 'pointer', 'clock', 'total', 'absent', 'unclaimed_of', 'claimed', 'until', 'minute',
   'oldest', 'used', 'next', 'blank', 'aside', 'left', 'per_second', 'per_day', 'day', 'identity',
-  'setter' }
+  'setter', 'set_back' }
 local state = {}
 local found = redis.call('HMGET', STATE, unpack(fields))
 for at, field in ipairs(fields) do state[field] = found[at] end
 for _, field in ipairs({ 'pointer', 'clock', 'total', 'absent', 'unclaimed_of', 'claimed', 'until', 'minute', 'oldest',
-  'used', 'next', 'blank', 'aside', 'left' }) do
+  'used', 'next', 'blank', 'aside', 'left', 'set_back' }) do
   state[field] = tonumber(state[field] or 0)
 end
 
@@ -219,6 +219,8 @@ local function clock_went_back()
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', ABSENT, '(' .. text(now), '+inf')) do
     redis.call('ZADD', ABSENT, text(now), member)
   end
+  -- Once only, also if this call is refused: the next one must not move everything again.
+  state.clock, state.set_back = now, now
   redis.call('DEL', WAITING[1], WAITING[2], WAITING[3])
   -- What was over must not begin again.
   state['until'], state.blank = state['until'] - back, state.blank - back
@@ -229,6 +231,18 @@ local function clock_went_back()
   end
   state.minute = minute
   book('n', minute, moved)
+end
+
+-- Return how many other hosts are connected. For the time of a lease those count whose lease ended only because the clock was
+-- set back: a host that was refused until then could call before them, and would set its own limits.
+local function connected_others()
+  local count = redis.call('ZCARD', MEMBERS) - (redis.call('ZSCORE', MEMBERS, arg.member) and 1 or 0)
+  if now > state.set_back + number('lease') then return count end
+  local ended = text(state.set_back - 1)
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', ABSENT, ended, ended)) do
+    if member ~= arg.member then count = count + 1 end
+  end
+  return count
 end
 
 -- The first call of a member in this epoch: it brings what it believes to have, and what it knows of the day.
@@ -441,7 +455,7 @@ if state.epoch then roll_minutes() end
 end_leases()
 
 -- Limits and product must be the same on all hosts that are connected now.
-local present = redis.call('ZCARD', MEMBERS) - (redis.call('ZSCORE', MEMBERS, arg.member) and 1 or 0)
+local present = connected_others()
 if state.epoch and present > 0 and state.identity then
   for _, what in ipairs({ 'per_second', 'per_day', 'day', 'identity' }) do
     if state[what] and state[what] ~= arg[what] then

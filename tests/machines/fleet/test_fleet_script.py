@@ -1,0 +1,76 @@
+"""Single calls of the script: a host whose limits differ changes nothing for those that are connected."""
+
+from typing import Any
+
+import pytest
+from fleet_engine import SIMULATED, EngineClient
+from fleet_world import SimEngine
+
+from sidecar.fleet.wire import ScriptCall
+
+START_S = 1000.0
+PER_DAY = 990_000
+LEASE_S = 5.0
+
+
+class Calls:
+    """Calls of hosts ``a``, ``b``, … at the times of one engine, in seconds of its clock."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self.engine = SimEngine(client, SIMULATED)
+        self.epoch = ""
+
+    def call(self, host: str, at_s: float, op: str = "join", **fields: Any) -> Any:
+        now = self.engine.clock_us(at_s)
+        limits = {"per_second": 190_000_000, "per_day": PER_DAY, "day": "rolling"}
+        limits |= {name: fields.pop(name) for name in tuple(fields) if name in limits}
+        call = ScriptCall(
+            *(op, host, 1, "nonce", host, self.engine.run, now - 50_000, now + 500_000),
+            *(limits["per_second"], limits["per_day"], limits["per_day"], limits["day"], 0, "us key"),
+            *(500_000, int(LEASE_S * 1e6), 1_500_000, 2_000_000, 86_400_000_000),
+            int(min(limits["per_second"], limits["per_day"] * 1_000_000 / 86_400)),
+            *(self.epoch, 0, 0),
+        )
+        answer = self.engine.call(call._replace(**fields), at_s)
+        if answer.granted is not None:
+            self.epoch = answer.granted.epoch
+        return answer
+
+
+@pytest.fixture
+def calls(client) -> Calls:
+    return Calls(client)
+
+
+def test_a_refused_host_stays_refused_after_the_clock_was_set_back(calls):
+    """All leases end when the clock is set back; the first caller after that could once set its own limits."""
+    for host in ("a", "b"):
+        assert calls.call(host, START_S).outcome == "ok"
+    assert calls.call("c", START_S + 1, per_second=100_000_000).outcome == "differ"
+    calls.engine.skew_s -= 60
+    for at_s in (START_S + 1.1, START_S + 1.2, START_S + 2):
+        assert calls.call("c", at_s, per_second=100_000_000).outcome == "differ"
+    assert calls.call("a", START_S + 2.1, op="ask").outcome == "ok"
+
+
+def test_a_call_that_differs_moves_the_slots_back_once_with_the_clock(calls):
+    calls.call("a", START_S)
+    pointer = calls.call("a", START_S + 3, op="ask", normal=50).granted.first
+    calls.engine.skew_s -= 60
+    for at_s in (START_S + 3.1, START_S + 3.2, START_S + 3.3):
+        calls.call("c", at_s, per_second=100_000_000)
+    after = calls.call("a", START_S + 3.4, op="ask", normal=1).granted.first
+    assert pointer - 61_000_000 < after < pointer - 58_000_000
+
+
+def test_limits_are_free_a_lease_after_the_clock_was_set_back(calls):
+    calls.call("a", START_S)
+    calls.engine.skew_s -= 60
+    assert calls.call("c", START_S + 1, per_second=100_000_000).outcome == "differ"
+    assert calls.call("c", START_S + 1 + LEASE_S + 0.1, per_second=100_000_000).outcome == "ok"
+
+
+def test_a_lone_member_may_change_its_limits_after_such_a_clock(calls):
+    calls.call("a", START_S)
+    calls.engine.skew_s -= 60
+    assert calls.call("a", START_S + 1, per_second=100_000_000).outcome == "ok"
