@@ -233,6 +233,13 @@ local function clock_went_back()
   book('n', minute, moved)
 end
 
+-- Return the limit in which the caller differs from the fleet, or nil.
+local function first_difference()
+  for _, what in ipairs({ 'per_second', 'per_day', 'day', 'identity' }) do
+    if state[what] and state[what] ~= arg[what] then return what end
+  end
+end
+
 -- Return how many other hosts are connected. For the time of a lease those count whose lease ended only because the clock was
 -- set back: a host that was refused until then could call before them, and would set its own limits.
 local function connected_others()
@@ -450,20 +457,25 @@ if (not state.epoch or state.run ~= arg.run or state.epoch ~= arg.epoch) and arg
   return { 'join', text(now) }
 end
 
+-- Limits and product must be the same on all hosts that are connected now. The time that has passed counts by those of the
+-- fleet: a host with another day would drop minutes, and set aside another part of it for absent hosts.
+local own = arg
+local different = state.epoch and state.identity and first_difference()
+if different then
+  arg = {}
+  for name, value in pairs(own) do arg[name] = value end
+  arg.per_second, arg.per_day, arg.day = state.per_second, state.per_day, state.day
+  arg.alone = math.floor(math.min(number('per_second'), number('per_day') * 1000000 / 86400))
+end
 if state.epoch and state.clock > now + 1000 then clock_went_back() end
 if state.epoch then roll_minutes() end
 end_leases()
-
--- Limits and product must be the same on all hosts that are connected now.
 local present = connected_others()
-if state.epoch and present > 0 and state.identity then
-  for _, what in ipairs({ 'per_second', 'per_day', 'day', 'identity' }) do
-    if state[what] and state[what] ~= arg[what] then
-      save()
-      return { 'differ', text(now), what, state[what], arg[what], state.setter or '' }
-    end
-  end
+if different and present > 0 then
+  save()
+  return { 'differ', text(now), different, state[different], own[different], state.setter or '' }
 end
+arg = own
 
 if not state.epoch or state.run ~= arg.run then begin_epoch() end
 state.clock = now

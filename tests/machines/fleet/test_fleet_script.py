@@ -74,3 +74,29 @@ def test_a_lone_member_may_change_its_limits_after_such_a_clock(calls):
     calls.call("a", START_S)
     calls.engine.skew_s -= 60
     assert calls.call("a", START_S + 1, per_second=100_000_000).outcome == "ok"
+
+
+def test_a_host_with_another_day_does_not_drop_the_fleets_minutes(calls):
+    midnight_s = START_S + 86_400 - calls.engine.clock_us(START_S) / 1_000_000 % 86_400
+    calls.call("a", midnight_s - 1800)
+    assert calls.call("a", midnight_s - 1790, op="ask", normal=40).granted.slots == 40
+    for at_s in (599, 602):
+        assert calls.call("a", midnight_s + at_s, op="ask").granted.used == 40
+        assert calls.call("c", midnight_s + at_s + 1, day="utc").outcome == "differ"
+    assert calls.call("a", midnight_s + 604, op="ask").granted.used == 40
+
+
+def test_a_host_with_a_smaller_day_does_not_lessen_what_is_set_aside(calls):
+    """When a lease ends, what the absent host may send of the day is set aside, by the limits of the fleet."""
+    for host in ("a", "b"):
+        calls.call(host, START_S)
+    for at_s in (11, 11.1, 14):  # both are promised their half
+        for host in "ab":
+            promised = calls.call(
+                host, START_S + at_s, op="ask", promise=0 if at_s == 11 else 5_729_166
+            ).granted.promise
+    calls.call("a", START_S + 17, op="ask", promise=promised)
+    assert calls.call("c", START_S + 19.5, per_day=1).outcome == "differ"
+    granted = calls.call("a", START_S + 20, op="ask", promise=promised).granted
+    assert granted.absent == 1
+    assert granted.used == pytest.approx(PER_DAY / 2, rel=0.001)
