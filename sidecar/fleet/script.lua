@@ -471,11 +471,12 @@ if state.epoch and state.clock > now + 1000 then clock_went_back() end
 if state.epoch then roll_minutes() end
 end_leases()
 local present = connected_others()
-if different and present > 0 then
+if not different or present == 0 then
+  arg = own
+elseif arg.op ~= 'leave' then -- what a host gives back at its end is free at once, whatever its limits are by then
   save()
   return { 'differ', text(now), different, state[different], own[different], state.setter or '' }
 end
-arg = own
 
 if not state.epoch or state.run ~= arg.run then begin_epoch() end
 state.clock = now

@@ -100,3 +100,17 @@ def test_a_host_with_a_smaller_day_does_not_lessen_what_is_set_aside(calls):
     granted = calls.call("a", START_S + 20, op="ask", promise=promised).granted
     assert granted.absent == 1
     assert granted.used == pytest.approx(PER_DAY / 2, rel=0.001)
+
+
+def test_a_host_that_differs_gives_its_promise_back_when_it_leaves(calls):
+    for at_s in (0, 11):
+        for host in ("a", "b"):
+            calls.call(host, START_S + at_s)
+    limits = {"per_second": 100_000_000, "per_day": 500_000}
+    promised = calls.call("b", START_S + 12, op="ask").granted.promise
+    assert promised > 0
+    assert calls.call("b", START_S + 13, promise=promised, **limits).outcome == "differ"
+    assert calls.call("b", START_S + 14, op="leave", promise=promised, **limits).outcome == "ok"
+    granted = calls.call("a", START_S + 15, op="ask").granted
+    assert (granted.members, granted.absent) == (1, 0)
+    assert granted.promise == pytest.approx(PER_DAY * 1_000_000 / 86_400, abs=1)
