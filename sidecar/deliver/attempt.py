@@ -96,9 +96,12 @@ def outcome_of(
     detail: str = "",
     failure: Failure | None = None,
 ) -> EventOutcome:
-    """Return the telemetry record of an event that was settled or will be retried."""
+    """Return the telemetry record of an event that was settled or will be retried.
+
+    ``attempts`` above the failed ones of the event means that a request of its present attempt was sent.
+    """
     attempt: Attempt | None = event.attempt
-    sent = attempt.calls.current if attempt and attempt.calls and what in ("delivered", "dead") else None
+    sent = attempt.calls.current if attempt and attempt.calls and attempts > event.attempts else None
     return EventOutcome(
         what=what,
         event_id=event.id,

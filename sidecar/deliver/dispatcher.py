@@ -287,13 +287,13 @@ class Dispatcher:
         # A dead event changes no memory: PX never learned what it says.
         if state is not EventState.DEAD and attempt and attempt.mapped.known is not None and event.row.user is not None:
             remember = Remembered(attempt.product, event.row.user, attempt.memory.settle(attempt).encode())
-        payload = attempt.calls.current.body if state is EventState.DEAD and attempt and attempt.calls else b""
+        sent = attempt.calls if attempt and event.out else None  # nothing of an event that is too old, or above its cap
         return Settlement(
             *(event.id, event.priority, state, reason, status, detail),
-            attempts=event.attempts + (attempt is not None and attempt.calls is not None),
+            attempts=event.attempts + (sent is not None),
             first_failed_ms=event.row.failure.first_failed_ms if event.row.failure else 0,
             name=attempt.name if attempt else "",
-            payload=payload,
+            payload=sent.current.body if sent and state is EventState.DEAD else b"",
             remember=remember,
             cap=None if state is EventState.DROPPED else event.cap,
         )

@@ -179,6 +179,28 @@ def test_event_older_than_max_age_is_dead():
     assert (action.settlement.state, action.settlement.reason) == (EventState.DEAD, "too_old")
 
 
+@pytest.mark.parametrize("reason", ["too_old", "capped"])
+def test_an_event_settled_unsent_has_no_attempt_and_no_payload(reason):
+    """It was counted as sent once, and the dead letter and the feed showed as sent what PX never got."""
+    config = '[deliver]\nmax_age = "1h"\n' if reason == "too_old" else '[mapping.event."Logged In"]\nper_day = 0\n'
+    harness = DispatcherHarness(config, rows=[track(1)])
+    harness.clock.now_s += 3601
+    action = harness.next()
+    assert isinstance(action, Settle)
+    settled, (outcome,) = action.settlement, harness.telemetry.settled
+    assert (settled.reason, settled.attempts, settled.payload) == (reason, 0, b"")
+    assert (outcome.attempts, outcome.request, outcome.payload) == (0, "", b"")
+
+
+def test_an_event_too_old_for_its_retry_has_the_attempts_that_failed():
+    harness = DispatcherHarness('[deliver]\nmax_age = "1h"\n', rows=[track(1)])
+    harness.reply(harness.send(), PxAnswer(503))
+    harness.clock.now_s += 3601
+    action = harness.next()
+    assert isinstance(action, Settle)
+    assert (action.settlement.reason, action.settlement.attempts) == ("too_old", 1)
+
+
 def test_event_exactly_as_old_as_max_age_is_sent():
     harness = DispatcherHarness('[deliver]\nmax_age = "1h"', rows=[track(1)])
     harness.clock.now_s = (harness.rows[0].received_ms - 1_700_000_000_000) / 1000 + 3600
