@@ -266,16 +266,19 @@ class Destination:
             self._opens_by_time = verdict.kind is Kind.DELIVERED
         return outcome
 
-    def sequence_continued(self, now_s: float, *, probe: bool, accepted: bool = False) -> None:
+    def sequence_continued(self, now_s: float, *, probe: bool, accepted: bool = False, absent: bool = False) -> None:
         """Take an answer that leads to the event's next request: PX itself answered, and it accepts the key.
 
-        ``accepted``: it did what an errand asked for, which ends an episode of 429s as a delivery does.
+        ``accepted``: it did what an errand asked for, which ends an episode of 429s as a delivery does. ``absent``: the
+        answer was 404, which a host that is not PX gives, too.
         """
         if accepted:
             self._too_fast_since_s = None
         self._failures = 0
         self._failure_users.clear()
-        if probe:
+        if probe and absent and self._base is DestinationState.PAUSED and self._reason == Kind.WRONG_REGION:
+            self._probing, self._until_s = False, now_s  # the next request of this event is the probe
+        elif probe:
             self._attempts = 0
             self._reopen(now_s)
 

@@ -54,7 +54,7 @@ from sidecar.events import decode_stored, name_of, shape_error
 from sidecar.mapping import PRIORITIES, CustomEvent, Known, LiveSettings, Priority
 from sidecar.observe import Telemetry
 from sidecar.outbox import PAGE_ROWS, ClockTrust, EventState, Failure, Page, Remembered, Row, Settlement, hashed_values
-from sidecar.px import Kind, PxRequest, Reply, Verdict
+from sidecar.px import Kind, PxAnswer, PxRequest, Reply, Verdict
 
 __all__ = ["Dispatcher"]
 
@@ -310,14 +310,14 @@ class Dispatcher:
         self._probe = None if probe else self._probe
         if isinstance(step, PxRequest):
             # The event keeps its slot and goes before all others: an older event could wait for just this slot.
-            self.destination.sequence_continued(now_s, probe=probe)
+            absent = isinstance(reply, PxAnswer) and reply.status == 404
+            self.destination.sequence_continued(now_s, probe=probe, absent=absent)
             self._queues.put_first(event)
             return []
         outcome = self.destination.on_verdict(step, event=event.id, user=event.row.user, now_s=now_s, probe=probe)
         if outcome.day_spent:
             self.limiter.treat_day_as_spent()
-        # A pause has begun: it judges no event, and those on probation are pending again.
-        for event_id in outcome.pending:
+        for event_id in outcome.pending:  # a pause has begun: it judges no event
             self._requeue(self._on_probation.pop(event_id)[0])
         written: list[Settle | Failure] = [Settle(self._settle_refused(event_id)) for event_id in outcome.dead]
         return written + self._dispose(event, step, outcome, now_s)

@@ -283,9 +283,10 @@ class UserQueues:
         return min(heads, key=lambda event: event.id, default=None)
 
     def any_ready(self, now_s: float, random: float) -> LoadedEvent | None:
-        """Return a ready event chosen by ``random`` from [0, 1): the probe of a pause."""
+        """Return a ready event chosen by ``random`` from [0, 1), or one that was put first: the probe of a pause."""
         self.head(now_s)
-        heads = [event for heap in self._ready.values() for _, event in heap]
+        entries = [entry for heap in self._ready.values() for entry in heap]
+        heads = [event for rank, event in entries if rank < 0] or [event for _, event in entries]
         return heads[int(random * len(heads))] if heads else None
 
     def take(self, event: LoadedEvent) -> None:

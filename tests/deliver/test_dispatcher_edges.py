@@ -355,3 +355,22 @@ def test_pause_is_probed_with_a_retry_that_became_due():
     del harness.rows[1]  # its user was forgotten
     harness.clock.now_s += 400
     assert harness.send().event.id == 1
+
+
+@pytest.mark.parametrize(("last", "after"), [(PxAnswer(404), "paused"), (CREATED, "open")])
+def test_a_404_for_a_person_does_not_end_a_pause_for_a_wrong_region(last, after):
+    """A host that is not PX answers 404 to everything: such a probe opened delivery for the time of a round trip."""
+    harness = DispatcherHarness(PEOPLE, [identify_row(number, f"u{number}") for number in range(1, 40)])
+    for _ in range(2):
+        harness.reply(harness.send(), PxAnswer(404))
+    harness.clock.now_s += 301
+    update = harness.send()
+    assert harness.reply(update, PxAnswer(404)) == []
+    assert harness.dispatcher.destination.describe(harness.clock.now_s).state == "paused"
+    create = harness.send()
+    assert (create.event.id, create.request.method) == (update.event.id, "POST")
+    assert isinstance(harness.next(), WaitUntil)
+    harness.reply(create, last)
+    status = harness.dispatcher.destination.describe(harness.clock.now_s)
+    assert status.state == after
+    assert after == "open" or status.until_s == harness.clock.now_s + 300
