@@ -136,18 +136,18 @@ local function not_known_yet()
   return now > state.blank and 0 or math.ceil(number('per_second') * number('lease') / 1e12)
 end
 
--- "granted" holds for each member: all slots so far, the slots it is owed in thousandths, when it last asked, and what of
--- the day is set aside for it while it is absent.
+-- "granted" holds for each member: all slots so far, the slots it is owed in thousandths, when it last asked, what of the day
+-- is set aside for it while it is absent, and what was set aside in all when it was last answered.
 local function account_of(member)
   local account = {}
   for part in string.gmatch(redis.call('HGET', GRANTED, member) or '', '%S+') do
     account[#account + 1] = tonumber(part)
   end
-  return { account[1] or 0, account[2] or 0, account[3] or now, account[4] or 0 }
+  return { account[1] or 0, account[2] or 0, account[3] or now, account[4] or 0, account[5] or 0 }
 end
 
 local function save_account(member, account)
-  for at = 1, 4 do account[at] = text(account[at]) end
+  for at = 1, 5 do account[at] = text(account[at]) end
   redis.call('HSET', GRANTED, member, table.concat(account, ' '))
 end
 
@@ -169,7 +169,8 @@ local function end_leases()
     redis.call('ZADD', ABSENT, ended, member)
     local promise, account = promise_of(member), account_of(member)
     state.absent = state.absent + promise
-    account[4] = math.ceil(math.max(0, number('per_day') - state.used - aside()) * promise / number('alone'))
+    -- By what the host knows as left: hosts that are cut off together do not know what is set aside for each other.
+    account[4] = math.ceil(math.max(0, number('per_day') - state.used - account[5]) * promise / number('alone'))
     state.aside = state.aside + account[4]
     save_account(member, account)
     stop_waiting(member)
@@ -343,7 +344,7 @@ local function settle_account(count, rate, rivals_now, waited)
     owed = account[2] + math.floor(rate * math.min(now - account[3], 1000000) / 1e9 / (rivals_now + 1)) - 1000 * count
     owed = math.max(-2000, math.min(owed, 2000))
   end
-  save_account(arg.member, { account[1] + count, owed, now, 0 })
+  save_account(arg.member, { account[1] + count, owed, now, 0, aside() })
 end
 
 -- Return how many slots this host gets, whether only high events may use them, and how many rivals wait by class.

@@ -114,3 +114,19 @@ def test_a_host_that_differs_gives_its_promise_back_when_it_leaves(calls):
     granted = calls.call("a", START_S + 15, op="ask").granted
     assert (granted.members, granted.absent) == (1, 0)
     assert granted.promise == pytest.approx(PER_DAY * 1_000_000 / 86_400, abs=1)
+
+
+def test_hosts_cut_off_together_have_their_whole_part_of_the_day(calls):
+    """Each knows nothing of what is set aside for the others: it stops when all promises have used what it knows as left."""
+    promised = dict.fromkeys("abc", 0)
+    for at_s in (0, 11, 12, 13, 14):
+        for host in "abc":
+            at = START_S + at_s + ord(host) / 1000
+            promised[host] = calls.call(host, at, promise=promised[host]).granted.promise
+    for at_s in (17, 19.1, 19.15, 20):  # the leases of b and c end one after the other
+        granted = calls.call("a", START_S + at_s, op="ask", promise=promised["a"]).granted
+    assert granted.absent == 2
+    assert granted.used == pytest.approx(PER_DAY * 2 / 3, rel=0.001)
+    # One that is cut off after them knows of it: its part is one of what is left then.
+    used = calls.call("d", START_S + 26).granted.used
+    assert used == pytest.approx(PER_DAY * (2 / 3 + 1 / 3 * 1 / 3), rel=0.001)
