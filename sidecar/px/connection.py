@@ -54,6 +54,7 @@ __all__ = [
     "ends_exactly",
     "innermost_text",
     "read_leniently",
+    "says_delivered",
 ]
 
 BODY_MAX_BYTES: Final = 64 * 1024  # of an answer
@@ -332,6 +333,12 @@ def final_status(received: bytes | bytearray) -> tuple[int, int] | None:
             return None
         at = end.end()
     return None
+
+
+def says_delivered(received: bytes | bytearray) -> bool:
+    """Return whether the status line has arrived and says that the event is delivered, whatever follows it."""
+    found = final_status(received)
+    return found is not None and found[0] in _DELIVERED
 
 
 def read_leniently(received: bytes) -> tuple[int, Headers, bytes] | None:

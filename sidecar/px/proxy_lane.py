@@ -31,17 +31,21 @@ from sidecar.px.connection import (
     KEEPALIVE_S,
     KEPT_BYTES,
     LIFE_S,
+    REST_S,
     Headers,
     causes_of,
     ends_exactly,
     innermost_text,
     not_connected,
     read_leniently,
+    says_delivered,
 )
 from sidecar.px.network import AT_ONCE, Departure, wait_until_due
 from sidecar.px.requests import PxRequest
 
 __all__ = ["HttpxLane", "Proxy"]
+
+Received = Callable[[bytes], None]
 
 MAX_PORT = 65_535
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.ProxyError)
@@ -96,8 +100,8 @@ class Proxy:
             mask=mask,
         )
 
-    def _transport_to(self, origin: str) -> Callable[[bytearray], httpx.AsyncHTTPTransport]:
-        """Return the maker of a transport for one connection, which keeps what PX answers in the bytes that it is given."""
+    def _transport_to(self, origin: str) -> Callable[[Received], httpx.AsyncHTTPTransport]:
+        """Return the maker of a transport for one connection, which calls what it is given with what PX answers."""
         layers = (self._proxy.url.scheme == "https") + origin.startswith("https:")
         return lambda received: _RecordingTransport(self._proxy, self._tls, _RecordingBackend(received, layers))
 
@@ -122,9 +126,9 @@ class _RecordingTransport(httpx.AsyncHTTPTransport):
 
 
 class _RecordingBackend(httpcore.AsyncNetworkBackend):
-    """Connects as httpcore does; ``received`` gets what is read behind as many TLS layers as PX's answers have."""
+    """Connects as httpcore does; ``received`` is called with what is read behind as many TLS layers as PX's answers have."""
 
-    def __init__(self, received: bytearray, layers: int) -> None:
+    def __init__(self, received: Received, layers: int) -> None:
         self._backend = httpcore.TrioBackend()
         self._received, self._layers = received, layers
 
@@ -133,15 +137,15 @@ class _RecordingBackend(httpcore.AsyncNetworkBackend):
 
 
 class _RecordingStream(httpcore.AsyncNetworkStream):
-    """A stream below ``layers`` more TLS layers; the innermost one keeps what it reads."""
+    """A stream below ``layers`` more TLS layers; the innermost one passes on what it reads."""
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream, received: bytearray, layers: int) -> None:
+    def __init__(self, stream: httpcore.AsyncNetworkStream, received: Received, layers: int) -> None:
         self._stream, self._received, self._layers = stream, received, layers
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         data = await self._stream.read(max_bytes, timeout)
-        if self._layers == 0 and len(self._received) < KEPT_BYTES:
-            self._received += data
+        if self._layers == 0:
+            self._received(data)
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -162,7 +166,7 @@ class HttpxLane:
 
     def __init__(
         self,
-        transport: Callable[[bytearray], httpx.AsyncHTTPTransport],
+        transport: Callable[[Received], httpx.AsyncHTTPTransport],
         origin: str,
         headers: Callable[[], Headers],
         *,
@@ -180,6 +184,7 @@ class HttpxLane:
         self._url = lru_cache(maxsize=64)(lambda path: httpx.URL(origin + path))
         self._transport: httpx.AsyncHTTPTransport | None = None
         self._received = bytearray()  # of PX's answer
+        self._scope = trio.CancelScope()
         self._renew_at_s = 0.0
         self._busy = False
 
@@ -194,7 +199,7 @@ class HttpxLane:
         exchange = _ProxyExchange(_RequestBody(request.body, departure))
         self._received.clear()
         try:
-            with trio.move_on_after(self._timeout_s):
+            with trio.move_on_after(self._timeout_s) as self._scope:
                 reusable = await self._run(request, exchange)
             return self._reply(exchange)
         finally:
@@ -215,7 +220,7 @@ class HttpxLane:
         if self._transport is not None and boot_s() >= self._renew_at_s:
             await self.aclose()
         if self._transport is None:
-            self._transport, self._renew_at_s = self._new_transport(self._received), boot_s() + LIFE_S
+            self._transport, self._renew_at_s = self._new_transport(self._receive), boot_s() + LIFE_S
         try:
             prepared = self._request(request, exchange.request_body)
             response = await self._transport.handle_async_request(prepared)
@@ -232,6 +237,13 @@ class HttpxLane:
             return False
         exchange.complete = True
         return ends_exactly(self._received, response.status_code, response.headers.raw)
+
+    def _receive(self, data: bytes) -> None:
+        """Keep what PX answers. Once it has delivered the event, the rest of the answer is worth only a short wait."""
+        if len(self._received) < KEPT_BYTES:
+            self._received += data
+            if says_delivered(self._received):
+                self._scope.deadline = min(self._scope.deadline, trio.current_time() + REST_S)
 
     def _request(self, request: PxRequest, body: "_RequestBody") -> httpx.Request:
         """Convert a request to httpx's form, with the headers that all requests share."""

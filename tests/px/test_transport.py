@@ -381,6 +381,27 @@ async def test_the_status_line_decides_through_a_proxy_too(authority, ca_file, f
         await lane.aclose()
 
 
+@pytest.mark.parametrize(
+    "first",
+    [b"HTTP/1.1 204 No Content\r\nX: y\r\n", b"HTTP/1.1 201 Created\r\nContent-Length: 9\r\n\r\n{}"],
+    ids=["head", "body"],
+)
+async def test_a_delivery_that_stalls_through_a_proxy_is_ended(authority, ca_file, first, monkeypatch):
+    """The next event of the user waited for the whole timeout."""
+    monkeypatch.setattr("sidecar.px.proxy_lane.REST_S", 0.2)
+
+    async def stalling(stream, server):
+        await tunnel(authority, [first])(stream, server)
+        await trio.sleep_forever()
+
+    async with serving(stalling) as server:
+        proxy = f"http://127.0.0.1:{server.port}"
+        lane = server.network(30.0, base_url="https://px.example", proxy=proxy, ca_file=ca_file).lane()
+        with trio.fail_after(5):
+            assert (await lane.send(EVENT)).status == int(first[9:12])
+        await lane.aclose()
+
+
 async def test_the_answer_to_connect_is_no_answer_of_px(authority, ca_file):
     answer_to_connect = b"HTTP/1.1 201 Created\r\nBad Name: 1\r\n\r\n"
     async with serving(tunnel(authority, [], answer_to_connect)) as server:
