@@ -27,7 +27,7 @@ _FIFTY_YEARS_MS: Final = 50 * 365 * _DAY_MS
 
 _MAX_TEXT: Final = 100  # characters; JavaScript's texts name the zone in words
 _MAX_DIGITS: Final = 40
-_DIGITS: Final = re.compile(r"[+-]?\d{9,}(\.\d*)?", re.ASCII)
+_DIGITS: Final = re.compile(r"[+-]?\d{9,}([.,]\d*)?", re.ASCII)
 # Java: 2024-06-06T16:00:00Z[UTC], +02:00[UTC+02:00]; RFC 9557: +02:00[!Europe/Berlin][u-ca=gregory];
 # Elixir: 2024-06-06 18:00:00+02:00 CEST Europe/Berlin
 _REGION: Final = re.compile(r"(?:(?: ?\[[^\[\]]+\])+| [A-Za-z][\w+-]*(?:/[\w+-]+)+)$")
@@ -144,6 +144,7 @@ def _iso_ms(text: str) -> int | None:
 def _digits_ms(bare: str) -> int | None:
     if len(bare) > _MAX_DIGITS:
         return None
+    bare = bare.replace(",", ".")
     return _number_ms(float(bare) if "." in bare else int(bare))
 
 
@@ -159,6 +160,8 @@ def _unusual_text_ms(text: str) -> int | None:
     bare = text.translate(_LOOKALIKES).strip().strip('"').strip()
     if len(bare) > _MAX_TEXT:
         return None
+    if _DIGITS.fullmatch(bare):  # behind more blanks, or in quotes
+        return _digits_ms(bare)
     if region := _REGION.search(bare):
         bare = bare[: region.start()]
         # The local time of a region: its offset is in a table that differs between hosts.

@@ -131,6 +131,13 @@ def test_date_of_each_language_is_read_or_reported(sent: object, date_ms: int | 
     assert ("date" in changes_by_field(mapped)) == (date_ms is None)
 
 
+@pytest.mark.parametrize("form", ['"{}"', "     {}", '" {} "', "{},0", "{}.0", "+{}"])
+@pytest.mark.parametrize("digits", [171806071, 1717689600, 1718060711123, 1717689600123])
+def test_an_epoch_in_quotes_or_behind_blanks_is_read_as_an_epoch(form: str, digits: int):
+    """`datetime` reads 1718-06-07T11:23 from 1718060711123."""
+    assert to_epoch_ms(form.format(digits)) == (digits if digits > 10**11 else digits * 1000)
+
+
 @pytest.mark.parametrize("digits", range(171_000_000, 1_799_999_999, 37_123_457))
 def test_text_of_nine_or_more_digits_is_an_epoch(digits: int):
     mapped = map_one(track(timestamp=str(digits)))
