@@ -44,8 +44,8 @@ _SPACED_OFFSET: Final = re.compile(
     r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?) ?"
     r"([+-]\d\d:?\d\d(?::\d\d)?|[A-Z]{1,4})(?: [A-Z]{2,5}| [+-]\d\d(?:\d\d)?)?(?: M=[+-][\d.]+)?"
 )
-# A number as JavaScript and others write large ones: 1.717689600123E12
-_SCIENTIFIC: Final = re.compile(r"\d\.\d{1,18}E\+?(?:9|1\d)", re.ASCII | re.IGNORECASE)
+# A number as JavaScript and others write large ones: Java 1.717689600123E12, Go 1.7176896e+09
+_SCIENTIFIC: Final = re.compile(r"\d\.\d{1,18}E\+?(?:0?9|1\d)", re.ASCII | re.IGNORECASE)
 # The hour of a half day: 2024-06-06 04:00:00 PM
 _HALF_DAY: Final = re.compile(r"(\d{4}-\d\d-\d\d[T ])(0?[1-9]|1[0-2])(:\d\d(?::\d\d(?:[.,]\d+)?)?) ?([AP])M( ?.*)")
 _MIDNIGHT: Final = re.compile(r"(\d{4}-\d\d-\d\d[T ])24(:00(?::00(?:[.,]0+)?)?(?![:.,\d]).*)")  # ISO 8601 ends a day so

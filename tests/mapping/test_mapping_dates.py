@@ -76,6 +76,8 @@ FORMS = [
     ("JavaScript expanded year", "+002024-06-06T16:00:00.123Z", FRACTION_MS),
     ("JavaScript JSON.stringify(date)", '"2024-06-06T16:00:00.123Z"', FRACTION_MS),
     ("a number in scientific notation", "1.717689600123E12", FRACTION_MS),
+    ("Java Double.toString(), seconds", "1.717689600123E9", FRACTION_MS),
+    ("Go fmt.Sprint(float64), seconds", "1.7176896e+09", T_MS),
     ("half days", "2024-06-06 04:00:00 PM", T_MS),
     ("half days, noon", "2024-06-06 12:00:00 PM", T_MS - 4 * 3_600_000),
     ("half days, midnight", "2024-06-06 12:00 AM", T_MS - 16 * 3_600_000),
