@@ -35,7 +35,7 @@ _UTC_REGION: Final = re.compile(r"(?i) ?\[?!?(?:etc/)?(?:utc|uct|gmt|zulu|z)\]?"
 # An offset or the name of a zone behind a time of day.
 _ZONED: Final = re.compile(r"(?i)[t ]\d.*(?:[+-]\d\d(?::?\d\d)*|z|(?<=[ \d])(?!(?:am|pm)$)[a-z]{2,5})$")
 # A day of XML Schema: `datetime` reads the offset as a time of day behind a separator.
-_DAY_AND_OFFSET: Final = re.compile(r"(\d{4}-\d\d-\d\d|\d{8})(Z|[+-](?:0\d|1[0-4]):?[0-5]\d)", re.ASCII)
+_DAY_AND_OFFSET: Final = re.compile(r"(\d{4}-\d\d-\d\d|\d{8})(Z|[+-](?:0\d|1[0-4]):?[0-5]\d|[+-]\d\d)", re.ASCII)
 # `datetime` counts 75 minutes of an offset as an hour and a quarter.
 _NO_OFFSET: Final = re.compile(r"[+-]\d\d:?[6-9]\d(?::?\d\d)?$|[+-]\d\d:?\d\d:?[6-9]\d$", re.ASCII)
 _DOTNET: Final = re.compile(r"/Date\((-?\d{1,15})([+-]\d{4})?\)/")
@@ -134,8 +134,8 @@ def _iso_ms(text: str) -> int | None:
     """Convert ISO 8601 as ``datetime`` reads it. Raises ValueError; None for a form that has two readings."""
     # A time of day is longer than this, so that the usual timestamp does not pay for the rare form.
     if len(text) <= 16 and (match := _DAY_AND_OFFSET.fullmatch(text)):
-        if len(match[1]) == 8 and match[2] != "Z":
-            return None  # 20240606-0500: an offset, or five o'clock
+        if match[2] != "Z" and (len(match[1]) == 8 or len(match[2]) == 3):
+            return None  # 20240606-0500, 2024-06-06-05: an offset, or five o'clock
         text = f"{match[1]}T00:00{match[2]}"
     moment = datetime.fromisoformat(text)
     return None if _NO_OFFSET.search(text) else _moment_ms(moment)

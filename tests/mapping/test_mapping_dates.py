@@ -113,6 +113,8 @@ FORMS = [
     ("XML Schema date, west", "2024-06-06-05:00", T_MS - 11 * 3_600_000),
     ("XML Schema date in UTC", "2024-06-06Z", T_MS - 16 * 3_600_000),
     ("basic date and an offset or an hour", "20240606-0500", RECEIPT),
+    ("a day and an offset or an hour", "2024-06-06-05", RECEIPT),
+    ("Java pattern yyyy-MM-ddX", "2024-06-06+05", RECEIPT),
     ("minute 60", "2024-06-06T16:60:00Z", RECEIPT),
     ("second 60 within a day", "2024-06-06T12:30:60Z", RECEIPT),
     ("a leap second, not in UTC", "2017-01-01T00:59:60+01:00", 1483228800000),
