@@ -20,7 +20,15 @@ from sidecar.mapping.names import camel, store_bounded
 from sidecar.mapping.privacy import PrivacyRules
 from sidecar.mapping.values import as_text, clean_text, json_text, within_64_bits
 
-__all__ = ["MAX_ATTRIBUTES", "MAX_KEY", "AttributeMapper", "AttributePlan", "report_broken", "report_no_object"]
+__all__ = [
+    "MAX_ATTRIBUTES",
+    "MAX_KEY",
+    "NO_NAME",
+    "AttributeMapper",
+    "AttributePlan",
+    "report_broken",
+    "report_no_object",
+]
 
 MAX_ATTRIBUTES: Final = 50  # limits of PX: sidecar/px/README.md#the-custom-event
 MAX_KEY: Final = 1_024  # characters

@@ -8,7 +8,7 @@ one. The caps of PX are those of attributes.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sidecar.mapping.attributes import MAX_ATTRIBUTES, MAX_KEY, report_no_object
+from sidecar.mapping.attributes import MAX_ATTRIBUTES, MAX_KEY, NO_NAME, report_no_object
 from sidecar.mapping.model import Change
 from sidecar.mapping.paths import Field
 from sidecar.mapping.values import as_text, clean_text, json_text, within_64_bits
@@ -37,20 +37,29 @@ class GlobalContext:
         """Return the global context of this event; append what the caps of PX change to ``changes``."""
         own = self._own_object(event, changes)
         if own is not None:
-            pairs = [(clean_text(name), to_scalar(own[name])) for name in sorted(own)]
+            pairs = [(clean_text(name), own[name]) for name in sorted(own)]
         else:
-            pairs = [(field.name.removeprefix(_PREFIX), _first_scalar(field, event)) for field in self._members]
+            pairs = [(field.name.removeprefix(_PREFIX), _first_value(field, event)) for field in self._members]
         sent: dict[str, Any] = {}
-        for name, value in pairs:
+        taken: set[str] = set()  # the names as PX compares them, without case
+        for name, given in pairs:
             final = name[:MAX_KEY]
-            if not name or value is None:
+            value = to_scalar(given)
+            if type(given) is int and type(value) is not int:
+                what = "left out: beyond 1,024 bits" if value is None else "sent as text: beyond 64 bits"
+                changes.append(Change(f"globalContext.{final[:40]}", what))
+            if value is None:
                 continue
-            if final in sent or len(sent) == MAX_ATTRIBUTES:
-                why = "another has the same name in PX" if final in sent else f"over {MAX_ATTRIBUTES} values"
+            if not name:
+                changes.append(Change("globalContext", f"a value left out: it has {NO_NAME}"))
+                continue
+            if (folded := final.casefold()) in taken or len(sent) == MAX_ATTRIBUTES:
+                why = "another has the same name in PX" if folded in taken else f"over {MAX_ATTRIBUTES} values"
                 changes.append(Change(f"globalContext.{final[:40]}", f"left out: {why}"))
                 continue
             if final != name:
                 changes.append(Change(f"globalContext.{final[:40]}…", f"name cut: over {MAX_KEY:,} characters"))
+            taken.add(folded)
             sent[final] = value
         return sent or None
 
@@ -64,8 +73,10 @@ class GlobalContext:
         return None
 
 
-def _first_scalar(field: Field, event: dict[str, Any]) -> Any:
-    return next((value for read in field.reads if (value := to_scalar(read(event))) is not None), None)
+def _first_value(field: Field, event: dict[str, Any]) -> Any:
+    """Return the first value that PX takes; the first of all if it takes none."""
+    values = [read(event) for read in field.reads]
+    return next((value for value in values if to_scalar(value) is not None), values[0] if values else None)
 
 
 def to_scalar(value: Any) -> Any:
@@ -75,8 +86,8 @@ def to_scalar(value: Any) -> Any:
         return clean_text(value) or None
     if kind is bool or value is None:
         return value
-    if kind is int and within_64_bits(value):
-        return value
+    if kind is int:
+        return value if within_64_bits(value) else as_text(value)
     if kind is float:
         return value if value - value == 0 else None  # neither NaN nor infinite
-    return as_text(value) or json_text(value)
+    return json_text(value)

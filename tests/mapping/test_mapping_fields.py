@@ -265,3 +265,25 @@ def test_a_global_context_that_is_no_object_is_reported():
     rules = '[mapping.fields]\nglobalContext = "properties.where"\n'
     changes = changes_by_field(map_one(track(properties={"where": "here"}), rules))
     assert changes == {"globalContext": "properties.where left out: str, not an object"}
+
+
+@pytest.mark.parametrize(("sent", "got"), [(2**63, str(2**63)), (-(2**64), str(-(2**64))), (10**400, None)])
+@pytest.mark.parametrize(
+    "fields", ['globalContext = "properties.where"', '"globalContext.one" = ["properties.where.one"]']
+)
+def test_number_beyond_64_bits_in_global_context_is_reported(sent: int, got: str | None, fields: str):
+    mapped = map_one(track(properties={"where": {"one": sent}}), f"[mapping.fields]\n{fields}\n")
+    assert body_of(mapped).get("globalContext") == (None if got is None else {"one": got})
+    what = "left out: beyond 1,024 bits" if got is None else "sent as text: beyond 64 bits"
+    assert changes_by_field(mapped)["globalContext.one"] == what
+
+
+def test_name_lost_in_global_context_is_reported():
+    """PX does not distinguish names by case: of two it would keep one, and not say which."""
+    rules = '[mapping.fields]\nglobalContext = "properties.where"\n'
+    mapped = map_one(track(properties={"where": {"plan": 2, "Plan": 1, "": 3, "nothing": None}}), rules)
+    assert body_of(mapped)["globalContext"] == {"Plan": 1}
+    assert changes_by_field(mapped) == {
+        "globalContext": "a value left out: it has an empty name",
+        "globalContext.plan": "left out: another has the same name in PX",
+    }
