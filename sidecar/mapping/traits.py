@@ -90,7 +90,7 @@ class RecordSchema(msgspec.Struct, frozen=True):
     """The fields of one kind of PX record with their conversions, and alternative names for fields.
 
     ``plans`` are the dates that may be far ahead; ``read_only`` are never sent. ``own_dates`` are dates that PX has no
-    field for: they are sent as the app wrote them, unless they stand for none.
+    field for: they are sent as the app wrote them, unless they stand for none or are unreadable.
     """
 
     fields: Mapping[str, Convert]
@@ -207,10 +207,8 @@ class TraitSplitter:
                 self._set_field(fields, px, name, value, received_ms, changes)
             elif folded in self._read_only:
                 changes.append(Change(f"{self._prefix}.{name}", "left out: PX maintains this field itself"))
-            elif folded in self._schema.own_dates and self._is_no_date(value, received_ms):
-                changes.append(
-                    Change(f"{self._prefix}.{name}", f"left out: {name!r} is before 2000 or too far in the future")
-                )
+            elif folded in self._schema.own_dates and (why := self._no_date(name, value, taken, received_ms)):
+                changes.append(Change(f"{self._prefix}.{name}", f"left out: {name!r} {why}"))
             elif not (folded in _ID_NAMES and as_text(value) == own_id) and not (
                 folded == "type" and own_type and value == own_type
             ):
@@ -227,9 +225,15 @@ class TraitSplitter:
         store_bounded(self._names, name, known)
         return known
 
-    def _is_no_date(self, value: Any, received_ms: int) -> bool:
+    def _no_date(self, name: str, value: Any, taken: dict[str, str], received_ms: int) -> str | None:
+        """Return why a value is not a date that can be meant; None if it is one, or the hash of one."""
+        if self._attributes.plan_for(taken.get(name.casefold(), name)).hashed:
+            return None
         date_ms = to_epoch_ms(value)
-        return date_ms is not None and is_absurd_people_ms(date_ms, received_ms, may_be_ahead=False)
+        if date_ms is None:
+            return "cannot be read as a time"
+        is_absurd = is_absurd_people_ms(date_ms, received_ms, may_be_ahead=False)
+        return "is before 2000 or too far in the future" if is_absurd else None
 
     def object_trait(self, traits: dict[str, Any], name: str) -> dict[str, Any] | None:
         """Return the trait ``name`` without denied names; None if it is not an object, or the rules drop or hash it."""

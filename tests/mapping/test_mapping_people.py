@@ -559,6 +559,20 @@ def test_date_of_an_account_that_stands_for_none_is_left_out(name: str):
     assert list(account.fields["customAttributes"].values()) == ["2024-01-01"]
 
 
+@pytest.mark.parametrize("sent", ["0000-00-00 00:00:00", "", "soon", True, {"$date": 1}])
+def test_unreadable_date_of_an_account_is_left_out(sent: object):
+    """`0000-00-00 00:00:00` is how MySQL writes that there is no date."""
+    mapped = map_one(group("g", {"createdAt": sent}), ACCOUNTS)
+    assert upserts(mapped)[0].fields == {"propertyKeys": [KEY]}
+    assert changes_by_field(mapped) == {"account.createdAt": "left out: 'createdAt' cannot be read as a time"}
+
+
+def test_hashed_date_of_an_account_is_sent():
+    mapped = map_one(group("g", {"created_at": "2024-01-01"}), ACCOUNTS + '[mapping.traits]\nhash = ["createdAt"]\n')
+    (digest,) = upserts(mapped)[0].fields["customAttributes"].values()
+    assert (len(digest), mapped.changes) == (64, ())
+
+
 def test_location_in_the_form_of_px_is_taken():
     place = {"countryName": "Germany", "coordinates": {"latitude": 52.5, "longitude": "13.4", "height": 1}}
     mapped = map_one(identify({"location": place}), USERS)
