@@ -171,8 +171,9 @@ class PeopleMapper:
         received_ms: int,
         changes: list[Change],
     ) -> None:
-        # Segment SDKs send `traits`, RudderStack SDKs `context.traits`; the call's own entries win.
-        outer, own = _traits_at("context.traits", event), _traits_at("traits", event)
+        # Segment SDKs send `traits`, RudderStack SDKs `context.traits`; the call's own entries win, null is not one.
+        outer = _traits_at("context.traits", event)
+        own = {name: value for name, value in _traits_at("traits", event).items() if value is not None}
         if self._users:
             report_no_object("user", "traits", event.get("traits"), changes)
         traits = {**outer, **own}

@@ -633,6 +633,13 @@ def test_a_trait_of_the_context_is_reported_where_it_differs():
     assert list(changes_by_field(map_one(event, BOTH))) == ["user.title"]
 
 
+@pytest.mark.parametrize("name", ["email", "company"])
+def test_null_in_traits_leaves_the_value_of_the_context(name: str):
+    value = "a@b.test" if name == "email" else {"id": "c", "name": "Acme"}
+    mapped = map_one(identify({name: None}, context={"traits": {name: value}}), BOTH)
+    assert mapped == map_one(identify({name: value}), BOTH)
+
+
 @pytest.mark.parametrize("company", [{"name": "Acme"}, {"id": "undefined", "name": "Acme"}])
 def test_a_company_of_no_account_is_left_out_with_a_report(company: dict):
     mapped = map_one(identify({"company": company}), BOTH)
