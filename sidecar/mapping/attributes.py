@@ -122,18 +122,18 @@ class AttributeMapper:
                 continue
             kind = type(value)
             # Hash before any conversion: the digest must not depend on how PX would take the plain value. Flattening has
-            # already hashed what was inside objects.
-            if plan.hashed and name in sent:
+            # already hashed what was inside objects, also where the app has a null under the dotted name.
+            if plan.hashed and sent.get(name) is not None:
                 value = self._privacy.digest(value)
             elif kind is str:
                 if not value.isascii() or "\0" in value:
                     value = clean_text(value)
                     if "\ufffd" in value:
                         changes.append(Change(f"{self._field}.{final}", BROKEN_TEXT))
-                if self._privacy and name in sent:  # flattening has applied the rules already
+                if self._privacy and sent.get(name) is not None:  # flattening has applied the rules already
                     value = self._privacy.clean(value)
             elif kind is not bool:
-                if (kind is dict or kind is list) and name in sent:
+                if (kind is dict or kind is list) and sent.get(name) is not None:
                     value = self._privacy.prune(value, name)
                 if (value := self._convert(final, value, changes)) is None:
                     continue

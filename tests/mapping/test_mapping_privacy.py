@@ -97,6 +97,15 @@ def test_hash_applies_at_any_depth_and_in_traits():
     assert user.fields["phone"] == HASH
 
 
+def test_flattened_value_beside_a_dotted_null_is_hashed_once():
+    event = track(properties={"n.phone": None, "n": {"phone": "123"}})
+    rules = f'[mapping]\nnested = "flatten"\n{DENY}'
+    assert body(event, rules)["attributes"] == {"n.phone": HASH}
+    shown, hashed = mapper(rules).export(event)
+    again = mapper(rules).map(shown, NOTHING_KNOWN, property_key=KEY, received_ms=RECEIVED_MS, hashed=hashed)
+    assert body_of(again)["attributes"] == {"n.phone": HASH}
+
+
 def test_rules_for_traits_apply_in_traits_only():
     assert body(track(properties={"ssn": 1}), DENY)["attributes"] == {"ssn": 1}
     mapped = map_one(identify({"ssn": SECRET, "x": {"ssn": SECRET}}), DENY)
