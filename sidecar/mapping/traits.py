@@ -139,6 +139,7 @@ _LOCATION: Final[Mapping[str, Convert]] = {
     "longitude": _to_number,
 }
 _ID_NAMES: Final = frozenset({"id", "userid", "groupid", "identifyid", "accountid"})
+_ADDRESSES: Final = frozenset({"address", "location"})
 # Names with this meaning only inside an address or a location; a trait `state` on the first level may be any state.
 _ADDRESS_ALIASES: Final = {"country": "countryName", "state": "stateName", "region": "regionName", "zip": "postalCode"}
 
@@ -187,8 +188,8 @@ class TraitSplitter:
         self, traits: dict[str, Any], own_id: str, received_ms: int, changes: list[Change], own_type: str = ""
     ) -> SplitTraits:
         """Split ``traits``; ``own_id`` and ``own_type`` are the record's id and type, which traits often repeat."""
-        addresses = {name: self.object_trait(traits, name) for name in ("address", "location")}
-        plain = {name: value for name, value in traits.items() if addresses.get(name) is None}
+        addresses = self._addresses(traits)
+        plain = {name: value for name, value in traits.items() if name not in addresses}
         fields: dict[str, Any] = {}
         custom: dict[str, Value] = {}
         # The rules for traits run first, so that a denied or renamed trait is not recognized by its old name.
@@ -214,7 +215,7 @@ class TraitSplitter:
             ):
                 custom[name] = value
         for address in addresses.values():
-            self._add_location(fields, address or {}, received_ms, changes)
+            self._add_location(fields, address, received_ms, changes)
         return self._arrange(fields, {name: custom[name] for name in sorted(custom)}, changes)
 
     def _known(self, name: str) -> tuple[bool, int, str, str, str]:
@@ -234,6 +235,20 @@ class TraitSplitter:
             return "cannot be read as a time"
         is_absurd = is_absurd_people_ms(date_ms, received_ms, may_be_ahead=False)
         return "is before 2000 or too far in the future" if is_absurd else None
+
+    def _addresses(self, traits: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the objects that hold an address, by the app's name, in the order in which their values count.
+
+        As any trait they are recognized in every spelling, and by the name that a rule gives them.
+        """
+        found = []
+        for name, value in traits.items():
+            plan = self._attributes.plan_for(name) if type(value) is dict else None
+            if plan is None or plan.final is None or plan.hashed:
+                continue
+            if (folded := forms(plan.final)[-1]) in _ADDRESSES:
+                found.append((folded, plan.final != folded, spelling_rank(plan.final), name))
+        return {name: self._privacy.prune(traits[name], name) for *_, name in sorted(found)}
 
     def object_trait(self, traits: dict[str, Any], name: str) -> dict[str, Any] | None:
         """Return the trait ``name`` without denied names; None if it is not an object, or the rules drop or hash it."""

@@ -473,6 +473,21 @@ def test_custom_trait_spelled_in_camel_wins():
     assert user.fields["customAttributes"] == {"planName": "Right"}
 
 
+@pytest.mark.parametrize("name", ["Address", "LOCATION", "Location"])
+def test_an_address_is_recognized_in_every_spelling(name: str):
+    assert fields_of({name: {"City": "B"}}) == {"location": {"city": "B"}}
+    both = map_one(identify({name: {"city": "B", "zip": "1"}, "address": {"city": "A"}}), USERS)
+    assert upserts(both)[0].fields["location"] == {"city": "A", "postalCode": "1"}
+    assert changes_by_field(both) == {"user.city": "'city' left out: another trait gives this field"}
+
+
+def test_an_address_has_the_name_that_a_rule_gives_it():
+    rules = USERS + '[mapping.traits]\nrename = { home = "address", address = "office" }\n'
+    traits = {"home": {"city": "A"}, "address": {"city": "B"}}
+    (user,) = upserts(map_one(identify(traits), rules))
+    assert (user.fields["location"], user.fields["customAttributes"]) == ({"city": "A"}, {"office": '{"city":"B"}'})
+
+
 def test_address_parts_without_a_px_field_are_reported():
     mapped = map_one(identify({"address": {"city": "Bonn", "floor": 3}}), USERS)
     assert changes_by_field(mapped) == {"user.location": "'floor' left out: PX has no such field"}
