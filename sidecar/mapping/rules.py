@@ -95,7 +95,6 @@ class _Compiler:
 
     def __init__(self, mapping: MappingConfig, identity: IdentityConfig) -> None:
         self.mapping = mapping
-        self.reject = frozenset(identity.reject)
         self.hashed = HashedValues()
         query = mapping.url_query
         self.parameters = None if query == "keep" else () if query == "drop" else tuple(query)
@@ -118,6 +117,9 @@ class _Compiler:
             **dict.fromkeys(("traits", "context.traits", "context"), in_traits),
             **dict.fromkeys(("properties", "context.", ""), for_fields),
         }
+        # An id from a hashed path is compared as its hash.
+        hashes = {rules.digest(text) for rules in (for_fields, in_traits) if rules.hash for text in identity.reject}
+        self.reject = frozenset(identity.reject) | {text for text in hashes if text is not None}
 
     def contradictions(self) -> list[str]:
         """Return a sentence for each rule that contradicts another one or cannot be kept."""

@@ -106,6 +106,17 @@ def test_flattened_value_beside_a_dotted_null_is_hashed_once():
     assert body_of(again)["attributes"] == {"n.phone": HASH}
 
 
+@pytest.mark.parametrize("rejected", ["undefined", "null"])
+def test_hashed_text_in_identity_reject_is_not_an_id(rejected: str):
+    """All users and accounts without an id became one: that of the hash of `undefined`."""
+    rules = '[mapping.fields]\nidentifyId = ["properties.phone", "userId"]\naccountId = "traits.phone"\n' + DENY
+    event = track(properties={"phone": rejected}, traits={"phone": rejected})
+    mapped = map_one(event, rules)
+    assert (body_of(mapped)["identifyId"], body_of(mapped).get("accountId")) == ("user-123", None)
+    assert {change.field for change in mapped.changes} == {"identifyId", "accountId"}
+    assert body(track(properties={"phone": "123"}), rules)["identifyId"] == HASH
+
+
 def test_rules_for_traits_apply_in_traits_only():
     assert body(track(properties={"ssn": 1}), DENY)["attributes"] == {"ssn": 1}
     mapped = map_one(identify({"ssn": SECRET, "x": {"ssn": SECRET}}), DENY)
