@@ -204,17 +204,19 @@ class AttributeMapper:
     def flatten(self, values: dict[str, Any], changes: list[Change] | None = None) -> dict[str, Any]:
         """Replace objects by dotted names if ``nested`` asks for it; a name that the app itself dotted wins.
 
-        An object that is dropped or hashed as a whole stays an object, so that its plan applies to all of it.
+        An object that is dropped, hashed or sent elsewhere as a whole stays an object, so that its plan applies to all of it.
         """
         if not self._flatten:
             return values
         objects = sorted(
-            name for name, value in values.items() if type(value) is dict and not self._privacy.covers(name)
+            name
+            for name, value in values.items()
+            if type(value) is dict and name not in self._excluded and not self._privacy.covers(name)
         )
         flat = {name: value for name, value in values.items() if name not in objects} if objects else values
         lost: list[str] = []
         for name in objects:
-            _flatten_into(flat, name, self._privacy.prune(values[name], name), lost)
+            _flatten_into(flat, name, self._privacy.prune(values[name], name), self._excluded, lost)
         if changes is not None:
             what = "left out: a name with dots has the same name in PX"
             changes += [Change(f"{self._field}.{path}", what) for path in lost]
@@ -269,11 +271,14 @@ class AttributeMapper:
         return {name: out[name] for name in names}
 
 
-def _flatten_into(flat: dict[str, Any], path: str, value: Any, lost: list[str]) -> None:
-    """Add the leaves of ``value`` under ``path``; an empty object is a leaf. ``lost`` gets the names that exist: they stay."""
-    if type(value) is dict and value:
+def _flatten_into(flat: dict[str, Any], path: str, value: Any, whole: frozenset[str], lost: list[str]) -> None:
+    """Add the leaves of ``value`` under ``path``; an empty object is a leaf, and so is each path in ``whole``.
+
+    ``lost`` gets the names that exist: they stay.
+    """
+    if type(value) is dict and value and path not in whole:
         for key in sorted(value):
-            _flatten_into(flat, f"{path}.{key}", value[key], lost)
+            _flatten_into(flat, f"{path}.{key}", value[key], whole, lost)
     elif flat.get(path) is None:  # a null is not a value
         flat[path] = value
     elif value is not None:

@@ -287,3 +287,13 @@ def test_name_lost_in_global_context_is_reported():
         "globalContext": "a value left out: it has an empty name",
         "globalContext.plan": "left out: another has the same name in PX",
     }
+
+
+@pytest.mark.parametrize("path", ["where", "deep.where"])
+def test_flattened_object_is_sent_in_global_context_alone(path: str):
+    where = {"city": "B", "at": {"floor": 2}}
+    properties = {"plan": "x", **({"where": where} if path == "where" else {"deep": {"where": where}})}
+    rules = f'[mapping]\nnested = "flatten"\n[mapping.fields]\nglobalContext = "properties.{path}"\n'
+    mapped = map_one(track(properties=properties), rules)
+    assert body_of(mapped)["globalContext"] == {"at": '{"floor":2}', "city": "B"}
+    assert body_of(mapped)["attributes"] == {"plan": "x"}
