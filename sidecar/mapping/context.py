@@ -64,13 +64,22 @@ class GlobalContext:
         return sent or None
 
     def _own_object(self, event: dict[str, Any], changes: list[Change]) -> dict[str, Any] | None:
-        """Return the first complete object that is not empty; report values before it that are not objects."""
+        """Return the first complete object that is not empty; report values before it that are not objects.
+
+        A property behind it is reported, too: it is not sent as an attribute.
+        """
+        own: dict[str, Any] | None = None
         for path, read in zip(self._whole.paths, self._whole.reads, strict=True):
+            if own is not None and not path.startswith("properties."):
+                continue
             value = read(event)
-            if type(value) is dict and value:
-                return value
-            report_no_object("globalContext", path, value, changes)
-        return None
+            if type(value) is not dict or not value:
+                report_no_object("globalContext", path, value, changes)
+            elif own is None:
+                own = value
+            elif value != own:
+                changes.append(Change("globalContext", f"{path} left out: another path gives it"))
+        return own
 
 
 def _first_value(field: Field, event: dict[str, Any]) -> Any:

@@ -297,3 +297,11 @@ def test_flattened_object_is_sent_in_global_context_alone(path: str):
     mapped = map_one(track(properties=properties), rules)
     assert body_of(mapped)["globalContext"] == {"at": '{"floor":2}', "city": "B"}
     assert body_of(mapped)["attributes"] == {"plan": "x"}
+
+
+def test_second_object_for_global_context_is_reported():
+    rules = '[mapping.fields]\nglobalContext = ["properties.a", "properties.b", "context.app", "properties.c"]\n'
+    event = track(properties={"a": {}, "b": {"x": 1}, "c": {"y": 2}}, context={"app": {"z": 3}})
+    mapped = map_one(event, rules)
+    assert (body_of(mapped)["globalContext"], body_of(mapped)["attributes"]) == ({"x": 1}, {})
+    assert changes_by_field(mapped) == {"globalContext": "properties.c left out: another path gives it"}
