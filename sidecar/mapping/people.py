@@ -174,12 +174,12 @@ class PeopleMapper:
         # Segment SDKs send `traits`, RudderStack SDKs `context.traits`; the call's own entries win, null is not one.
         outer = _traits_at("context.traits", event)
         own = {name: value for name, value in _traits_at("traits", event).items() if value is not None}
-        if self._users:
-            report_no_object("user", "traits", event.get("traits"), changes)
+        of_user = changes if self._users else []  # of a user that is not written nothing is changed
+        report_no_object("user", "traits", event.get("traits"), of_user)
         traits = {**outer, **own}
         for name in sorted(outer.keys() & own.keys()):
-            if outer[name] is not None and outer[name] != own[name]:
-                changes.append(Change(f"user.{name}", "the one in context.traits left out: traits has another"))
+            if outer[name] is not None and outer[name] != own[name] and self._split_user.sends(name):
+                of_user.append(Change(f"user.{name}", "the one in context.traits left out: traits has another"))
         companies = {name: self._split_user.object_trait(traits, name) for name in _ACCOUNT_TRAITS}
         company = next((value for value in companies.values() if value is not None), None)
         if self._accounts and company is not None:
@@ -187,10 +187,10 @@ class PeopleMapper:
                 changes.append(Change("account", "trait 'company' left out: trait 'account' is an object, too"))
             # It is written as an account below; without accounts, or as a text, it stays a custom attribute of the user.
             traits = {name: value for name, value in traits.items() if companies.get(name) is None}
-        split = self._split_user(traits, user, received_ms, changes, user_type)
+        split = self._split_user(traits, user, received_ms, of_user, user_type)
         named = split.fields.pop("accountId", None)
         if named is not None and named != account and named not in self._reject:
-            changes.append(Change("user.accountId", "the trait left out: another path gives the account"))
+            of_user.append(Change("user.accountId", "the trait left out: another path gives the account"))
         own_id = as_text(company.get("id")) if self._accounts and company else None
         if own_id is not None and account is not None and own_id != account and own_id not in self._reject:
             changes.append(Change("account", "the trait that is an object left out: its id is of another account"))

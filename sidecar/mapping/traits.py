@@ -250,6 +250,10 @@ class TraitSplitter:
                 found.append((folded, plan.final != folded, spelling_rank(plan.final), name))
         return {name: self._privacy.prune(traits[name], name) for *_, name in sorted(found)}
 
+    def sends(self, name: str) -> bool:
+        """Return False if the rules drop the trait, or keep others only."""
+        return self._attributes.plan_for(name).final is not None
+
     def object_trait(self, traits: dict[str, Any], name: str) -> dict[str, Any] | None:
         """Return the trait ``name`` without denied names; None if it is not an object, or the rules drop or hash it."""
         value = traits.get(name)

@@ -648,6 +648,21 @@ def test_a_trait_of_the_context_is_reported_where_it_differs():
     assert list(changes_by_field(map_one(event, BOTH))) == ["user.title"]
 
 
+@pytest.mark.parametrize("rule", ['drop = ["ssn"]', 'keep = ["title"]'])
+def test_a_trait_that_is_not_sent_is_not_reported(rule: str):
+    event = identify({"ssn": "1", "title": "Dr"}, context={"traits": {"ssn": "2"}})
+    mapped = map_one(event, f"{USERS}[mapping.traits]\n{rule}\n")
+    assert (upserts(mapped)[0].fields["title"], mapped.changes) == ("Dr", ())
+
+
+@pytest.mark.parametrize("toml", ["", ACCOUNTS])
+def test_a_user_that_is_not_written_has_no_changes(toml: str):
+    traits = {"score": 1.5, "createdAt": 0, "lastSeenDate": 1, "email": "", "account_id": "a", "big": 2**80}
+    mapped = map_one(identify(traits, context={"groupId": "g", "traits": {"email": "x"}}), toml)
+    assert (mapped.dropped, mapped.changes) == ("remembered", ())
+    assert len(map_one(identify(traits), USERS).changes) == 5
+
+
 @pytest.mark.parametrize("name", ["email", "company"])
 def test_null_in_traits_leaves_the_value_of_the_context(name: str):
     value = "a@b.test" if name == "email" else {"id": "c", "name": "Acme"}
