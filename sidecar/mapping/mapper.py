@@ -297,7 +297,7 @@ class Mapper:
         report_no_object("attributes", "properties", event.get("properties"), changes)
         if event.get("type") != "track":
             for key in ("name", "category"):
-                if type(event.get(key)) in _NO_TEXT:
+                if type(event.get(key)) in _NO_TEXT and plan.attributes.plan_for(key).final is not None:
                     changes.append(Change(f"attributes.{key}", f"left out: {type(event[key]).__name__}, not a text"))
         body["attributes"] = plan.attributes(attribute_values(event, plan.attributes), changes)
         return Mapped((CustomEvent(body),), changes=tuple(changes), cap=plan.cap)

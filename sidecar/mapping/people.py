@@ -55,20 +55,19 @@ class PeopleMapper:
     def account_said(self, event: dict[str, Any], changes: list[Change] | None = None) -> tuple[str, str] | None:
         """Return the account that the call gives its user as the app wrote it, and its path; None if it gives none.
 
-        What ``identity.reject`` lists is not an account, and is reported in ``changes``.
+        What ``identity.reject`` lists is not an account, and is reported in ``changes``, unless a rule drops its name.
         """
         for path, value in self._account_candidates(event):
             if value is None:
                 continue
-            if (account := as_text(value)) is not None:
-                if account not in self._reject:
-                    if changes is not None:
-                        report_broken("accountId", account, changes)
-                    return account, path
-                if changes is not None:
-                    changes.append(Change("accountId", f"{path} is not an id by identity.reject"))
-            elif changes is not None:
-                report_no_text("accountId", path, value, changes)
+            told = changes if changes is not None and self._reveal_account(path, "?") is not None else []
+            if (account := as_text(value)) is None:
+                report_no_text("accountId", path, value, told)
+            elif account in self._reject:
+                told.append(Change("accountId", f"{path} is not an id by identity.reject"))
+            else:
+                report_broken("accountId", account, told)
+                return account, path
         return None
 
     def _account_candidates(self, event: dict[str, Any]) -> Iterator[tuple[str, Any]]:

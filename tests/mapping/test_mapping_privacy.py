@@ -117,6 +117,22 @@ def test_hashed_text_in_identity_reject_is_not_an_id(rejected: str):
     assert body(track(properties={"phone": "123"}), rules)["identifyId"] == HASH
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        identify({"account_id": {"a": 1}}),
+        identify({"account_id": "null"}),
+        identify({"account_id": "\ufffd"}),
+        identify({"company": {"id": True}}),
+        {"type": "page", "userId": "u", "name": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_denied_name_is_not_in_reported_changes(event: dict[str, Any]):
+    assert map_one(event).changes != ()
+    assert map_one(event, '[mapping.attributes]\ndrop = ["account_id", "company", "name"]\n').changes == ()
+
+
 def test_rules_for_traits_apply_in_traits_only():
     assert body(track(properties={"ssn": 1}), DENY)["attributes"] == {"ssn": 1}
     mapped = map_one(identify({"ssn": SECRET, "x": {"ssn": SECRET}}), DENY)
