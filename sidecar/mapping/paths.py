@@ -56,9 +56,9 @@ def compile_path(path: str) -> Read:
     read_rest = compile_path(rest)
 
     def read(event: dict[str, Any]) -> Any:
-        # The dotted key first: an app that flattens its own objects means that key, not a nested one.
-        if path in event:
-            return event[path]
+        # The dotted key first: an app that flattens its own objects means that key, not a nested one. Null is not a value.
+        if (dotted := event.get(path)) is not None:
+            return dotted
         child = event.get(head)
         return read_rest(child) if type(child) is dict else None
 

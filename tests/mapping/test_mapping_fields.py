@@ -122,6 +122,13 @@ def test_dotted_key_wins_over_a_nested_value():
     assert body(track(properties={"my": {"session": "deep"}}), rules)["sessionId"] == "deep"
 
 
+@pytest.mark.parametrize("nested", ["string", "flatten"])
+def test_null_under_a_dotted_key_leaves_the_nested_value(nested: str):
+    properties = {"org.id": None, "org": {"id": "acct-1"}}
+    rules = f'[mapping]\nnested = "{nested}"\n[mapping.fields]\naccountId = "properties.org.id"\n'
+    assert body(track(properties=properties), rules)["accountId"] == "acct-1"
+
+
 @pytest.mark.parametrize("sent", ["boss", 7, None, {"a": 1}])
 def test_unknown_user_type_falls_through(sent: object):
     assert (
