@@ -300,10 +300,20 @@ def _cleaned(value: object, rules: PrivacyRules, is_url: bool) -> object:
     return rules.prune(value) if is_url or type(value) in (dict, list) else value
 
 
+def _field_of_id(folded: str, mapping: MappingConfig) -> str | None:
+    """Return the PX field that gets the id of the call with this folded name; None if it is not an id, or not sent."""
+    if folded != "anonymousid":
+        return _IDS.get(folded)
+    for field, paths in mapping.fields.items():
+        if "anonymousId" in ([paths] if isinstance(paths, str) else paths):
+            return field
+    return None if mapping.anonymous == "drop" else _IDS[folded]
+
+
 def _contradictions(table: str, rules: AttributeRules, mapping: MappingConfig) -> Iterator[str]:
     """Yield a sentence for each denied name that would come back as a new name, and for each rule that cannot be kept."""
     for name in rules.hash:
-        if (field := _IDS.get(fold(name))) is None or (fold(name) == "anonymousid" and mapping.anonymous == "drop"):
+        if (field := _field_of_id(fold(name), mapping)) is None:
             continue
         yield (
             f"{table}.hash names {name!r}, an id of the call that PX gets as {field} and by which users and accounts are "

@@ -98,8 +98,7 @@ def test_hash_applies_at_any_depth_and_in_traits():
 
 
 def test_flattened_value_beside_a_dotted_null_is_hashed_once():
-    event = track(properties={"n.phone": None, "n": {"phone": "123"}})
-    rules = f'[mapping]\nnested = "flatten"\n{DENY}'
+    event, rules = track(properties={"n.phone": None, "n": {"phone": "123"}}), f'[mapping]\nnested = "flatten"\n{DENY}'
     assert body(event, rules)["attributes"] == {"n.phone": HASH}
     shown, hashed = mapper(rules).export(event)
     again = mapper(rules).map(shown, NOTHING_KNOWN, property_key=KEY, received_ms=RECEIVED_MS, hashed=hashed)
@@ -347,6 +346,14 @@ def test_url_query_says_which_parameters_stay(rule: str, url: str):
 def test_hashing_an_id_of_the_call_is_a_config_error(name: str):
     with pytest.raises(ConfigError, match="hash names"):
         mapper(f'[mapping.attributes]\nhash = ["{name}"]\n')
+
+
+@pytest.mark.parametrize("field", ["identifyId", "sessionId"])
+def test_hashing_the_anonymous_id_that_a_field_reads_is_an_error(field: str):
+    rules = '[mapping.attributes]\nhash = ["anonymous_id"]\n'
+    mapper(rules)
+    with pytest.raises(ConfigError, match=f"hash names 'anonymous_id', an id of the call that PX gets as {field}"):
+        mapper(f'[mapping.fields]\n{field} = ["userId", "anonymousId"]\n{rules}')
 
 
 def test_privacy_rules_apply_to_the_name_of_a_page():
