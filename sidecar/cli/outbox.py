@@ -73,11 +73,16 @@ def export(file: Path, config_flag: str | None, as_json: bool) -> None:
             _ensure_not_running(config_flag)
             with open_file(config) as source:
                 count, left_out = _move(source, target, units)
+                kept = source.store.pending()
         except BaseException:
             if not target.tell():  # nothing was moved
                 file.unlink()
                 restart_sockets(units)
             raise
+    _report_export(file, count, left_out, kept, units, as_json=as_json)
+
+
+def _report_export(file: Path, count: int, left_out: int, kept: int, units: list[str], *, as_json: bool) -> None:
     if as_json:
         print_json({"moved": count, "file": str(file)})
     else:
@@ -85,10 +90,16 @@ def export(file: Path, config_flag: str | None, as_json: bool) -> None:
         click.echo(
             f"{events_of(count)} moved to {file}; {there}."
             if count
-            else f"No event was {'left to move' if left_out else 'pending'}, so {file} is empty."
+            else f"No event was {'left to move' if left_out or kept else 'pending'}, so {file} is empty."
         )
     if left_out:
         click.echo(f"{events_of(left_out)} that the rules in force exclude were dropped here instead.", err=True)
+    if kept:
+        click.echo(
+            f"{events_of(kept)} cannot be moved: bad or damaged. They stay pending here until a start of the daemon, which "
+            "settles them as dead.",
+            err=True,
+        )
     if units:
         click.echo(
             hint(

@@ -16,7 +16,7 @@ import msgspec
 from sidecar.control.audit import describe, this_process
 from sidecar.control.outbox_admin import ExportedEvent
 from sidecar.control.selection import Class
-from sidecar.events import decode_stored
+from sidecar.events import decode_stored, judge
 from sidecar.mapping import NO_ACCOUNT, PRIORITIES, Account, Mapper, Settings
 from sidecar.outbox import EventState, Page, Row, Settlement, Store, hashed_values
 from sidecar.outbox.operations import add_audit
@@ -120,8 +120,8 @@ def exported_events(store: Store, rows: Sequence[Row], settings: Settings) -> li
     """Return the rows of a page in the form that is exported, redacted by the privacy rules.
 
     Redaction removes only what the mapping removes as well, so the importing host maps an event to the same request. What
-    the rules exclude is left out (``excluded_rows``). So is a row whose body cannot be decoded: it stays in this outbox, and
-    the mapping reports it. Raises sqlite3.Error.
+    the rules exclude is left out (``excluded_rows``). So are a row whose body cannot be decoded, and a retried dead letter that
+    is not an event: no import accepts them. They stay in this outbox, and delivery settles them as dead. Raises sqlite3.Error.
     """
     keys = [(settings.product_of(row.source), row.user) for row in rows]
     sources = store.source_fingerprints()
@@ -139,6 +139,9 @@ def _exported(row: Row, product: str, source: str, memory: Account, mapper: Mapp
     try:
         event, already = decode_stored(row.body), hashed_values(row.hashed)
     except msgspec.DecodeError:
+        return None
+    # By its size as it is stored: the limit in force may be lower than when it was accepted. Of a copy: judging changes it.
+    if row.retried_ms and judge(dict(event), len(row.body)).bad is not None:
         return None
     if mapper.excluded(event, already):
         return None

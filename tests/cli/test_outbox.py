@@ -13,6 +13,7 @@ from running_daemon import DaemonDir, always
 
 from sidecar.client import Client
 from sidecar.control import export
+from sidecar.control.client import DaemonClient
 from sidecar.outbox import Store
 
 
@@ -382,6 +383,26 @@ def test_an_export_that_moves_nothing_leaves_no_note(tmp_path, verb):
     assert "No event was left to move" in ran.out
     assert "2 events that the rules in force exclude were dropped here" in ran.err
     assert [problem for problem in status["problems"] if problem["severity"] == "loss"] == []
+
+
+def test_a_retried_bad_event_is_not_exported(daemon_dir: DaemonDir, other: DaemonDir, verb, tmp_path):
+    """Its line was refused by every import, and with it all lines of its batch and all behind it."""
+    deep = {"userId": "u1", "type": "track", "event": "Feature Used", "properties": {}}
+    for _ in range(64):
+        deep["properties"] = {"p": deep["properties"]}
+    with daemon_dir.running() as daemon:
+        daemon.client.post("/v1/pause")
+        DaemonClient(daemon_dir.unix).post("/v1/batch", {"batch": [1, {"type": "track", "userId": "u1"}, deep]})
+        daemon.track("u1", "Feature Used")
+    verb("dead", "retry", "--all", "--yes", *daemon_dir.flags)
+    file = tmp_path / "moved.ndjson"
+    exported = verb("outbox", "export", str(file), *daemon_dir.flags)
+    assert "1 event moved" in exported.out
+    assert "3 events cannot be moved" in exported.err
+    with other.running():
+        assert verb("outbox", "import", str(file), "--json", *other.flags).json == {"accepted": 1, "repeated": 0}
+    status = verb("status", "--json", *daemon_dir.flags).json
+    assert (status["pending"], status["dropped_by_reason"]) == (3, {"moved": 1})
 
 
 @pytest.mark.parametrize(
