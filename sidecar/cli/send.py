@@ -61,6 +61,7 @@ def send(
     """
     daemon = connect_daemon(control_flag, config_flag)
     event = {"user": user, "name": name, "account": account, "properties": dict(map(_parse_property, properties))}
+    msgspec.json.encode(event)  # raises for arguments that are not text, before anything is sent
     if not wait and not verify:
         message_id = _send(daemon, event)
         if as_json:
@@ -85,7 +86,7 @@ def _parse_property(text: str) -> tuple[str, Any]:
         raise click.BadParameter(f"{text!r} is not a property; write KEY=VALUE.", param_hint="--property")
     try:
         return key, msgspec.json.decode(value)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return key, value
 
 

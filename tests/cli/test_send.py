@@ -198,3 +198,21 @@ def test_what_a_suppressed_user_sends_is_said_to_be_dropped(daemon_dir: DaemonDi
         daemon.settle()
     assert "it is on disk and will be dropped: suppressed. `forget --suppress` was run for this user" in ran.out
     assert waited.out == "dropped: suppressed. `forget --suppress` was run for this user: its events are dropped.\n"
+
+
+def test_arguments_that_are_not_text_send_nothing(daemon_dir: DaemonDir, verb):
+    """The event was stored and delivered, with U+FFFD in it, and then the verb said that its usage was wrong."""
+    with daemon_dir.running() as daemon:
+        for more in (["--user", "u\udcff"], ["--user", "u1", "--property", "p=\udcff"], ["--user", "u1", "--wait"]):
+            ran = verb("send", "Used\udcff" if "--wait" in more else "Used", *more, *daemon_dir.flags)
+            assert (ran.code, "not text in the encoding" in ran.err) == (2, True)
+        assert daemon.status()["accepted"] == 0
+
+
+def test_a_property_that_is_nested_too_deeply_is_a_text(daemon_dir: DaemonDir, verb):
+    """It ended in a traceback."""
+    with daemon_dir.running() as daemon:
+        ran = verb("send", "Used", "--user", "u1", "--property", f"p={'[' * 10_000}", "--wait", *daemon_dir.flags)
+        (sent,) = daemon.network.sent
+    assert ran.code == 0
+    assert json.loads(sent.body)["attributes"] == {"p": "[" * 10_000}
