@@ -367,11 +367,12 @@ def _lift(backend: object) -> list[str]:
 def _lines(file: BinaryIO, *, quiet: bool = False) -> Iterator[tuple[int, bytes]]:
     """Yield the numbered lines that are not empty. Raises Failed for one that is not JSON, but not for a cut last line."""
     for number, line in enumerate(file, 1):
-        if not line.strip():
+        text = line.removeprefix(b"\xef\xbb\xbf").strip()  # an editor's byte order mark
+        if not text:
             continue
         try:
-            msgspec.json.decode(line)
-        except msgspec.DecodeError as error:
+            msgspec.json.decode(text)
+        except (msgspec.DecodeError, RecursionError) as error:
             # An export marks events as moved once their lines are complete and synced: this event was not moved.
             if number > 1 and not line.endswith(b"\n"):
                 if not quiet:
@@ -380,4 +381,4 @@ def _lines(file: BinaryIO, *, quiet: bool = False) -> Iterator[tuple[int, bytes]
             raise Failed(
                 f"Line {number} is not JSON ({error}); use a complete file written by `outbox export`."
             ) from None
-        yield number, line.strip()
+        yield number, text

@@ -271,8 +271,21 @@ def test_import_names_a_line_that_is_not_json(daemon_dir: DaemonDir, verb, tmp_p
     file.write_text('{"propertyKey"')
     with daemon_dir.running():
         ran = verb("outbox", "import", str(file), *daemon_dir.flags)
-    assert ran.code == 1
+        file.write_text("[" * 10_000)
+        nested = verb("outbox", "import", str(file), *daemon_dir.flags)  # it ended in a traceback
+    assert (ran.code, nested.code) == (1, 1)
     assert "Line 1 is not JSON" in ran.err
+    assert "Line 1 is not JSON" in nested.err
+
+
+def test_import_skips_a_byte_order_mark(daemon_dir: DaemonDir, other: DaemonDir, verb, tmp_path):
+    """An editor on Windows, or PowerShell, puts one before the first line; the import refused the file as not JSON."""
+    fill(daemon_dir, 2)
+    file = tmp_path / "moved.ndjson"
+    verb("outbox", "export", str(file), *daemon_dir.flags)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    with other.running():
+        assert verb("outbox", "import", str(file), "--json", *other.flags).json == {"accepted": 2, "repeated": 0}
 
 
 def test_filter_decides_before_the_export(tmp_path, verb):
