@@ -2,8 +2,10 @@
 
 import json
 import threading
+import time
 from contextlib import nullcontext
 
+import pytest
 from running_daemon import DaemonDir, always, wait_until
 
 from sidecar.control.client import DaemonClient
@@ -53,6 +55,16 @@ def test_send_wait_of_a_dropped_event_exits_1(daemon_dir: DaemonDir, verb):
         ran = verb("send", "Feature Used", "--wait", *daemon_dir.flags)
     assert ran.code == 1
     assert ran.out.startswith("dropped: no_user. PX keeps events of known users only; give --user.")
+
+
+@pytest.mark.parametrize("user", ["undefined", ""])
+def test_send_wait_sees_the_outcome_of_an_id_that_is_none(daemon_dir: DaemonDir, verb, user):
+    """The feed was filtered by the user as given, so the outcome was printed after --timeout, a minute later."""
+    with daemon_dir.running():
+        began_s = time.monotonic()
+        ran = verb("send", "Used", "--user", user, "--wait", "--json", "--timeout", "20s", *daemon_dir.flags)
+    assert (ran.json["what"], ran.json["reason"]) == ("dropped", "no_user")
+    assert time.monotonic() - began_s < 15
 
 
 def test_send_wait_times_out_with_the_reason(daemon_dir: DaemonDir, verb):
