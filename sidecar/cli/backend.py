@@ -131,7 +131,7 @@ class _Timestamp(click.ParamType[int]):
         if isinstance(value, int):
             return value
         try:
-            return round(1000 * (time.time() - parse_duration_s(value)))
+            return max(0, round(1000 * (time.time() - parse_duration_s(value))))  # not before what a clock can show
         except ValueError:
             pass  # not a duration: try a date
         try:

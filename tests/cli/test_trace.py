@@ -174,3 +174,10 @@ def test_with_since_it_is_not_said_that_there_is_no_older_event(daemon_dir: Daem
         absent = verb("trace", "m-9", *daemon_dir.flags)
     assert later.err.startswith(f"No such event was received since {local_time_ms(4_070_908_800_000)}. ")
     assert absent.err.startswith("No such event was received. ")
+
+
+def test_since_may_reach_back_before_every_clock(daemon_dir: DaemonDir, verb):
+    """A time before the year 1 ended in a traceback, as none can be shown."""
+    with daemon_dir.running():
+        ran = verb("trace", "--event", "Feature Used", "--since", "1000000d", *daemon_dir.flags)
+    assert (ran.code, "No such event was received" in ran.err) == (1, True)
