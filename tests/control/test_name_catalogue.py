@@ -21,6 +21,12 @@ def test_twins_that_become_one_event_are_not_reported():
     assert finding.startswith('"Feature Used", "feature_used" differ only in spelling')
 
 
+def test_blanks_around_a_name_make_no_other_event():
+    """Of names without an event that was sent it was said that they are different events in PX."""
+    assert findings([NameEntry("track", "Used"), NameEntry("track", " Used ", px="Used")]) == []
+    assert findings([NameEntry("track", "Used"), NameEntry("track", " Used ")]) == []
+
+
 @pytest.mark.parametrize(
     ("name", "other", "are_twins"),
     [
