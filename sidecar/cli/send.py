@@ -94,6 +94,7 @@ def _expected(daemon: DaemonClient, event: dict[str, Any]) -> str:
     """Return in words what the mapping in force makes of the event."""
     call: dict[str, Any] = {"type": "track", "event": event["name"], "properties": event["properties"]}
     call |= {"userId": event["user"]} if event["user"] is not None else {"anonymousId": ANONYMOUS}
+    call |= {"context": {"groupId": event["account"]}} if event["account"] is not None else {}
     (outcome,) = daemon.post("/v1/map", {"events": [call]})["results"]
     if "dropped" not in outcome:
         return "will be delivered"

@@ -228,3 +228,11 @@ def test_a_property_that_is_nested_too_deeply_is_a_text(daemon_dir: DaemonDir, v
         (sent,) = daemon.network.sent
     assert ran.code == 0
     assert json.loads(sent.body)["attributes"] == {"p": "[" * 10_000}
+
+
+def test_a_filter_by_account_is_foretold(tmp_path, verb):
+    """It said "will be delivered" of an event that a rule drops by the account given with --account."""
+    daemon_dir = DaemonDir(tmp_path, '[[mapping.drop]]\nevent = "*"\nwhere = { "context.groupId" = "test-*" }\n')
+    with daemon_dir.running():
+        ran = verb("send", "Feature Used", "--user", "u1", "--account", "test-1", *daemon_dir.flags)
+    assert "will be dropped: filtered" in ran.out
