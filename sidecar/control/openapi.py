@@ -368,11 +368,11 @@ def _ingest_paths() -> dict[str, Any]:
     responses = {
         "200": {"description": "On disk; a repeated messageId is a success", "content": _json_content("Accepted")},
         "400": {
-            "description": "bad_json, bad_event, too_large or unknown_write_key",
+            "description": "bad_json, bad_event, too_large, unknown_write_key or bad_request",
             "content": _json_content("Refusal"),
         },
         "403": {
-            "description": "The request comes from a web page of another origin",
+            "description": "The request comes from a web page, or names another host",
             "content": _json_content("Refusal"),
         },
         "503": {
