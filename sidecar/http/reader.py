@@ -192,6 +192,8 @@ class Reader:
         )
         kept = (b"%b: %b\r\n" % header for header in self._headers if header[0] != b"upgrade")
         head = first + b"".join(kept) + b"\r\n"
+        # Of its own: after a head with "Connection: close", or of HTTP/1.0, the first one takes nothing more.
+        self._parser = httptools.HttpRequestParser(self)
         self._reset()
         return head
 

@@ -71,6 +71,23 @@ def test_every_wire_form_gives_the_body(form):
     assert reader.phase is Phase.IDLE
 
 
+@pytest.mark.parametrize("behind", [b"", sized(b"behind")], ids=["alone", "bytes behind it"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        sized(BODY, b"Connection: close, Upgrade", b"Upgrade: h2c"),
+        sized(BODY, b"Connection: Upgrade", b"Upgrade: h2c").replace(b"HTTP/1.1", b"HTTP/1.0"),
+    ],
+    ids=["close", "http/1.0"],
+)
+def test_an_upgrade_is_ignored_on_a_connection_that_closes(data, behind):
+    """Its body was refused as data after "Connection: close"."""
+    for cut in range(1, len(data) + 1):
+        reader = read(data[:cut])
+        reader.feed(data[cut:] + behind)
+        assert [(request.body, request.keep_alive) for request in reader.ready] == [(BODY, False)]
+
+
 @pytest.mark.parametrize("form", WIRE_FORMS)
 def test_the_request_after_every_wire_form_is_read(form):
     reader = read(WIRE_FORMS[form] + sized(b"two") if form != "http/1.0" else sized(b"") + sized(b"two"))
