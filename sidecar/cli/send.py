@@ -51,7 +51,8 @@ def send(
 ) -> None:
     """Send the event NAME through the running daemon.
 
-    The event takes the path of every event: Unix socket, outbox, mapping, PX.
+    The event takes the path of every event: Unix socket (without listen.unix
+    the control socket), outbox, mapping, PX.
     Without --wait the command ends when the event is on disk.
 
     \b
@@ -92,13 +93,17 @@ def _parse_property(text: str) -> tuple[str, Any]:
 
 def _expected(daemon: DaemonClient, event: dict[str, Any]) -> str:
     """Return in words what the mapping in force makes of the event."""
-    call: dict[str, Any] = {"type": "track", "event": event["name"], "properties": event["properties"]}
-    call |= {"userId": event["user"]} if event["user"] is not None else {"anonymousId": ANONYMOUS}
-    call |= {"context": {"groupId": event["account"]}} if event["account"] is not None else {}
-    (outcome,) = daemon.post("/v1/map", {"events": [call]})["results"]
+    (outcome,) = daemon.post("/v1/map", {"events": [_call(event)]})["results"]
     if "dropped" not in outcome:
         return "will be delivered"
     return f"will be dropped: {outcome['dropped']}. {_why_dropped(outcome['dropped'])}"
+
+
+def _call(event: dict[str, Any]) -> dict[str, Any]:
+    """Return the event as an app sends it."""
+    call: dict[str, Any] = {"type": "track", "event": event["name"], "properties": event["properties"]}
+    call |= {"userId": event["user"]} if event["user"] is not None else {"anonymousId": ANONYMOUS}
+    return call | ({"context": {"groupId": event["account"]}} if event["account"] is not None else {})
 
 
 def _why_dropped(reason: str) -> str:
@@ -111,6 +116,8 @@ def _why_dropped(reason: str) -> str:
 
 def _send(daemon: DaemonClient, event: dict[str, Any]) -> str:
     path = daemon.get("/v1/config")["listen"]["unix"]
+    if not path:  # apps use HTTP alone, which may ask for a write key that this user does not have
+        return str(daemon.post("/v1/send", {"event": _call(event)})["messageId"])
     context = {"groupId": event["account"]} if event["account"] is not None else None
     anonymous = None if event["user"] is not None else ANONYMOUS
     try:

@@ -236,3 +236,15 @@ def test_a_filter_by_account_is_foretold(tmp_path, verb):
     with daemon_dir.running():
         ran = verb("send", "Feature Used", "--user", "u1", "--account", "test-1", *daemon_dir.flags)
     assert "will be dropped: filtered" in ran.out
+
+
+def test_send_works_without_a_unix_socket(tmp_path, verb):
+    """It said that the sidecar cannot be reached at an empty path, and to start it."""
+    daemon_dir = DaemonDir(tmp_path)
+    text = daemon_dir.file.read_text().replace('http = ""', 'http = "127.0.0.1:0"')
+    daemon_dir.file.write_text(text.replace(f'unix = "{daemon_dir.unix}"', 'unix = ""'))
+    with daemon_dir.running() as daemon:
+        ran = verb("send", "Used", "--user", "u1", "--account", "a1", "--wait", *daemon_dir.flags)
+        (sent,) = daemon.network.sent
+    assert (ran.code, ran.out.startswith("delivered")) == (0, True)
+    assert (json.loads(sent.body)["identifyId"], json.loads(sent.body)["accountId"]) == ("u1", "a1")
