@@ -117,10 +117,12 @@ def _window(since_ms: int, until_ms: int | None, added: list[Reconciliation]) ->
     if windows:
         return windows.pop()
     newest_ms = int(time.time() * 1000) - TOO_NEW_MS
+    is_reversed = until_ms is not None and until_ms // MINUTE_MS <= since_ms // MINUTE_MS
     until_ms = min(newest_ms, newest_ms if until_ms is None else until_ms) // MINUTE_MS * MINUTE_MS
     since_ms = since_ms // MINUTE_MS * MINUTE_MS
     if since_ms >= until_ms:
-        raise Failed("The time window is empty: the newest 15 minutes are left out; give an earlier --since.")
+        why = "--until is not after --since" if is_reversed else "the newest 15 minutes are left out"
+        raise Failed(f"The time window is empty: {why}; give an earlier --since.")
     if until_ms - since_ms > MAX_RANGE_MS:
         raise Failed("PX reads back at most 190 days; give a later --since.")
     return since_ms, until_ms

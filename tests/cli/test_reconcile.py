@@ -191,3 +191,12 @@ def test_the_call_adds_names_that_differ_in_case(px, sandboxed: DaemonDir):
             daemon.track("u1", name, timestamp=HOUR_AGO)
         daemon.settle()
         assert daemon.client.get("/v1/reconcile")["names"] == [{"name": "Login", "delivered": 3, "px": 3}]
+
+
+def test_an_empty_window_says_why(daemon_dir: DaemonDir, verb):
+    """Of a window that ends before it begins it said that the newest 15 minutes are left out."""
+    with daemon_dir.running():
+        swapped = verb("reconcile", "--since", "2d", "--until", "3d", *daemon_dir.flags)
+        new = verb("reconcile", "--since", "5m", *daemon_dir.flags)
+    assert (swapped.code, "--until is not after --since" in swapped.err) == (1, True)
+    assert (new.code, "the newest 15 minutes are left out" in new.err) == (1, True)
