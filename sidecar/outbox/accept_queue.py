@@ -35,7 +35,7 @@ COMMIT_BYTES: Final = 2 * 2**20
 # Most rows and bytes of a slice: about 5 ms of the store's thread.
 SLICE_ROWS: Final = 500
 SLICE_BYTES: Final = 2**19
-# A bad event is a row of two tables, and its id, which nobody chose, of a random page of a third: as slow as this many bytes.
+# A bad event is a row of two tables, and its id is on a random page of a third: as slow as this many bytes.
 BAD_ROW_BYTES: Final = 4 * 2**10
 
 
