@@ -59,17 +59,17 @@ def wal_bytes(folder: Path) -> int:
     return max(min(WAL_BYTES, facts.f_blocks * facts.f_frsize // WAL_SHARE), 16 * PAGE_BYTES)
 
 
-def file_status(path: str | Path) -> os.stat_result | None:
-    """Return the status of the file at ``path``; None if there is none. Raises OSError."""
+def file_status(path: str | Path, *, follow: bool = False) -> os.stat_result | None:
+    """Return the status of the file at ``path``, of a link itself unless ``follow``; None if there is none. Raises OSError."""
     try:
-        return os.stat(path)
+        return os.stat(path, follow_symlinks=follow)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def file_id(path: str | Path) -> tuple[int, int] | None:
-    """Return what distinguishes the file at ``path`` from any other; None if there is none. Raises OSError."""
-    status = file_status(path)
+def file_id(path: str | Path, *, follow: bool = False) -> tuple[int, int] | None:
+    """Return what distinguishes the file at ``path`` from any other, as ``file_status`` does. Raises OSError."""
+    status = file_status(path, follow=follow)
     return None if status is None else (status.st_dev, status.st_ino)
 
 

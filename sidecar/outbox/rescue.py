@@ -9,7 +9,8 @@ file would drop SQLite's locks on it (https://www.sqlite.org/howtocorrupt.html s
 
 Where nothing stands in its place, the content is copied from the open connection into a new file (SQLite's backup API,
 https://www.sqlite.org/backup.html), synced, locked, and renamed to the old path. Where another file stands there, that
-file is left alone: an operator may have put back a backup on purpose. The content is then copied beside it, and the
+file is left alone: an operator may have put back a backup on purpose. So is a link, even one that leads to the open file: a
+restart would look for the log beside that file, where it is not. The content is then copied beside it, and the
 process ends. If the copy fails, because space or a right is missing, it is tried again with the next batch for as long as the
 process runs: ending it would lose everything that is in the file. Nothing is stored meanwhile, so a copy that could only not
 be renamed is used again: one for each attempt would fill the disk.
@@ -150,7 +151,7 @@ class FileWatch:
     def _ensure_found(self, path: Path) -> None:
         """Raise OutboxReplaced if the configured path, by a link in it, leads elsewhere now: a restart would not find this."""
         configured = self._store.configured
-        if configured != path and file_id(configured) != self._file:
+        if configured != path and file_id(configured, follow=True) != self._file:
             raise OutboxReplaced(
                 f"outbox.path = {configured} no longer leads to the outbox {path} that is in use: a link in it was changed. "
                 "Let it lead there again, or move its events to the new place with "
@@ -195,10 +196,10 @@ class FileWatch:
     def _written_now_ns(self) -> int | None:
         # The check at the end of the call reports a file that is gone, or that another one has replaced.
         try:
-            status = os.stat(self._path_text)
+            status = file_status(self._path_text)
         except OSError:
             return None
-        return status.st_mtime_ns if (status.st_dev, status.st_ino) == self._file else None
+        return status.st_mtime_ns if status and (status.st_dev, status.st_ino) == self._file else None
 
     def _renew_index(self, path: Path, index: FileId) -> str | None:
         """Open the store again if the index of its log is gone: another program would make one of its own and take itself for the only reader."""

@@ -142,6 +142,26 @@ def test_another_file_in_its_place_is_never_overwritten(store, tmp_path):
     rescued.close()
 
 
+@pytest.mark.parametrize("target", ["elsewhere/o.db", "nowhere/o.db", "o.db"])
+def test_a_link_in_its_place_counts_as_another_file(store, tmp_path, target):
+    """Moved away with a link to it left behind, the file seemed in its place: a restart found it without its log.
+
+    A link that leads nowhere, or to itself, made the daemon wait for permission and space that it had.
+    """
+    watch = FileWatch(store)
+    (tmp_path / "elsewhere").mkdir()
+    store.path.rename(tmp_path / "elsewhere" / "o.db")
+    store.path.symlink_to(store.path if target == "o.db" else tmp_path / target)
+    accept(store, [event("after")])
+    with pytest.raises(OutboxReplaced, match="outbox import"):
+        watch.check()
+    assert store.path.is_symlink()
+    (copy,) = rescued_files(store.path)
+    rescued = Store(copy)
+    assert len(pending_ids(rescued)) == 6
+    rescued.close()
+
+
 @pytest.mark.parametrize("own_log", [False, True])
 def test_a_file_in_its_place_keeps_only_a_log_of_its_own(store, tmp_path, own_log):
     """Killed before it had closed the file, the process left a log that the next start applied to the operator's backup."""
