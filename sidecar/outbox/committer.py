@@ -162,7 +162,7 @@ class Committer:
         return problem
 
     def _ensure_not_overwritten(self) -> StoreFailed | None:
-        """Return the error if another program has written into the file, as `cp` over it does, and it is not intact."""
+        """Return the error if another program has written into the file, as `cp` over it does, or has cut its log, and it is not intact."""
         if self._suspect:
             return None
         try:
@@ -177,12 +177,12 @@ class Committer:
         except sqlite3.Error as error:
             # Any other error is one of the statement: the file has not the tables of an outbox, and opening it again would
             # make a new, empty one there.
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_ERRORS:
+            if not recovery.is_damage(error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_ERRORS:
                 self._suspect = True
                 return self.failure(error)
             why = str(error)
         self._damage_count = 1  # no second attempt: what another program has overwritten stays overwritten
-        return self._damaged(f"another program has copied another file over it: {why}")
+        return self._damaged(f"another program has copied another file over it, or cut its log: {why}")
 
     def _ensure_in_place(self) -> StoreFailed | None:
         """Ensure that the outbox's path leads to the open file; returns the error if it does not."""

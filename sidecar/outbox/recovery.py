@@ -67,8 +67,12 @@ def is_damage(error: BaseException) -> bool:
     """Return True if an error means that the file is damaged, not that it cannot be opened, read or written now."""
     if not isinstance(error, sqlite3.Error):
         return False
+    code = getattr(error, "sqlite_errorcode", 0)
+    # A log that ends before a page which its index names was cut; of the file itself SQLite takes the missing part for zeros.
+    if code == sqlite3.SQLITE_IOERR_SHORT_READ:
+        return True
     # Python's sqlite3 module reports text that is not UTF-8 with an error of its own, without a code from SQLite.
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE or "Could not decode to UTF-8" in str(error)
+    return code & 0xFF in _DAMAGE or "Could not decode to UTF-8" in str(error)
 
 
 def mark_damaged(path: Path) -> None:

@@ -48,6 +48,7 @@ IMPORTING: Final = ".importing"  # and to that of the temporary copy which an im
 NAMED: Final = 3  # files that are named one by one
 
 FileId = tuple[int, int] | None
+_Written = tuple[int, int]  # when the file was changed last, and the size of its log
 
 
 class OutboxReplaced(ConfigError):
@@ -110,7 +111,7 @@ class FileWatch:
         """Record the files at the path as the open ones: the store has just opened them."""
         self._file, self._wal, self._index = self._store.file_ids
         self.size_bytes = 0
-        self._written_ns: int | None = None
+        self._written: _Written | None = None
         self._version = self._data_version()
         self._copy: Path | None = None  # a complete copy of the open file that could not be put in its place yet
 
@@ -163,24 +164,30 @@ class FileWatch:
 
         A copy over the file (`cp backup outbox.db`) keeps its identity. One that is as large is seen by ``was_written``.
         """
-        size_bytes, self._written_ns = status.st_size, status.st_mtime_ns
+        size_bytes = status.st_size
+        # A log that became smaller during the call is judged by its content before the next one.
+        self._written = (status.st_mtime_ns, max(self.log_bytes, self._written[1] if self._written else 0))
         if size_bytes < self.size_bytes and not (size_bytes and self._store.may_shrink):
             raise damaged("another program has cut it, or copied another file over it")
         self.size_bytes = size_bytes
 
     def was_written(self) -> bool:
-        """Return True if another program has written into the open file since the last look.
+        """Return True if another program has written into the open file, or cut its log, since the last look.
 
-        To be asked before a call of the store's thread: this process writes there during its calls only.
+        To be asked before a call of the store's thread: this process writes there during its calls only. The time of the log
+        is not looked at: it changes with each commit, and some kernels set it late.
         """
-        now_ns = self._written_now_ns()
-        return None not in (now_ns, self._written_ns) and now_ns != self._written_ns
+        now, before = self._written_now(), self._written
+        if now is None or before is None:
+            return False
+        return now[0] != before[0] or now[1] < before[1]
 
     def found_intact(self) -> None:
         """Take the file as another program has left it: a smaller one, too, if that program has committed, as by a VACUUM.
 
         Raises sqlite3.Error or OSError.
         """
+        self._written = None
         version = self._data_version()
         if version != self._version:
             self._version, self.size_bytes = version, os.stat(self._path_text).st_size
@@ -190,16 +197,22 @@ class FileWatch:
         return int(self._store.connection.execute("PRAGMA data_version").fetchone()[0])
 
     def written(self) -> None:
-        """Take the file as it is now: this process has written into it since the last look."""
-        self._written_ns = self._written_now_ns()
+        """Take the files as they are now: this process has written into them since the last look."""
+        self._written = self._written_now()
 
-    def _written_now_ns(self) -> int | None:
+    def _written_now(self) -> _Written | None:
         # The check at the end of the call reports a file that is gone, or that another one has replaced.
         try:
-            status = file_status(self._path_text)
+            file, log = file_status(self._path_text), file_status(self._log_text)
         except OSError:
             return None
-        return status.st_mtime_ns if status and (status.st_dev, status.st_ino) == self._file else None
+        if (
+            file is None
+            or log is None
+            or ((file.st_dev, file.st_ino), (log.st_dev, log.st_ino)) != (self._file, self._wal)
+        ):
+            return None
+        return file.st_mtime_ns, log.st_size
 
     def _renew_index(self, path: Path, index: FileId) -> str | None:
         """Open the store again if the index of its log is gone: another program would make one of its own and take itself for the only reader."""

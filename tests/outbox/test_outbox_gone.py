@@ -338,6 +338,41 @@ def test_a_smaller_copy_is_noticed_while_the_outbox_itself_may_shrink(store):
     assert isinstance(one_more(committer, "b")[0], Damaged)
 
 
+@pytest.mark.parametrize("missing", ["all", "a byte"])
+def test_a_log_that_another_program_cuts_is_damage(store, missing):
+    """Events were answered from a log without its beginning: a restart ignored it, and found none of them."""
+    committer = Committer(store, Capacity(store.path, 2**30))
+    assert one_more(committer, "a") == (None, None)
+    log = wal_path(store.path)
+    os.truncate(log, 0 if missing == "all" else log.stat().st_size - 1)
+    problem, refused = one_more(committer, "b")
+    assert isinstance(problem, Damaged)
+    assert "cut its log" in str(problem)
+    assert refused is not None
+    assert recovery.recovery_is_unfinished(store.path)
+
+
+def test_a_log_that_is_cut_during_a_call_is_noticed_at_the_next(store):
+    committer = Committer(store, Capacity(store.path, 2**30))
+    assert one_more(committer, "a") == (None, None)
+    batch = Batch(0)
+    batch.reads = [WriteRequest(lambda store: os.truncate(wal_path(store.path), 0))]
+    assert committer.run_batch(batch) is None
+    assert isinstance(one_more(committer, "b")[0], Damaged)
+
+
+def test_a_log_that_this_process_empties_is_not_damage(store):
+    committer = Committer(store, Capacity(store.path, 2**30))
+    assert one_more(committer, "a") == (None, None)
+    batch = Batch(0)
+    batch.reads = [WriteRequest(lambda store: store.checkpoint(truncate=True))]
+    assert committer.run_batch(batch) is None
+    assert wal_path(store.path).stat().st_size == 0
+    for name in "bc":
+        assert one_more(committer, name) == (None, None)
+    assert len(pending_ids(store)) == 8
+
+
 @pytest.mark.parametrize("content", ["", "another database"])
 def test_a_copy_without_the_tables_of_an_outbox_is_damage(store, tmp_path, content):
     """It was opened again as an outbox: a new, empty one was made there, and all events were gone without a word."""
@@ -366,6 +401,10 @@ def test_a_file_that_another_program_leaves_intact_is_not_damage(store):
     with closing(sqlite3.connect(store.path)) as other:
         assert other.execute("PRAGMA wal_checkpoint").fetchone()[0] == 0
     assert one_more(committer, "c") == (None, None)
+    with closing(sqlite3.connect(store.path)) as other:
+        assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+    assert wal_path(store.path).stat().st_size == 0
+    assert one_more(committer, "d") == (None, None)
 
 
 def test_a_vacuum_of_another_program_is_not_damage(store):
