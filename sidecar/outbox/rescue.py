@@ -264,6 +264,9 @@ class FileWatch:
             _sync(part)
             # Only a complete copy has the name of a rescued file.
             copy = path.with_name(f"{path.name}{RESCUED}{datetime.now(UTC):%Y%m%dT%H%M%S}Z")
+            # A clock that is set back, or begins in 1970 with each boot, gives the same time again.
+            while copy.exists():
+                copy = copy.with_name(copy.name + "x")
             part.replace(copy)
             _sync(path.parent)
         except BaseException:

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 from contextlib import closing
+from datetime import datetime
 
 import pytest
 import trio
@@ -140,6 +141,31 @@ def test_another_file_in_its_place_is_never_overwritten(store, tmp_path):
     rescued = Store(copy)
     assert len(pending_ids(rescued)) == 6
     rescued.close()
+
+
+def test_a_rescued_file_is_never_overwritten_by_another(store, tmp_path, monkeypatch):
+    """Two rescues with one time, as a clock without a battery gives: the second took the place of the first."""
+
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(1970, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(rescue, "datetime", Stopped)
+    for name in ("first", "second"):
+        accept(store, [event(name)])
+        watch = FileWatch(store)
+        (tmp_path / "backup.db").write_bytes(b"a backup")
+        (tmp_path / "backup.db").rename(store.path)
+        with pytest.raises(OutboxReplaced):
+            watch.check()
+        if name == "first":
+            store.path.unlink()
+            store.reopen()  # as the next start
+    first, second = rescued_files(store.path)
+    for copy, events in ((first, 6), (second, 1)):
+        with closing(Store(copy)) as rescued:
+            assert len(pending_ids(rescued)) == events
 
 
 @pytest.mark.parametrize("target", ["elsewhere/o.db", "nowhere/o.db", "o.db"])
