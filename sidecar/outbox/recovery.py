@@ -18,6 +18,7 @@ again, and the error says how much space is needed.
 """
 
 import os
+import shlex
 import sqlite3
 import sys
 from collections import Counter
@@ -36,6 +37,7 @@ from sidecar.outbox.capacity import RESERVE
 from sidecar.outbox.lock import SCHEMA_VERSION, SCHEMAS_MAX
 from sidecar.outbox.pages import PAGE_BYTES, commit_frames, frame_is_valid, wal_path
 from sidecar.outbox.records import PARKED, PENDING
+from sidecar.outbox.rescue import DAMAGED, RESCUED
 from sidecar.outbox.salvage import DAMAGE, Salvaged, recognizes, salvage
 from sidecar.outbox.store import Claim, Store
 from sidecar.units import counted, show_size
@@ -135,7 +137,10 @@ def open_outbox(
     marker = _marker(path)
     # A marker without a name and without files is left from an outbox that an operator has removed since.
     if marker.exists() and (path.exists() or wal_path(path).exists() or marker.read_text()):
-        return _recover(path, "it was found damaged while it was in use", progress, opened)
+        if (unrecovered := _unrecovered(path)) is None:
+            return _recover(path, "it was found damaged while it was in use", progress, opened)
+        text = _leave_for_import(path, unrecovered)
+        opened = partial(opened, notice=lambda _store: text)
     marker.unlink(missing_ok=True)
     why = damage_in(path)
     if why is None:
@@ -349,6 +354,40 @@ def _recover(
             _remove_database(new)  # half a copy is of no use, and would keep the disk full
         raise Failed(_not_recovered(path, error, needed_bytes)) from error
     return opened(notice=_recovery_notice)
+
+
+def _unrecovered(path: Path) -> Path | None:
+    """Return the damaged file that was set aside, if another file has come in its place before it was recovered; else None."""
+    name = _marker(path).read_text()
+    if not (name and path.with_name(name).exists() and path.exists()):
+        return None
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            row = connection.execute("SELECT value FROM meta WHERE name = ?", (DAMAGE,)).fetchone()
+            is_its_copy = row is not None and msgspec.json.decode(row[0], type=Salvaged).set_aside == name
+    except (sqlite3.Error, msgspec.MsgspecError):
+        is_its_copy = False
+    return None if is_its_copy else path.with_name(name)
+
+
+def _leave_for_import(path: Path, unrecovered: Path) -> str:
+    """Rename a damaged file that is not recovered, so that it is named as one to import; return the notice. Raises Failed."""
+    rescued = path.with_name(path.name + RESCUED + unrecovered.name.removeprefix(path.name + DAMAGED))
+    while rescued.exists():
+        rescued = rescued.with_name(rescued.name + "x")
+    try:
+        if wal_path(unrecovered).exists():
+            wal_path(unrecovered).replace(wal_path(rescued))
+        unrecovered.replace(rescued)
+        _sync(path.parent)
+    except OSError as error:
+        raise Failed(
+            f"The damaged outbox {unrecovered} cannot be renamed ({error}); make its folder writable."
+        ) from error
+    return (
+        f"The outbox {path} was damaged and set aside, and another file was put in its place before it was recovered. It is "
+        f"now {rescued}; `px-sidecar outbox import {shlex.quote(str(rescued))}` imports what can be read of it."
+    )
 
 
 def _remove_database(path: Path) -> None:

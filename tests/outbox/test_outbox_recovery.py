@@ -4,6 +4,7 @@ import errno
 import os
 import sqlite3
 import time
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from sidecar.outbox import Store, open_outbox, recovery
 from sidecar.outbox.capacity import RESERVE
 from sidecar.outbox.database import damaged
 from sidecar.outbox.recovery import contradiction, damage_in, mark_damaged
+from sidecar.outbox.rescue import rescued_files
 from sidecar.outbox.salvage import salvage
 from sidecar.outbox.schema import SCHEMA_VERSION
 
@@ -286,6 +288,35 @@ def test_a_failed_recovery_continues_at_the_next_start(tmp_path, monkeypatch):
     again = recovery.open_outbox(path, durability="process")
     assert pending_ids(again) == [1]
     again.close()
+
+
+@pytest.mark.parametrize("content", ["a backup", "not an outbox"])
+def test_a_file_put_in_place_before_the_recovery_is_not_its_result(path, monkeypatch, content):
+    """A backup was taken for the recovered outbox: "no event is known to be lost", and the damaged file was to be removed."""
+    backup = path.with_name("backup.db")
+    if content == "a backup":
+        with closing(Store(backup)) as store:
+            accept(store, [event("of the backup")])
+    else:
+        backup.write_bytes(b"not an outbox" * 100)
+    mark_damaged(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "salvage", raiser(OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(Failed, match="could not be recovered yet"):
+            open_outbox(path, durability="process")
+    backup.rename(path)
+    if content == "a backup":
+        with closing(open_outbox(path, durability="process")) as store:
+            assert "outbox import" in store.notice
+            assert len(pending_ids(store)) == 1
+    else:
+        with pytest.raises(ConfigError, match="not an outbox"):
+            open_outbox(path, durability="process")
+    (rescued,) = rescued_files(path)
+    salvage(rescued, path.with_name("salvaged.db"), why="", progress=lambda: None)
+    with closing(Store(path.with_name("salvaged.db"))) as store:
+        assert len(pending_ids(store)) == EVENTS
+    assert not recovery.recovery_is_unfinished(path)
 
 
 def without_record(store: Store, table: str, name: str) -> None:
