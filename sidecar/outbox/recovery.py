@@ -37,7 +37,7 @@ from sidecar.outbox.capacity import RESERVE
 from sidecar.outbox.lock import SCHEMA_VERSION, SCHEMAS_MAX
 from sidecar.outbox.pages import PAGE_BYTES, commit_frames, frame_is_valid, wal_path
 from sidecar.outbox.records import PARKED, PENDING
-from sidecar.outbox.rescue import DAMAGED, RESCUED
+from sidecar.outbox.rescue import DAMAGED, MARKER, RESCUED
 from sidecar.outbox.salvage import DAMAGE, Salvaged, recognizes, salvage
 from sidecar.outbox.store import Claim, Store
 from sidecar.units import counted, show_size
@@ -319,7 +319,7 @@ def recovery_is_unfinished(path: Path) -> bool:
 
 def _marker(path: Path) -> Path:
     """Return the path of the damage marker. Empty: damage was found. With a name: the file is set aside under it."""
-    return path.with_name(path.name + ".recover")
+    return path.with_name(path.name + MARKER)
 
 
 def _recover(

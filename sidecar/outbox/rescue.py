@@ -33,6 +33,7 @@ from sidecar.outbox.store import Store
 __all__ = [
     "DAMAGED",
     "IMPORTING",
+    "MARKER",
     "RESCUED",
     "FileWatch",
     "OutboxReplaced",
@@ -43,6 +44,7 @@ __all__ = [
 
 RESCUED: Final = ".rescued-"  # between the outbox's name and the time
 DAMAGED: Final = ".damaged-"
+MARKER: Final = ".recover"  # appended to the outbox's name: its recovery is not finished, see ``recovery.py``
 IMPORTED: Final = ".imported"  # appended to the name of a rescued file that was imported
 IMPORTING: Final = ".importing"  # and to that of the temporary copy which an import reads
 NAMED: Final = 3  # files that are named one by one
@@ -76,13 +78,25 @@ def files_set_aside(path: Path) -> list[str]:
         f"`px-sidecar outbox import {shlex.quote(str(file))}`, or remove it."
         for file in rescued_files(path)
     ]
+    unrecovered = _unrecovered_name(path)
     sentences += [
-        f"{file} is a damaged outbox that was set aside; what can be read of it was recovered, so remove it when you no "
+        f"{file} is a damaged outbox that was set aside and is not recovered yet: keep it, and start px-sidecar, which recovers "
+        "what can be read of it."
+        if file.name == unrecovered
+        else f"{file} is a damaged outbox that was set aside; what can be read of it was recovered, so remove it when you no "
         "longer need it."
         for file in _beside(path, DAMAGED)
     ]
     more = len(sentences) - NAMED
     return sentences if more <= 0 else [*sentences[:NAMED], f"{more} more such files are in {path.parent}."]
+
+
+def _unrecovered_name(path: Path) -> str:
+    """Return the name of the damaged file that the next start recovers; empty if there is none."""
+    try:
+        return path.with_name(path.name + MARKER).read_text()
+    except OSError:
+        return ""
 
 
 def mark_imported(file: Path) -> Path:

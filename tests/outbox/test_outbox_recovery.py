@@ -26,7 +26,7 @@ from sidecar.outbox import Store, open_outbox, recovery
 from sidecar.outbox.capacity import RESERVE
 from sidecar.outbox.database import damaged
 from sidecar.outbox.recovery import contradiction, damage_in, mark_damaged
-from sidecar.outbox.rescue import rescued_files
+from sidecar.outbox.rescue import files_set_aside, rescued_files
 from sidecar.outbox.salvage import salvage
 from sidecar.outbox.schema import SCHEMA_VERSION
 
@@ -288,6 +288,21 @@ def test_a_failed_recovery_continues_at_the_next_start(tmp_path, monkeypatch):
     again = recovery.open_outbox(path, durability="process")
     assert pending_ids(again) == [1]
     again.close()
+
+
+def test_a_damaged_file_is_kept_until_it_is_recovered(path, monkeypatch):
+    """With a disk too full for the recovery, `check` said to remove the only copy of all events."""
+    mark_damaged(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "salvage", raiser(OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(Failed):
+            open_outbox(path, durability="process")
+    (sentence,) = files_set_aside(path)
+    assert "keep it" in sentence
+    assert "remove" not in sentence
+    open_outbox(path, durability="process").close()
+    (sentence,) = files_set_aside(path)
+    assert "remove it when you no longer need it" in sentence
 
 
 @pytest.mark.parametrize("content", ["a backup", "not an outbox"])
