@@ -96,7 +96,6 @@ from sidecar.outbox import (
     hold_lock,
     load_clock_record,
     open_outbox,
-    real_path,
     run_housekeeping,
 )
 from sidecar.outbox.operations import add_audit
@@ -502,7 +501,7 @@ async def open_locked(config: Config, lock: Lock, runner: Runner, notifier: Noti
     A damaged file is recovered first, which can take minutes: systemd's start timeout is extended meanwhile. Raises
     Failed or ConfigError. Closing is shielded from cancellation.
     """
-    path = real_path(config)
+    path = lock.path
 
     def recovering() -> None:
         notifier.status("recovering a damaged outbox")

@@ -58,11 +58,11 @@ class Lock:
     nor a second name of the file (a link) lets another process in. The descriptor of the database is opened before SQLite
     opens the file and kept until after SQLite has closed it: closing any descriptor of a file drops all POSIX locks that
     the process has on it, SQLite's too (https://www.sqlite.org/howtocorrupt.html section 2.2). It is locked with
-    flock(2), which is independent of those.
+    flock(2), which is independent of those. ``path`` is the file to open: a link in ``outbox.path`` may have changed since.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        self._path = path
+        self.path = path
         self._descriptors = [descriptor]
         self._claimed: set[tuple[int, int]] = set()  # all that were: a file that was moved away may come back
 
@@ -72,7 +72,7 @@ class Lock:
         ``path`` names another file that is about to be renamed to the outbox: another process never finds it unlocked.
         """
         try:
-            descriptor = os.open(path or self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(path or self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
             return  # opening it as a database reports the reason
         status = os.fstat(descriptor)
@@ -83,7 +83,7 @@ class Lock:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
-            raise _not_locked(self._path, error, "") from None
+            raise _not_locked(self.path, error, "") from None
         self._claimed.add((status.st_dev, status.st_ino))
         self._descriptors.append(descriptor)
 

@@ -9,8 +9,10 @@ import pytest
 from outbox_files import raiser
 
 from sidecar.config import load_text
+from sidecar.daemon import open_locked
 from sidecar.errors import Failed
-from sidecar.outbox import Store, real_path, take_lock
+from sidecar.outbox import InlineRunner, Store, hold_lock, real_path, take_lock
+from sidecar.systemd import Notifier
 
 OTHER = """
 import sys
@@ -93,3 +95,18 @@ def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path, monkeypat
     """The pid in the lock file is for people, and its five bytes kept a daemon from starting and settling."""
     monkeypatch.setattr(os, "pwrite", raiser(OSError(errno.ENOSPC, "No space left on device")))
     take_lock(tmp_path / "o.db").release()
+
+
+async def test_the_file_that_is_locked_is_the_one_that_is_opened(tmp_path):
+    """A link that changed between the two steps of a start led to a file that this process had not locked."""
+    for name in ("locked", "other"):
+        (tmp_path / name).mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("locked")
+    config = load_text(f'[outbox]\npath = "{link}/o.db"\n')
+    with hold_lock(config) as lock:
+        link.unlink()
+        link.symlink_to("other")
+        async with open_locked(config, lock, InlineRunner(), Notifier({})) as store:
+            assert store.path == tmp_path / "locked" / "o.db"
+    assert not list((tmp_path / "other").iterdir())

@@ -223,7 +223,7 @@ BUGS = (
     Bug(
         "a lock on the lock file alone",
         "sidecar/outbox/lock.py",
-        '            raise _not_locked(self._path, error, "") from None\n',
+        '            raise _not_locked(self.path, error, "") from None\n',
         "            return\n",
         "files",
     ),
