@@ -53,6 +53,23 @@ def test_ten_minutes_of_429_without_a_delivery_spend_the_day():
     assert harness.clock.now_s >= spent_s + 3600
 
 
+# Demand ------------------------------------------------------------------------------------------------------------
+
+
+def test_demand_is_what_could_leave_by_class_and_one_for_a_probe():
+    """A fleet asks for slots by it: one too many is a slot that others lack, none for a probe would end no pause."""
+    rows = [track(number, f"u{number}") for number in range(1, 6)] + [track(9, "h")._replace(priority=Priority.HIGH)]
+    harness = DispatcherHarness("[deliver]\nmax_in_flight = 4", rows=rows)
+    harness.feed()
+    demand, now_s = harness.dispatcher.demand, harness.clock.now_s
+    assert demand(now_s) == (1, 3, 0)
+    sent = harness.send()
+    assert (sent.event.id, demand(now_s)) == (9, (0, 3, 0))
+    assert harness.reply(sent, NotSent("refused")) == []
+    assert demand(now_s) == (0, 0, 0)
+    assert sum(demand(now_s + 3600)) == 1
+
+
 # Probes ------------------------------------------------------------------------------------------------------------
 
 
