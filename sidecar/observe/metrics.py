@@ -77,6 +77,8 @@ _ACCEPTED, _DEAD = OUTCOMES.index("accepted"), OUTCOMES.index("dead")
 _labels = attrgetter("kind", "name", "source", "bad")
 NAMES_MAX: Final = 100
 SOURCES_MAX: Final = 20
+# Different labels of accepted events that are kept until a scrape: most daemons have fewer names.
+LABELS_MAX: Final = 100
 NAME_CHARS: Final = 100
 
 REMOTE_BOUNDS_S: Final = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -208,6 +210,7 @@ class Metrics:
         self.px_request_seconds = Durations(REMOTE_BOUNDS_S)
         self._delivery_seconds = {name: Durations(DELIVERY_BOUNDS_S) for name in CLASSES}
         self._by_name, self._by_source = Tally(NAMES_MAX), Tally(SOURCES_MAX)
+        self._accepted: dict[tuple[str, str, int, str | None], int] = {}  # by `_labels`, not in the tallies yet
         self._version = version
         self._refused = dict.fromkeys((*REFUSAL_CODES, OTHER), 0)
         self._px_answers = dict.fromkeys((*PX_ANSWERS, OTHER), 0)
@@ -220,16 +223,21 @@ class Metrics:
 
     def accepted(self, events: "Iterable[AcceptedEvent]") -> None:
         """These events are on disk."""
-        # Most events of a request have the same labels: they are counted at once.
-        counted: dict[tuple[str, str, int, str | None], int] = {}
+        accepted = self._accepted
         for labels in map(_labels, events):
-            counted[labels] = counted.get(labels, 0) + 1
-        for (kind, name, source, bad), number in counted.items():
+            accepted[labels] = accepted.get(labels, 0) + 1
+        if len(accepted) > LABELS_MAX:
+            self._tally_accepted()
+
+    def _tally_accepted(self) -> None:
+        """Add up the accepted events by name and source: seldom, because each request would pay for it."""
+        for (kind, name, source, bad), number in self._accepted.items():
             # As for outcomes: the name of a page is data of the app, which a rule may hide.
             label = (name if kind == "track" else kind)[:NAME_CHARS]
             for outcome in (_ACCEPTED,) if bad is None else (_ACCEPTED, _DEAD):
                 self._by_name.add(label, outcome, number)
                 self._by_source.add(str(source), outcome, number)
+        self._accepted.clear()
 
     def settled(self, outcome: "EventOutcome", now_ms: float) -> None:
         """An event has reached its final state."""
@@ -303,6 +311,7 @@ class Metrics:
         yield _plain(
             "commits_total", "Transactions of the outbox that wrote rows and are on disk.", self.commit_seconds.count
         )
+        self._tally_accepted()
         about = "Events since the start by name as sent (of other calls: the type), and outcome; names beyond the first 100 are other."
         yield self._by_name.family("events_by_name_total", about, "event")
         about = "Events since the start by number of the [[source]] in the outbox, 0 without one, and outcome."
