@@ -259,6 +259,21 @@ async def test_new_events_are_swept_together(tmp_path, autojump_clock, monkeypat
         assert daemon.outbox.counters["dropped:mapped_to_nothing"] == 300
 
 
+async def test_a_sweep_that_drops_nothing_pauses_at_each_page(tmp_path, autojump_clock, monkeypatch):
+    """Without a pause it read every event back at once, beside the events on their way in."""
+    swept, read = [], delivery_loop._swept_page
+    monkeypatch.setattr(delivery_loop, "_swept_page", lambda *asked: swept.append(asked) or read(*asked))
+    async with delivering(tmp_path, ScriptedPx(create_all), SPENT) as daemon:
+        await daemon.outbox.accept([new_event(number, f"u{number}") for number in range(1, 1501)])
+        await trio.sleep(60)
+        swept.clear()
+        await daemon.outbox.accept([new_event(number, f"u{number}") for number in range(1501, 5001)])
+        await trio.sleep(1)
+        assert 5 <= len(swept) <= 21
+        await trio.sleep(5)
+        assert len(swept) >= 3500 // 64
+
+
 async def test_the_daemon_settles_parked_rows_that_a_rule_drops(tmp_path, autojump_clock):
     """One user's head waits for the next day; what is behind it is parked in the file, also by an earlier process."""
     one = lambda number: new_event(number, "u")  # noqa: E731

@@ -316,3 +316,24 @@ def test_connection_that_sends_nothing_holds_no_parser():
         assert tracemalloc.get_traced_memory()[0] - before < 100 * 100
     finally:
         tracemalloc.stop()
+
+
+def test_connection_between_two_requests_holds_no_parser():
+    """10,000 connections of clients that do not read held 8 MB of parsers."""
+    read(sized(BODY))  # what is made once
+    tracemalloc.start()
+    try:
+        readers = [Reader(SMALL) for _ in range(100)]
+        before = tracemalloc.get_traced_memory()[0]
+        for reader in readers:
+            reader.feed(sized(BODY))
+            reader.ready.clear()
+        assert tracemalloc.get_traced_memory()[0] - before < 100 * 100
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_follows_the_last_request_of_a_connection_is_refused():
+    reader = read(sized(BODY, b"Connection: close"))
+    reader.feed(sized(BODY))
+    assert (len(reader.ready), reader.refused and reader.refused.code) == (1, "bad_request")
