@@ -56,7 +56,7 @@ def new_event(
         settings.product_of(source),
         kind,
         name,
-        mapper.account_said(event, already) if kind in ("identify", "group") else None,
+        mapper.account_said(event, already),
         via,
         carried,
         hashed=hashed,
