@@ -67,10 +67,14 @@ def file_status(path: str | Path, *, follow: bool = False) -> os.stat_result | N
         return None
 
 
+def id_of(status: os.stat_result | None) -> tuple[int, int] | None:
+    """Return what distinguishes a file of this status from any other; None for no file."""
+    return None if status is None else (status.st_dev, status.st_ino)
+
+
 def file_id(path: str | Path, *, follow: bool = False) -> tuple[int, int] | None:
     """Return what distinguishes the file at ``path`` from any other, as ``file_status`` does. Raises OSError."""
-    status = file_status(path, follow=follow)
-    return None if status is None else (status.st_dev, status.st_ino)
+    return id_of(file_status(path, follow=follow))
 
 
 def _make_private(path: Path) -> None:

@@ -37,7 +37,7 @@ from sidecar.outbox.capacity import RESERVE
 from sidecar.outbox.lock import SCHEMA_VERSION, SCHEMAS_MAX
 from sidecar.outbox.pages import PAGE_BYTES, commit_frames, frame_is_valid, wal_path
 from sidecar.outbox.records import PARKED, PENDING
-from sidecar.outbox.rescue import DAMAGED, MARKER, RESCUED
+from sidecar.outbox.rescue import DAMAGED, MARKER, rescued_path, sync
 from sidecar.outbox.salvage import DAMAGE, Salvaged, recognizes, salvage
 from sidecar.outbox.store import Claim, Store
 from sidecar.units import counted, show_size
@@ -345,10 +345,10 @@ def _recover(
             # Complete and synced. With the name before that, a power cut would leave half an outbox that looks whole.
             new.replace(path)
             # On disk before the marker goes: a power cut must not leave the old name empty and no marker.
-            _sync(path.parent)
+            sync(path.parent)
         # Last: without the marker the next start would not know that the recovery is unfinished.
         _marker(path).unlink()
-        _sync(path.parent)
+        sync(path.parent)
     except (OSError, sqlite3.Error, SidecarError) as error:
         with suppress(OSError):
             _remove_database(new)  # half a copy is of no use, and would keep the disk full
@@ -372,14 +372,12 @@ def _unrecovered(path: Path) -> Path | None:
 
 def _leave_for_import(path: Path, unrecovered: Path) -> str:
     """Rename a damaged file that is not recovered, so that it is named as one to import; return the notice. Raises Failed."""
-    rescued = path.with_name(path.name + RESCUED + unrecovered.name.removeprefix(path.name + DAMAGED))
-    while rescued.exists():
-        rescued = rescued.with_name(rescued.name + "x")
+    rescued = rescued_path(path, unrecovered.name.removeprefix(path.name + DAMAGED))
     try:
         if wal_path(unrecovered).exists():
             wal_path(unrecovered).replace(wal_path(rescued))
         unrecovered.replace(rescued)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise Failed(
             f"The damaged outbox {unrecovered} cannot be renamed ({error}); make its folder writable."
@@ -487,7 +485,7 @@ def set_aside(path: Path) -> Path:
         with written.open("rb") as file:
             os.fsync(file.fileno())
         written.replace(marker)
-        _sync(path.parent)
+        sync(path.parent)
     damaged_file = path.with_name(name)
     if not damaged_file.exists():
         # The log first: once the file is renamed, this step counts as done.
@@ -501,14 +499,5 @@ def set_aside(path: Path) -> Path:
             # There was only a log. The empty file records that this step is done.
             damaged_file.touch(0o600)
     path.with_name(path.name + "-shm").unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
     return damaged_file
-
-
-def _sync(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from sidecar.errors import ConfigError
-from sidecar.outbox.database import copy_database, damaged, file_id, file_status
+from sidecar.outbox.database import copy_database, damaged, file_id, file_status, id_of
 from sidecar.outbox.pages import wal_path
 from sidecar.outbox.store import Store
 
@@ -40,6 +40,8 @@ __all__ = [
     "files_set_aside",
     "mark_imported",
     "rescued_files",
+    "rescued_path",
+    "sync",
 ]
 
 RESCUED: Final = ".rescued-"  # between the outbox's name and the time
@@ -99,6 +101,17 @@ def _unrecovered_name(path: Path) -> str:
         return ""
 
 
+def rescued_path(path: Path, label: str) -> Path:
+    """Return the path of a further rescued file of the outbox ``path``; ``label`` tells when.
+
+    No other file has it: a clock that is set back, or begins in 1970 with each boot, gives the same time again.
+    """
+    rescued = path.with_name(path.name + RESCUED + label)
+    while rescued.exists():
+        rescued = rescued.with_name(rescued.name + "x")
+    return rescued
+
+
 def mark_imported(file: Path) -> Path:
     """Rename a rescued file that was imported, so that it is no longer named; return its path. Raises OSError."""
     done = file.with_name(file.name + IMPORTED)
@@ -139,8 +152,8 @@ class FileWatch:
         # The index before the file: where the folder is exchanged in between, the file shows it, and nothing is closed.
         index = file_id(self._index_text)
         status = file_status(self._path_text)
-        file = None if status is None else (status.st_dev, status.st_ino)
-        if status is not None and file == self._file and self._wal is not None and self._look_at_log() == self._wal:
+        file = id_of(status)
+        if status is not None and self._are_open(file):
             self._copy = None  # outdated: the file was put back by hand, and changes from now on
             self._ensure_found(path)
             self._ensure_not_cut(status)
@@ -220,11 +233,7 @@ class FileWatch:
             file, log = file_status(self._path_text), file_status(self._log_text)
         except OSError:
             return None
-        if (
-            file is None
-            or log is None
-            or ((file.st_dev, file.st_ino), (log.st_dev, log.st_ino)) != (self._file, self._wal)
-        ):
+        if file is None or log is None or (id_of(file), id_of(log)) != (self._file, self._wal):
             return None
         return file.st_mtime_ns, log.st_size
 
@@ -253,17 +262,14 @@ class FileWatch:
         """
         if not self._store.is_open:
             return file_id(self._path_text) == self._file
-        found = (file_id(self._path_text), self._look_at_log())
-        return None not in found and found == (self._file, self._wal)
+        return self._are_open(file_id(self._path_text))
 
-    def _look_at_log(self) -> FileId:
-        try:
-            status = os.stat(self._log_text)
-        except (FileNotFoundError, NotADirectoryError):
-            self.log_bytes = 0
-            return None
-        self.log_bytes = status.st_size
-        return status.st_dev, status.st_ino
+    def _are_open(self, file: FileId) -> bool:
+        """Return True if ``file`` and the log at its path now are those that the store has open."""
+        log = file_status(self._log_text)
+        self.log_bytes = 0 if log is None else log.st_size
+        found = (file, id_of(log))
+        return None not in found and found == (self._file, self._wal)
 
     def _rescue(self) -> Path:
         """Copy the open database into a file beside the outbox, complete and on disk when this returns."""
@@ -275,14 +281,11 @@ class FileWatch:
         try:
             part.unlink(missing_ok=True)
             copy_database(self._store.connection, part, self._alive)
-            _sync(part)
+            sync(part)
             # Only a complete copy has the name of a rescued file.
-            copy = path.with_name(f"{path.name}{RESCUED}{datetime.now(UTC):%Y%m%dT%H%M%S}Z")
-            # A clock that is set back, or begins in 1970 with each boot, gives the same time again.
-            while copy.exists():
-                copy = copy.with_name(copy.name + "x")
+            copy = rescued_path(path, f"{datetime.now(UTC):%Y%m%dT%H%M%S}Z")
             part.replace(copy)
-            _sync(path.parent)
+            sync(path.parent)
         except BaseException:
             part.unlink(missing_ok=True)  # half a copy is of no use, and would keep the disk full
             raise
@@ -297,7 +300,7 @@ class FileWatch:
         with suppress(OSError):
             if file_id(self._log_text) == self._wal:  # else it came with that file
                 os.unlink(self._log_text)
-                _sync(self._store.path.parent)
+                sync(self._store.path.parent)
 
     def _put_back(self, copy: Path, over: FileId) -> None:
         """Make the copy the outbox and open it. ``over``: what stands at the path, None or the file that is open.
@@ -318,7 +321,7 @@ class FileWatch:
             copy.replace(path)
         # At once: if anything below fails, what stands at the path is not taken for another program's file.
         self._file, self._wal = copy_id, None
-        _sync(path.parent)
+        sync(path.parent)
         # Everything is in place now: if opening fails, it is tried again as after any error of the disk.
         self._store.reopen()
         self._open_files()
@@ -350,7 +353,8 @@ def _name(copy: Path, path: Path) -> None:
         copy.unlink()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Put a file, or the renames in a folder, on disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -111,7 +111,7 @@ def test_a_copy_in_its_place_is_not_taken_for_another_file(store, monkeypatch):
     """The folder could not be synced: the next look found the copy that it had just put there, and ended the daemon."""
     watch = FileWatch(store)
     store.path.unlink()
-    real = rescue._sync
+    real = rescue.sync
 
     def sync(path):
         if path == store.path.parent and store.path.exists():
@@ -119,7 +119,7 @@ def test_a_copy_in_its_place_is_not_taken_for_another_file(store, monkeypatch):
         real(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rescue, "_sync", sync)
+        patch.setattr(rescue, "sync", sync)
         with pytest.raises(OSError, match="I/O error"):
             watch.check()
     assert "put back" in (watch.check() or "")
