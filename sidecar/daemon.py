@@ -69,7 +69,7 @@ from sidecar.deliver.dispatcher import Dispatcher
 from sidecar.deliver.errands import Errands
 from sidecar.deliver.limiter import LocalLimiter, SharedLimiter, SharedPace
 from sidecar.deliver.quota import DailyCaps, Quota, QuotaRow
-from sidecar.http import Shutdown
+from sidecar.http import IdleConnections, Limits, Shutdown
 from sidecar.http.collector import CollectionPace
 from sidecar.mapping import LiveSettings
 from sidecar.observe import (
@@ -187,6 +187,7 @@ class Application(NamedTuple):
     control: ControlRoutes
     reloader: Reloader
     notifier: Notifier
+    idle_connections: IdleConnections
     fleet: "Fleet | None" = None
 
     @property
@@ -252,6 +253,7 @@ def build(config: Config, seams: Seams) -> Application:
         reloader=reloader,
         notifier=seams.notifier,
         fleet=fleet,
+        idle_connections=IdleConnections(Limits().idle_s),
     )
 
 
@@ -309,6 +311,7 @@ async def serve(app: Application, ingest: Callable[[], Awaitable[None]]) -> None
             await delivery.start(partial(app.delivery.run, stop_timeout_s=app.config.deliver.stop_timeout))
             async with trio.open_nursery() as background:
                 background.start_soon(run_housekeeping, app.outbox, app.settings)
+                background.start_soon(app.idle_connections.run)
                 background.start_soon(watch_limits, app.outbox, app.settings, app.clock, app.notices)
                 background.start_soon(watch_pause, app.delivery, app.outbox, app.clock)
                 background.start_soon(watch_names, app.outbox, app.notices)
@@ -406,23 +409,16 @@ def _ingest_server(app: Application, shutdown: Shutdown) -> IngestServer:
     problems = partial(health_problems, app.telemetry.heartbeats, app.outbox)
     pages = pages_of(app.state, app.telemetry.metrics, problems)
     memory = ClientMemory(app.config.listen.max_memory)
-    routes = Routes(
-        app.parser,
-        app.outbox,
-        app.telemetry,
-        pages,
-        memory,
-        own_hosts=app.config.listen.hosts(),
-        foreign_hosts=app.config.listen.allow_remote,
-    )
+    listen = app.config.listen
+    parts = (app.parser, app.outbox, app.telemetry)
+    routes = Routes(*parts, pages, memory, own_hosts=listen.hosts(), foreign_hosts=listen.allow_remote)
     return IngestServer(
         routes,
-        app.parser,
-        app.outbox,
-        app.telemetry,
+        *parts,
         memory,
         max_request_bytes=app.config.outbox.max_request_bytes,
         shutdown=shutdown,
+        idle=app.idle_connections,
     )
 
 

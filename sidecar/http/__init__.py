@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from sidecar.http.client import ClientResponse, ProtocolError, open_response
     from sidecar.http.connection import serve_connection
+    from sidecar.http.idle import IdleConnections
     from sidecar.http.message import BUSY, Handler, Hangup, Limits, Raw, Refuse, Request, Response, plain_refusal
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Handler",
     "Hangup",
     "Holder",
+    "IdleConnections",
     "Limits",
     "MemoryBudget",
     "ProtocolError",
@@ -64,6 +66,7 @@ __getattr__ = lazy_exports(
         ),
         "client": ("ClientResponse", "ProtocolError", "open_response"),
         "connection": ("serve_connection",),
+        "idle": ("IdleConnections",),
         "message": ("BUSY", "Handler", "Hangup", "Limits", "Raw", "Refuse", "Request", "Response", "plain_refusal"),
     },
 )

@@ -3,7 +3,8 @@
 Rules
 -----
 * One task and one cancel scope per connection; no timer, task or nursery per request. The scope's deadline is moved
-  instead. While the handler runs there is no deadline and nothing is read: a client that disconnects does not cancel
+  instead, and what every request would move it for, the time of an idle connection, is kept by ``IdleConnections`` where
+  there is one. While the handler runs there is no deadline and nothing is read: a client that disconnects does not cancel
   the commit of its events. Its answer is dropped when it cannot be written.
 * A cancelled scope is never used to call the handler. Bytes may arrive in the same instant as a deadline or a
   shutdown, and the handler would be cancelled at its first checkpoint.
@@ -31,6 +32,7 @@ from sidecar.http.accept import Shutdown
 from sidecar.http.budget import LARGE_BYTES, BudgetExceeded, Holder, MemoryBudget, in_slices
 from sidecar.http.coding import decode_body, needs_decoding
 from sidecar.http.fast_path import fast_path
+from sidecar.http.idle import IdleConnections
 from sidecar.http.message import (
     BUSY,
     Handler,
@@ -78,6 +80,7 @@ def serve_connection(
     refuse: Refuse = plain_refusal,
     on_error: OnError | None = None,
     budget: MemoryBudget | None = None,
+    idle: IdleConnections | None = None,
 ) -> Awaitable[None]:
     """Serve requests on ``stream`` until either side ends the connection, then close the stream.
 
@@ -86,13 +89,15 @@ def serve_connection(
     which any byte was read is finished and answered with ``Connection: close``. ``refuse`` builds the answers to
     requests that never reach the handler. ``on_error`` gets each Exception that the handler raises; the client gets
     ``refuse("internal", …, 500)``. ``budget`` is shared by all connections whose memory is bounded together; without
-    it there is no such bound.
+    it there is no such bound. ``idle`` ends the idle ones of many connections after ``limits.idle_s``, and has to run;
+    without it each has a deadline of its own.
 
     Raises nothing because of what a client sends or fails to send. Cancellation closes the stream and may interrupt the
     handler.
     """
     # Not async: 10,000 idle connections would hold a coroutine more each.
-    connection = _Connection(stream, handler, limits or Limits(), shutdown or Shutdown(), refuse, on_error, budget)
+    limits, shutdown = limits or Limits(), shutdown or Shutdown()
+    connection = _Connection(stream, handler, limits, shutdown, refuse, on_error, budget, idle)
     return connection.run(first)
 
 
@@ -104,6 +109,7 @@ class _Connection:
         "_final_response",
         "_handler",
         "_holder",
+        "_idle",
         "_interruptible",
         "_lingers",
         "_nothing_received",
@@ -130,6 +136,7 @@ class _Connection:
         refuse: Refuse,
         on_error: OnError | None,
         budget: MemoryBudget | None,
+        idle: IdleConnections | None,
     ) -> None:
         self.stream = stream
         self._receive_some, self._send_all = fast_path(stream)
@@ -140,6 +147,7 @@ class _Connection:
         self._refuse = refuse
         self._on_error = on_error
         self._budget = budget
+        self._idle = idle
         self._holder = Holder(self._evict)
         self._reserved_bytes = 0
         self._reserved_at_s = 0.0
@@ -162,7 +170,11 @@ class _Connection:
                 again = False
                 # A new scope for each round: in a cancelled one the handler would be cancelled at its first checkpoint.
                 with trio.CancelScope() as self._scope:
-                    again = await self._serve_requests()
+                    try:
+                        again = await self._serve_requests()
+                    finally:
+                        if self._idle is not None:
+                            self._idle.remove(self._scope)
             # Cancelled while reading, not while sending: the client can still read a refusal.
             if self._scope.cancelled_caught and self._interruptible:
                 if self.reader.refused is not None:
@@ -222,7 +234,7 @@ class _Connection:
             # The deadline moves only when the phase changes: a client cannot extend it by sending single bytes.
             if reader.phase is not phase:
                 phase = reader.phase
-                scope.deadline = self._deadline_s(phase)
+                self._start_deadline(phase)
             if reader.take_continue():
                 await self._send_all(CONTINUE)
             if phase is Phase.IDLE and self._shutdown.is_set():
@@ -250,14 +262,29 @@ class _Connection:
             if scope.cancel_called:
                 return True
 
+    def _start_deadline(self, phase: Phase) -> None:
+        """Give the client its time: for the part of a request that begins now, or to be idle and take a small answer."""
+        self._stop_deadline()
+        if phase is Phase.IDLE and self._idle is not None:
+            self._idle.add(self._scope)
+        else:
+            self._scope.deadline = self._deadline_s(phase)
+
+    def _stop_deadline(self) -> None:
+        """Set no time, for what the client is not to blame for: a handler would be cancelled in the middle of a commit."""
+        if self._idle is not None:
+            self._idle.remove(self._scope)
+        if self._scope.deadline != math.inf:  # to change it costs ten times as much as to look at it
+            self._scope.deadline = math.inf
+
     def _deadline_s(self, phase: Phase) -> float:
         """Return the time by which the part of a request that begins now must have arrived."""
         limits = self.limits
+        if phase is Phase.IDLE:
+            return trio.current_time() + limits.idle_s
         # From the reservation on: the wait for it was not the client's fault.
         if self._reserved_bytes and self._budget is not None:
             return self._reserved_at_s + (limits.large_s if self._budget.is_contended() else limits.body_s)
-        if phase is Phase.IDLE:
-            return trio.current_time() + limits.idle_s
         return trio.current_time() + (limits.header_s if phase is Phase.HEAD else limits.body_s)
 
     def _hurry(self) -> None:
@@ -329,7 +356,7 @@ class _Connection:
         handler = self._handler
         out = b""
         keep_alive = True
-        self._scope.deadline = math.inf  # a deadline would cancel the handler in the middle of a commit
+        self._stop_deadline()
         while ready and keep_alive:
             request = ready.pop(0)
             if (ready or self.reader.phase is not Phase.IDLE) and self._budget is not None:
@@ -359,7 +386,7 @@ class _Connection:
                 return False
             if len(out) > _FLUSH_BYTES:
                 await self._send(out, large=len(answer) > _FLUSH_BYTES)
-                self._scope.deadline = math.inf
+                self._stop_deadline()
                 out = b""
         # The client wanted to keep the connection, so its next request may be on its way: linger, or it gets a reset.
         self._lingers = not keep_alive and request.keep_alive
@@ -384,8 +411,10 @@ class _Connection:
 
     async def _send(self, data: bytes, *, large: bool = False) -> None:
         """Send ``data`` and set the deadline for it; with empty ``data``, only the deadline of an idle connection."""
-        timeout_s = self.limits.large_s if large else self.limits.idle_s
-        self._scope.deadline = trio.current_time() + timeout_s
+        if large:
+            self._scope.deadline = trio.current_time() + self.limits.large_s
+        else:
+            self._start_deadline(Phase.IDLE)
         if not data:
             return
         if self._budget is None or len(data) < _COUNTED_BYTES:
@@ -440,7 +469,7 @@ class _Connection:
                 async for part in parts:
                     if part:  # an empty chunk would end the body
                         await self._send(wrap(part))
-                        self._scope.deadline = math.inf
+                        self._stop_deadline()
                 finished = True
                 nursery.cancel_scope.cancel()
         except* _GONE:

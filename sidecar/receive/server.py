@@ -12,7 +12,17 @@ from typing import Any, Final
 
 import trio
 
-from sidecar.http import Handler, Limits, MemoryBudget, Request, Shutdown, serve, serve_connection, shortage
+from sidecar.http import (
+    Handler,
+    IdleConnections,
+    Limits,
+    MemoryBudget,
+    Request,
+    Shutdown,
+    serve,
+    serve_connection,
+    shortage,
+)
 from sidecar.observe import Telemetry
 from sidecar.outbox import Outbox
 from sidecar.receive.listeners import BoundSockets
@@ -93,6 +103,7 @@ class IngestServer:
         *,
         max_request_bytes: int,
         shutdown: Shutdown,
+        idle: IdleConnections | None = None,
     ) -> None:
         # Bound once, not for each connection.
         self._over_tcp, self._over_unix, self._refuse = routes.over_tcp, routes.over_unix, routes.refuse
@@ -101,6 +112,7 @@ class IngestServer:
         self._telemetry = telemetry
         self._max_request_bytes = max_request_bytes
         self._limits = Limits(max_body_bytes=max_request_bytes, lenient_coding=True)
+        self._idle = idle
         self._shutdown = shutdown
         self._memory = memory
 
@@ -184,6 +196,7 @@ class IngestServer:
             refuse=self._refuse,
             on_error=_log_request_error,
             budget=budget,
+            idle=self._idle,
         )
 
 

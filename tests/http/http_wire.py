@@ -7,7 +7,7 @@ import h11
 import trio
 import trio.testing
 
-from sidecar.http import Limits, Request, Response, Shutdown, serve_connection
+from sidecar.http import IdleConnections, Limits, Request, Response, Shutdown, serve_connection
 
 
 class ServedConnection:
@@ -74,7 +74,15 @@ async def echo(request: Request) -> Response:
 
 
 @asynccontextmanager
-async def served(handler=echo, *, limits=None, first=b"", refuse=None, budget=None) -> AsyncIterator[ServedConnection]:
+async def served(
+    handler=echo,
+    *,
+    limits=None,
+    first=b"",
+    refuse=None,
+    budget=None,
+    idle: IdleConnections | None = None,
+) -> AsyncIterator[ServedConnection]:
     client_end, server_end = trio.testing.memory_stream_pair()
     client = ServedConnection(client_end, server_end)
 
@@ -92,11 +100,14 @@ async def served(handler=echo, *, limits=None, first=b"", refuse=None, budget=No
             shutdown=client.shutdown,
             on_error=lambda error, request: client.errors.append(error),
             budget=budget,
+            idle=idle,
             **options,
         )
         client.ended.set()
 
     async with trio.open_nursery() as nursery:
+        if idle is not None:
+            nursery.start_soon(idle.run)
         nursery.start_soon(run)
         nursery.start_soon(client.pump)
         yield client

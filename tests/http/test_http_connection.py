@@ -9,7 +9,7 @@ from http_wire import answers, echo, post, served
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.http import Limits, Response, serve_connection
+from sidecar.http import IdleConnections, Limits, Response, serve_connection
 
 
 async def test_pipelined_answers_come_in_order_and_in_one_piece():
@@ -204,8 +204,16 @@ async def test_discarding_costs_no_wake_up_for_each_packet(autojump_clock):
         assert 10 < reads <= 101
 
 
-async def test_idle_connection_is_closed_without_an_answer(autojump_clock):
-    async with served(limits=Limits(idle_s=120)) as client:
+BY_ITSELF_OR_SHARED = pytest.mark.parametrize("shared", [False, True], ids=["by itself", "shared"])
+
+
+def idle_after(idle_s: float, *, shared: bool) -> IdleConnections | None:
+    return IdleConnections(idle_s) if shared else None
+
+
+@BY_ITSELF_OR_SHARED
+async def test_idle_connection_is_closed_without_an_answer(autojump_clock, shared):
+    async with served(limits=Limits(idle_s=120), idle=idle_after(120, shared=shared)) as client:
         await client.send(post(b"x"))
         await client.until_quiet()
         started = trio.current_time()
@@ -213,8 +221,9 @@ async def test_idle_connection_is_closed_without_an_answer(autojump_clock):
         assert trio.current_time() - started == pytest.approx(120, abs=1)
 
 
-async def test_blank_lines_do_not_extend_the_idle_deadline(autojump_clock):
-    async with served(limits=Limits(idle_s=120)) as client:
+@BY_ITSELF_OR_SHARED
+async def test_blank_lines_do_not_extend_the_idle_deadline(autojump_clock, shared):
+    async with served(limits=Limits(idle_s=120), idle=idle_after(120, shared=shared)) as client:
         await client.send_repeatedly(b"\r\n", every_s=1)
         assert trio.current_time() == pytest.approx(120, abs=2)
 
@@ -224,36 +233,44 @@ async def test_blank_lines_do_not_extend_the_idle_deadline(autojump_clock):
     [(b"POST / HTTP/1.1\r\nX: ", 10), (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n", 30)],
     ids=["header", "body"],
 )
-async def test_slow_request_is_answered_408_at_its_deadline(autojump_clock, begin, limit_s):
-    async with served() as client, trio.open_nursery() as nursery:
+@BY_ITSELF_OR_SHARED
+async def test_slow_request_is_answered_408_at_its_deadline(autojump_clock, begin, limit_s, shared):
+    async with served(idle=idle_after(120, shared=shared)) as client, trio.open_nursery() as nursery:
+        await trio.sleep(115)  # with its own deadline, not with what was left to be idle
         await client.send(begin)
         nursery.start_soon(client.send_repeatedly, b"a", 0.5)
         assert answers(await client.rest())[0][0] == 408
-        assert trio.current_time() == pytest.approx(limit_s, abs=1)
+        assert trio.current_time() - 115 == pytest.approx(limit_s, abs=1)
 
 
-async def test_handler_has_no_deadline(autojump_clock):
+@BY_ITSELF_OR_SHARED
+async def test_handler_has_no_deadline(autojump_clock, shared):
     async def handler(request):
         await trio.sleep(50_000)
         return Response(200, b"late")
 
-    async with served(handler) as client:
+    async with served(handler, idle=idle_after(120, shared=shared)) as client:
         await client.send(post())
         await client.end()
         assert answers(await client.rest())[0][2] == b"late"
 
 
+@BY_ITSELF_OR_SHARED
 @pytest.mark.parametrize(("size", "timeout_s"), [(1, Limits().idle_s), (100_000, Limits().large_s)])
-async def test_unread_answer_closes_connection_sooner_if_large(autojump_clock, size, timeout_s):
+async def test_unread_answer_closes_connection_sooner_if_large(autojump_clock, size, timeout_s, shared):
     blocked, server_end = trio.testing.memory_stream_pair()
 
     async def full() -> None:
         await trio.sleep_forever()
 
     server_end.send_stream.send_all_hook = full
+    idle = idle_after(Limits().idle_s, shared=shared)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_connection, server_end, echo)
+        if idle is not None:
+            nursery.start_soon(idle.run)
         await blocked.send_all(post(b"x" * size))
+        await serve_connection(server_end, echo, idle=idle)
+        nursery.cancel_scope.cancel()
     assert trio.current_time() == pytest.approx(timeout_s, abs=2)
 
 
