@@ -59,24 +59,6 @@ def wal_bytes(folder: Path) -> int:
     return max(min(WAL_BYTES, facts.f_blocks * facts.f_frsize // WAL_SHARE), 16 * PAGE_BYTES)
 
 
-def file_status(path: str | Path, *, follow: bool = False) -> os.stat_result | None:
-    """Return the status of the file at ``path``, of a link itself unless ``follow``; None if there is none. Raises OSError."""
-    try:
-        return os.stat(path, follow_symlinks=follow)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def id_of(status: os.stat_result | None) -> tuple[int, int] | None:
-    """Return what distinguishes a file of this status from any other; None for no file."""
-    return None if status is None else (status.st_dev, status.st_ino)
-
-
-def file_id(path: str | Path, *, follow: bool = False) -> tuple[int, int] | None:
-    """Return what distinguishes the file at ``path`` from any other, as ``file_status`` does. Raises OSError."""
-    return id_of(file_status(path, follow=follow))
-
-
 def _make_private(path: Path) -> None:
     """Create the file with mode 0600 whatever the umask: it holds personal data. SQLite copies the mode to its others."""
     try:

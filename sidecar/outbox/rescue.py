@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Final
 
 from sidecar.errors import ConfigError
-from sidecar.outbox.database import copy_database, damaged, file_id, file_status, id_of
+from sidecar.outbox.database import copy_database, damaged
+from sidecar.outbox.file_status import FileId, file_id, file_status, id_of, untimed_look
 from sidecar.outbox.pages import wal_path
 from sidecar.outbox.store import Store
 
@@ -51,7 +52,6 @@ IMPORTED: Final = ".imported"  # appended to the name of a rescued file that was
 IMPORTING: Final = ".importing"  # and to that of the temporary copy which an import reads
 NAMED: Final = 3  # files that are named one by one
 
-FileId = tuple[int, int] | None
 _Written = tuple[int, int]  # when the file was changed last, and the size of its log
 
 
@@ -132,6 +132,8 @@ class FileWatch:
         # Texts: all three are looked up after every commit, and a Path would be made into a text each time.
         self._path_text, self._log_text = str(store.path), str(wal_path(store.path))
         self._index_text = str(_index_path(store.path))
+        # Each commit writes the log, which therefore is looked at without its times.
+        self._look_at_log = untimed_look(self._log_text)
         self._open_files()
 
     def _open_files(self) -> None:
@@ -230,12 +232,12 @@ class FileWatch:
     def _written_now(self) -> _Written | None:
         # The check at the end of the call reports a file that is gone, or that another one has replaced.
         try:
-            file, log = file_status(self._path_text), file_status(self._log_text)
+            file, (log_id, log_bytes) = file_status(self._path_text), self._look_at_log()
         except OSError:
             return None
-        if file is None or log is None or (id_of(file), id_of(log)) != (self._file, self._wal):
+        if file is None or log_id is None or (id_of(file), log_id) != (self._file, self._wal):
             return None
-        return file.st_mtime_ns, log.st_size
+        return file.st_mtime_ns, log_bytes
 
     def _renew_index(self, path: Path, index: FileId) -> str | None:
         """Open the store again if the index of its log is gone: another program would make one of its own and take itself for the only reader."""
@@ -266,9 +268,8 @@ class FileWatch:
 
     def _are_open(self, file: FileId) -> bool:
         """Return True if ``file`` and the log at its path now are those that the store has open."""
-        log = file_status(self._log_text)
-        self.log_bytes = 0 if log is None else log.st_size
-        found = (file, id_of(log))
+        log_id, self.log_bytes = self._look_at_log()
+        found = (file, log_id)
         return None not in found and found == (self._file, self._wal)
 
     def _rescue(self) -> Path:

@@ -4,10 +4,10 @@ Rules
 -----
 * Every write happens inside ``with store.transaction():``. Counters and message ids change with the commit or not at
   all: after an exception the transaction is rolled back and the store is as it was before.
-* Counters are numbers in the file, never a ``COUNT(*)``: starting up and reading them cost the same with ten events and
-  with ten million. ``accepted = pending + delivered + dropped + dead`` holds after every commit.
-* A call is short: reads are pages, fetched whole. No cursor outlives its call, because an open one keeps the WAL from
-  being reset (sidecar/outbox/README.md#wal).
+* Counters are numbers in the file, never a ``COUNT(*)``: a start costs the same with ten events and with ten million.
+  ``accepted = pending + delivered + dropped + dead`` holds after every commit.
+* A call is short: reads are pages, fetched whole. No cursor outlives its call: an open one keeps the WAL from being reset
+  (sidecar/outbox/README.md#wal).
 * SQLite uses a partial index only for a query that repeats its condition literally, as in ``state = ? AND state < 2``.
 * An event id is never used twice, whatever is deleted: the next id is a counter too.
 """
@@ -25,8 +25,9 @@ import msgspec
 from sidecar.events import decode_stored
 from sidecar.mapping import Account, Priority
 from sidecar.outbox.accounts import AccountMemory
-from sidecar.outbox.database import damaged, file_id, insert_columns, open_database
+from sidecar.outbox.database import damaged, insert_columns, open_database
 from sidecar.outbox.dedup import NEWEST, DedupIndex, digests_of
+from sidecar.outbox.file_status import file_id
 from sidecar.outbox.names import NameCatalogue
 from sidecar.outbox.records import (
     PARKED,
@@ -579,10 +580,9 @@ class Store:
         return self._copied_since_vacuum < COPIES_AFTER_VACUUM
 
     def vacuum(self) -> bool:
-        """Return free pages to the file system while nothing is pending; the file shrinks at the next checkpoint.
+        """Return free pages to the file system, outside of a transaction; the file shrinks at the next checkpoint.
 
-        Outside of a transaction. Returns True if there are more free pages. With a backlog they are kept: the next
-        events need them.
+        Returns True if there are more. While something is pending they are kept: the next events need them.
         """
         if self.pending():
             return False
