@@ -383,9 +383,10 @@ class Outbox:
         try:
             problem = await self._commit(batch)
             took_s = self._clock.monotonic_s() - started_s
-            if page is not None or len(batch.accepts) > 1:
-                # Clients get their answers now: what delivery does with the page takes longer than an answer, and what many
-                # of them send next belongs into one batch. Twice, since trio runs the tasks that are ready in either order.
+            events = sum([len(request.payload) for request in batch.accepts])
+            if page is not None or events > 1:
+                # Clients get their answers now: what delivery does with the page takes longer than an answer, and what they
+                # send next belongs into one batch. Twice, since trio runs the tasks that are ready in either order.
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 await trio.lowlevel.cancel_shielded_checkpoint()
         finally:
