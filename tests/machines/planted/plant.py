@@ -115,11 +115,8 @@ BUGS = (
     Bug(
         "a lock released on cancellation",
         "sidecar/outbox/writer.py",
-        "            return await trio.to_thread.run_sync(call, limiter=self._limiter)\n",
-        "            return await trio.to_thread.run_sync(call, limiter=self._limiter, abandon_on_cancel=True)\n"
-        "        except trio.Cancelled:\n"
-        "            self._limiter = trio.CapacityLimiter(1)\n"
-        "            raise\n",
+        "            return await _in_thread(call)\n",
+        "            return await trio.to_thread.run_sync(call, abandon_on_cancel=True)\n",
         "store calls",
     ),
     Bug(
