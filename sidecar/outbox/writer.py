@@ -379,8 +379,12 @@ class Outbox:
         elif maintenance_s <= now_s:
             await self._run_maintenance()
         else:
-            with trio.move_on_at(min(due_s, maintenance_s)):
-                await self._wake.wait()
+            until_s = min(due_s, maintenance_s)
+            if until_s == float("inf"):
+                await self._wake.wait()  # without a scope, which costs a lone event a fiftieth
+            else:
+                with trio.move_on_at(until_s):
+                    await self._wake.wait()
             # Replaced after the wait, without a checkpoint in between: no request can set the old event unseen.
             self._wake = trio.Event()
 
