@@ -139,7 +139,7 @@ class _Connection:
         idle: IdleConnections | None,
     ) -> None:
         self.stream = stream
-        self._receive_some, self._send_all = fast_path(stream)
+        self._receive_some, self._send_all, _ = fast_path(stream)
         self.limits = limits
         self.reader = Reader(limits)
         self._handler = handler

@@ -8,26 +8,32 @@ memory) keep their own methods.
 
 import os
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import trio
 
-__all__ = ["ReceiveSome", "SendAll", "fast_path"]
-
-ReceiveSome = Callable[[int], Awaitable[bytes | bytearray]]
-SendAll = Callable[[bytes], Awaitable[None]]
+__all__ = ["FastPath", "fast_path"]
 
 
-def fast_path(stream: trio.abc.Stream) -> tuple[ReceiveSome, SendAll]:
+class FastPath(NamedTuple):
+    """The ways to read from and write to a stream. ``send_now`` sends what the stream takes at once, and returns how much."""
+
+    receive_some: Callable[[int], Awaitable[bytes | bytearray]]
+    send_all: Callable[[bytes | memoryview], Awaitable[None]]
+    send_now: Callable[[bytes], int]
+
+
+def fast_path(stream: trio.abc.Stream) -> FastPath:
     """Return ``receive_some`` and ``send_all`` for ``stream``; faster ones if it is a plain socket.
 
     They raise what the stream's own methods raise. ``send_all`` is a checkpoint only if it has to wait: a caller that
-    loops must pass through ``receive_some``, which always is one. One task may send and
-    one may receive at a time; this is not checked.
+    loops must pass through ``receive_some``, which always is one. Streams of other kinds take nothing at once. One task
+    may send and one may receive at a time; this is not checked.
     """
     if not isinstance(stream, trio.SocketStream):
-        return stream.receive_some, stream.send_all
+        return FastPath(stream.receive_some, stream.send_all, lambda _: 0)
     plain = _PlainSocket(stream)
-    return plain.receive_some, plain.send_all
+    return FastPath(plain.receive_some, plain.send_all, plain.send_now)
 
 
 class _PlainSocket:
@@ -50,21 +56,21 @@ class _PlainSocket:
             except OSError as error:
                 raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
 
-    async def send_all(self, data: bytes) -> None:
+    async def send_all(self, data: bytes | memoryview) -> None:
         """Write, and wait only for what the socket's buffer does not take.
 
         Not by the stream's own method: a client that does not read would hold five coroutines more.
         """
-        fileno = self._fileno
-        left: bytes | memoryview = data
-        while True:
-            try:
-                sent = os.write(fileno(), left)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
-            if sent == len(left):
-                return
+        left = data
+        while (sent := self.send_now(left)) < len(left):
             left = memoryview(left)[sent:]
-            await trio.lowlevel.wait_writable(fileno())
+            await trio.lowlevel.wait_writable(self._fileno())
+
+    def send_now(self, data: bytes | memoryview) -> int:
+        """Write what the socket's buffer takes; return how many bytes."""
+        try:
+            return os.write(self._fileno(), data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise trio.BrokenResourceError(f"socket connection broken: {error}") from error

@@ -90,7 +90,7 @@ class WireStream(httpcore.AsyncNetworkStream):
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
-        self._receive_some, self._send_all = fast_path(stream)
+        self._receive_some, self._send_all, _ = fast_path(stream)
         self._outgoing = bytearray()
         self._departure: Departure = AT_ONCE
         self._scope = trio.CancelScope()

@@ -30,7 +30,8 @@ from typing import Final
 import trio
 
 from sidecar.errors import SidecarError
-from sidecar.http import BUSY, LARGE_BYTES, BudgetExceeded, Holder, MemoryBudget, Shutdown, in_slices
+from sidecar.http import BUSY, LARGE_BYTES, BudgetExceeded, Holder, MemoryBudget, Shutdown, at_once, in_slices
+from sidecar.http.fast_path import FastPath, fast_path
 from sidecar.observe import Telemetry
 from sidecar.outbox import Outbox, WriteRequest
 from sidecar.receive.parse import EventParser, parsed_bytes
@@ -61,6 +62,8 @@ _SEND_BYTES: Final = 64 * 1024
 COUNTED_BYTES: Final = 4 * 1024
 # Thousands of tiny lines fit into one read; judging them must not delay other connections.
 _READ_BYTES: Final = 16 * 1024
+# What a read of fewer commas holds is judged at once: they bound the number of its events, also in arrays.
+_MANY_COMMAS: Final = 256
 
 # How long a client may wait for memory for a long line, and how long it may then take for the rest of it; if others wait
 # for the memory, LONG_LINE_S.
@@ -94,14 +97,15 @@ async def serve_ndjson(
     has no deadline. Raises nothing because of what a client sends or fails to send. Cancellation loses responses, not
     events: submitted events are committed by the outbox.
     """
-    queue = ResponseQueue(stream, telemetry, budget)
+    fast = fast_path(stream)
+    queue = ResponseQueue(fast, telemetry, budget)
     lines = LineParser(parser, outbox, max_line_bytes)
     unsubscribe = _nothing
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(queue.flush, nursery)
             try:
-                await _Reading(stream, lines, queue, budget, shutdown).run(first)
+                await _Reading(fast, lines, queue, budget, shutdown).run(first)
             except _GONE:
                 pass  # the client disconnected in the middle of a line: what was whole is stored
             except trio.TooSlowError:
@@ -138,7 +142,7 @@ class _Reading:
 
     def __init__(
         self,
-        stream: trio.abc.Stream,
+        stream: FastPath,
         lines: "LineParser",
         queue: "ResponseQueue",
         budget: MemoryBudget,
@@ -187,6 +191,9 @@ class _Reading:
         return bool(data)
 
     async def _submit(self, data: bytes) -> None:
+        if (responses := self._lines.feed_at_once(data)) is not None:
+            self._queue.add(responses)
+            return
         # Only where a line ends: its turn may be seconds away beside large bodies, and to append bytes is no work.
         working = self._working(len(data)) if b"\n" in data else None
         with trio.CancelScope(shield=True):
@@ -235,7 +242,7 @@ class _Reading:
 class ResponseQueue:
     """The responses to one client's lines, in order: bytes that are ready, then lines whose commit is pending."""
 
-    def __init__(self, stream: trio.abc.Stream, telemetry: Telemetry, budget: MemoryBudget) -> None:
+    def __init__(self, stream: FastPath, telemetry: Telemetry, budget: MemoryBudget) -> None:
         self._stream = stream
         self._telemetry = telemetry
         self._budget = budget
@@ -254,7 +261,8 @@ class ResponseQueue:
 
     def add(self, responses: list[PendingResponse]) -> None:
         """Queue the responses to what the client just wrote, and give it more time to read."""
-        self._sending.deadline = self._send_deadline()  # of the send in progress, if any
+        if self._is_sending:
+            self._sending.deadline = self._send_deadline()
         if not responses:
             return
         for response in responses:
@@ -360,22 +368,29 @@ class ResponseQueue:
         # A copy, because other tasks append to the buffer during the send.
         piece = bytes(self._ready[:_SEND_BYTES])
         try:
-            with trio.move_on_at(self._send_deadline()) as self._sending:
-                self._is_sending = True
-                self._settle_soon()
-                await self._stream.send_all(piece)
+            sent = self._stream.send_now(piece)
+            taken = sent == len(piece) or await self._send_slowly(piece[sent:])
         except _GONE:
             self._drop_responses()  # reading continues to the end of the stream
             return
-        finally:
-            self._is_sending = False
-        if self._sending.cancelled_caught:
+        if not taken:
             self._cancel_reading()  # the client does not read: stop reading from it, too
             self._drop_responses()
             return
         del self._ready[: len(piece)]
         self._hold(progress=True)
         self._change()
+
+    async def _send_slowly(self, piece: bytes) -> bool:
+        """Send to a client that does not read at once; return False if it takes too long, or its memory is needed."""
+        try:
+            with trio.move_on_at(self._send_deadline()) as self._sending:
+                self._is_sending = True
+                self._settle_soon()
+                await self._stream.send_all(piece)
+        finally:
+            self._is_sending = False
+        return not self._sending.cancelled_caught
 
     def _settle_soon(self) -> None:
         """Have lines that are committed during a send settled; the send may last as long as the client likes.
@@ -482,6 +497,12 @@ class LineParser:
                 responses.append(response)
         self._keep(rest)
         return responses
+
+    def feed_at_once(self, data: bytes) -> list[PendingResponse] | None:
+        """Submit as ``feed`` does, without the cost of slices; None, and nothing is done, if one might not be enough."""
+        if self.unfinished_bytes + len(data) >= LARGE_BYTES or data.count(b",") + data.count(b"\n") >= _MANY_COMMAS:
+            return None
+        return at_once(self.feed(data))
 
     def end(self) -> Generator[None, None, list[PendingResponse]]:
         """Submit what is left at the end of the stream as a line, and return its response, if any."""

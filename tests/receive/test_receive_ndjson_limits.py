@@ -3,10 +3,10 @@
 import pytest
 import trio
 import trio.testing
-from receive_harness import MAX_EVENT_BYTES, receiving
+from receive_harness import MAX_EVENT_BYTES, MAX_REQUEST_BYTES, receiving
 from test_receive_ndjson import OK, DisconnectedStream, NonReadingStream, line, read_lines
 
-from sidecar.http import budget
+from sidecar.http import LARGE_BYTES, budget
 from sidecar.outbox import Accepted, WriteRequest
 from sidecar.receive import ndjson
 
@@ -267,3 +267,24 @@ async def test_only_the_end_of_a_long_line_waits_for_its_turn(tmp_path, monkeypa
             await trio.testing.wait_all_tasks_blocked()
             assert working.statistics().tasks_waiting == 1
         assert await read_lines(stream, 1) == [OK]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"[" + b"1," * 300 + b"1]\n", b"{}\n" * 300, b'{"event":"' + b"x" * LARGE_BYTES],
+    ids=["an array of many", "many lines", "a long line"],
+)
+async def test_what_may_take_long_is_not_judged_at_once(tmp_path, data):
+    async with receiving(tmp_path / "o.db") as harness:
+        lines = ndjson.LineParser(harness.parser, harness.outbox, MAX_REQUEST_BYTES)
+        assert lines.feed_at_once(data) is None
+        assert lines.unfinished_bytes == 0  # nothing was done: `feed` takes it whole
+
+
+async def test_a_line_that_is_judged_at_once_may_come_in_pieces(tmp_path):
+    async with receiving(tmp_path / "o.db") as harness:
+        lines = ndjson.LineParser(harness.parser, harness.outbox, MAX_REQUEST_BYTES)
+        assert lines.feed_at_once(line(1)[:20]) == []
+        assert lines.unfinished_bytes == 20
+        assert len(lines.feed_at_once(line(1)[20:] + line(2) + b"[]\n")) == 3
+        assert lines.unfinished_bytes == 0
