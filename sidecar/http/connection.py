@@ -464,7 +464,7 @@ class _Connection:
                 nursery.start_soon(self._cancel_on_disconnect, nursery.cancel_scope)
                 # A live feed does not end by itself, and a shutdown must not wait for it.
                 self._shutdown.subscribe(nursery.cancel_scope.cancel)
-                self._scope.deadline = math.inf
+                self._stop_deadline()
                 # The iterator may wait as long as it likes; only the sending of a part has a deadline.
                 async for part in parts:
                     if part:  # an empty chunk would end the body

@@ -6,7 +6,7 @@ import trio
 import trio.testing
 from http_wire import answers, post, served
 
-from sidecar.http import Hangup, Raw, Response
+from sidecar.http import Hangup, IdleConnections, Raw, Response
 
 
 async def test_handler_error_is_answered_500_and_reported():
@@ -90,6 +90,24 @@ async def test_silent_stream_ends_when_its_client_disconnects(autojump_clock):
         await client.stream.aclose()
         await client.ended.wait()
         assert closed == [True]
+
+
+async def test_a_stream_may_wait_longer_than_idle_connections(autojump_clock):
+    """The head set the time of an idle connection, which nothing took back before the first part."""
+
+    async def slow():
+        for part in (b"first", b"second"):
+            await trio.sleep(1_000)
+            yield part
+
+    async def handler(request):
+        return Response(200, slow())
+
+    for idle in (IdleConnections(120), None):
+        async with served(handler, idle=idle) as client:
+            await client.send(post())
+            ((_, _, body),) = answers(await client.rest())
+            assert body == b"firstsecond"
 
 
 async def test_failing_stream_ends_without_its_last_chunk(autojump_clock):
