@@ -10,7 +10,8 @@ Rules
   shutdown, and the handler would be cancelled at its first checkpoint.
 * Requests that have arrived are handled before reading again, and their answers are sent in one piece.
 * A shutdown ends idle connections at once, except those that have not sent anything yet. Such a client was accepted,
-  its request is on its way, and it should get an answer. It has ``_FIRST_BYTE_S`` for its first byte.
+  its request is on its way, and it should get an answer. It has ``_FIRST_BYTE_S`` for its first byte. A client that does
+  not read has ``_STOP_S`` for each piece of its answers.
 * What the connection holds for longer than one step of its loop is counted in the ``MemoryBudget``. A large body is
   reserved before it is read further, and before an encoded one is inflated to a large size. A request that does not fit
   in time is answered 503, not 408: the server was slow, not the client. So is one that is ended early, because
@@ -57,6 +58,8 @@ _FLUSH_BYTES: Final = 64 * 1024
 _COUNTED_BYTES: Final = 4 * 1024
 # For the first byte of a connection that was accepted just before a shutdown.
 _FIRST_BYTE_S: Final = 1.0
+# For taking a piece of an answer after a shutdown: a client that does not read must not hold up the end of the process.
+_STOP_S: Final = 10.0
 # What arrives while lingering is discarded at this pace: each read takes what a pause has let pile up. Reading at once
 # would cost a wake-up for each packet of a client that sends without end.
 _DISCARD_BYTES: Final = 512 * 1024
@@ -86,7 +89,8 @@ def serve_connection(
 
     ``first``: bytes that were already read from the stream (kept as long as the connection: read few). ``shutdown``:
     once set, an idle connection is closed at once, one that has not sent anything after a second, and a request of
-    which any byte was read is finished and answered with ``Connection: close``. ``refuse`` builds the answers to
+    which any byte was read is finished and answered with ``Connection: close``; a client that does not take an answer is
+    disconnected after ten seconds. ``refuse`` builds the answers to
     requests that never reach the handler. ``on_error`` gets each Exception that the handler raises; the client gets
     ``refuse("internal", …, 500)``. ``budget`` is shared by all connections whose memory is bounded together; without
     it there is no such bound. ``idle`` ends the idle ones of many connections after ``limits.idle_s``, and has to run;
@@ -207,12 +211,19 @@ class _Connection:
 
     def _on_shutdown(self) -> None:
         if not self._interruptible or self.reader.phase is not Phase.IDLE:
+            self._hurry_sending()
             return  # a request is being read or handled: the loop sees the shutdown after its answer
         # Closed now, the client could not know whether its request, which is on the way, was read.
         if self._nothing_received:
             self._scope.deadline = min(self._scope.deadline, trio.current_time() + _FIRST_BYTE_S)
         else:
             self._scope.cancel()
+
+    def _hurry_sending(self) -> None:
+        """Shorten the time for the answer that is being sent, if any: a handler has no deadline, and gets none."""
+        is_timed = self._scope.deadline != math.inf or (self._idle is not None and self._scope in self._idle)
+        if is_timed and not self._interruptible:
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + _STOP_S)
 
     async def _serve_requests(self) -> bool:
         """Serve until the connection ends (False), or until the scope was cancelled as bytes arrived (True).
@@ -265,7 +276,7 @@ class _Connection:
     def _start_deadline(self, phase: Phase) -> None:
         """Give the client its time: for the part of a request that begins now, or to be idle and take a small answer."""
         self._stop_deadline()
-        if phase is Phase.IDLE and self._idle is not None:
+        if phase is Phase.IDLE and self._idle is not None and not self._shutdown.is_set():
             self._idle.add(self._scope)
         else:
             self._scope.deadline = self._deadline_s(phase)
@@ -281,7 +292,8 @@ class _Connection:
         """Return the time by which the part of a request that begins now must have arrived."""
         limits = self.limits
         if phase is Phase.IDLE:
-            return trio.current_time() + limits.idle_s
+            idle_s = min(limits.idle_s, _STOP_S) if self._shutdown.is_set() else limits.idle_s
+            return trio.current_time() + idle_s
         # From the reservation on: the wait for it was not the client's fault.
         if self._reserved_bytes and self._budget is not None:
             return self._reserved_at_s + (limits.large_s if self._budget.is_contended() else limits.body_s)

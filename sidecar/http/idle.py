@@ -26,6 +26,9 @@ class IdleConnections:
         """Leave ``scope`` alone; nothing happens if it is not here."""
         self._deadlines.pop(scope, None)
 
+    def __contains__(self, scope: trio.CancelScope) -> bool:
+        return scope in self._deadlines
+
     async def run(self) -> None:
         """End each connection when its time is up, until cancelled. A wake-up per ``idle_s`` is enough when none ends."""
         while True:

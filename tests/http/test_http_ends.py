@@ -6,7 +6,7 @@ import trio
 import trio.testing
 from http_wire import answers, post, served
 
-from sidecar.http import Hangup, IdleConnections, Raw, Response
+from sidecar.http import Hangup, IdleConnections, Raw, Response, Shutdown, serve_connection
 
 
 async def test_handler_error_is_answered_500_and_reported():
@@ -193,6 +193,37 @@ async def test_request_arriving_with_the_shutdown_is_answered():
         client.shutdown.set()
         ((_, headers, body),) = answers(await client.until_quiet())
         assert (body, headers[b"connection"], done) == (b"x", b"close", [b"x"])
+
+
+@pytest.mark.parametrize("idle", [None, IdleConnections(120)], ids=["own deadline", "idle connections"])
+@pytest.mark.parametrize("when", ["before the answer", "while it is sent"])
+async def test_shutdown_waits_ten_seconds_for_a_client_to_read(autojump_clock, when, idle):
+    """It waited for as long as a client may be idle, two minutes, and systemd killed the process after 30 s."""
+    shutdown, handled = Shutdown(), trio.Event()
+    client, server = trio.testing.lockstep_stream_pair()  # it buffers nothing
+
+    async def handler(request):
+        await handled.wait()
+        return Response(200, b"x")
+
+    async with trio.open_nursery() as nursery:
+        if idle is not None:
+            nursery.start_soon(idle.run)
+
+        async def serve():
+            await serve_connection(server, handler, shutdown=shutdown, idle=idle)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(serve)
+        await client.send_all(post() * 3)
+        await trio.sleep(20)
+        if when == "while it is sent":
+            handled.set()
+            await trio.testing.wait_all_tasks_blocked()
+        began_s = trio.current_time()
+        shutdown.set()
+        handled.set()
+    assert 10 <= trio.current_time() - began_s <= 13
 
 
 async def test_shutdown_ends_a_stream(autojump_clock):
