@@ -624,6 +624,8 @@ class _Pipe:
         return answer
 
     async def _read(self) -> None:
+        import asyncio
+
         try:
             while True:
                 line = await self._reader.readline()
@@ -638,6 +640,11 @@ class _Pipe:
             self.close(ConnectionAbortedError("the answer does not end"))
         except OSError as error:
             self.close(error)
+        except asyncio.CancelledError:
+            # With all other tasks, as at the end of asyncio.run: nothing would read the answers to calls that they still make.
+            if self._error is None:
+                self.close(ConnectionAbortedError("the loop is ending"))
+            raise
 
     def give_up_if_stuck(self, answer: asyncio.Future[bytes] | None) -> None:
         """Close the connection if it still owes ``answer``, whose time is over, and with it all older ones.

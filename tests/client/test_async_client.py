@@ -256,6 +256,36 @@ def test_another_loop_gets_a_connection_of_its_own(tmp_path):
     asyncio.run(main())
 
 
+def test_a_task_may_call_while_its_loop_ends(tmp_path):
+    """The end of asyncio.run cancels the task that reads answers, too: the call waited for its whole timeout."""
+    took_s = []
+
+    async def worker(client):
+        try:
+            await client.track("u", "started")
+            await asyncio.sleep(100)
+        finally:
+            began_s = time.monotonic()
+            await client.track("u", "ended")
+            took_s.append(time.monotonic() - began_s)
+
+    async def scenario(client, sidecar):
+        task = asyncio.ensure_future(worker(client))
+        while not sidecar.events:
+            await asyncio.sleep(0.01)
+        # As asyncio.run does at its end.
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        others = {other for other in others if "_serve" not in str(other)}
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        assert task.cancelled()
+        assert [event["event"] for event in sidecar.events] == ["started", "ended"]
+
+    run(scenario, tmp_path)
+    assert took_s[0] < 1
+
+
 def test_loops_at_the_same_time_keep_their_connections(tmp_path):
     async def scenario(client, sidecar):
         def other_thread():
