@@ -56,6 +56,7 @@ MAX_ANSWER_BYTES = 2**20
 RECONNECT_DELAY_S = 0.1  # a sidecar without socket activation may be restarting; a stopped one must not slow the app
 BACKLOG_POLL_S = 0.01
 SKIP_S = 1.0
+MAX_TIMEOUT_S = 86_400.0  # locks and sockets overflow at longer ones, and at infinity
 
 R = TypeVar("R")
 OnError = Callable[[Exception], Any]
@@ -201,7 +202,7 @@ class Client(_Calls[str]):
         on_error: OnError | None = None,
     ) -> None:
         self._path = path
-        self._timeout_s = timeout_s
+        self._timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         self._write_key = write_key
         self._failures = _Failures(on_error)
         self._channels: dict[int, _Channel] = {}  # by process id; after a fork each process uses its own
@@ -418,7 +419,7 @@ class AsyncClient(_Calls[Coroutine[Any, Any, str]]):
         on_error: OnError | None = None,
     ) -> None:
         self._path = path
-        self._timeout_s = timeout_s
+        self._timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         self._write_key = write_key
         self._failures = _Failures(on_error)
         self._pipes: dict[
