@@ -468,7 +468,7 @@ async def serve_sockets(
             if "unix" in sockets.inherited:
                 watching.start_soon(watch_inherited, sockets.unix, app.notices.sockets_unreachable)
             elif listen.unix:
-                keep(listen.unix, partial(bind_events, listen), server.serve_reopened)
+                keep(listen.unix, partial(bind_events, listen), partial(server.serve_reopened, descriptors=descriptors))
             app.notifier.ready("accepting events")
             log.info("Accepting events at %s.", ", ".join(sockets.names()))
             task_status.started()

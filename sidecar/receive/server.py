@@ -39,8 +39,10 @@ log = logging.getLogger(__name__)
 # is the reserve for connections to PX, files and the control socket.
 CONNECTIONS: Final = 10_500
 SPARE_DESCRIPTORS: Final = 400
-# Of a Unix socket that was opened again: clients of the first one may still be there.
+FEWEST_CONNECTIONS: Final = 16
+# Of a Unix socket that was opened again: clients of the first one may still be there. At most this part of the descriptors.
 REOPENED_CONNECTIONS: Final = 1_000
+REOPENED_PART: Final = 8
 # For the first bytes of a connection after the shutdown, which may be on their way; and for sending the error line.
 FIRST_BYTES_S: Final = 1.0
 ERROR_LINE_S: Final = 1.0
@@ -75,7 +77,7 @@ async def serve_listeners(
     usable = descriptors - SPARE_DESCRIPTORS
     async with trio.open_nursery() as nursery:
         for (kind, listeners, handle), weight in zip(served, weights, strict=True):
-            max_connections = max(16, min(CONNECTIONS, usable * weight // sum(weights)))
+            max_connections = max(FEWEST_CONNECTIONS, min(CONNECTIONS, usable * weight // sum(weights)))
             await nursery.start(
                 partial(
                     serve,
@@ -116,14 +118,16 @@ class IngestServer:
         self._shutdown = shutdown
         self._memory = memory
 
-    async def serve_reopened(self, listening: socket.socket) -> None:
+    async def serve_reopened(self, listening: socket.socket, *, descriptors: int) -> None:
         """Serve a Unix socket that had to be opened again, until ``shutdown``, beside the other listeners."""
+        usable = descriptors - SPARE_DESCRIPTORS
         await serve(
             [_listener(listening)],
             self.handle_unix,
-            max_connections=REOPENED_CONNECTIONS,
+            max_connections=max(FEWEST_CONNECTIONS, min(REOPENED_CONNECTIONS, usable // REOPENED_PART)),
             shutdown=self._shutdown,
             on_error=_log_connection_error,
+            close_listeners=True,
         )
 
     def handle_tcp(self, stream: trio.abc.Stream) -> Awaitable[None]:

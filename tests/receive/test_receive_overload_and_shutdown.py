@@ -13,6 +13,7 @@ from receive_harness import ReceiveHarness, answers, read_all, receiving, track
 
 from sidecar.config import ListenConfig
 from sidecar.receive import bind_listeners
+from sidecar.receive.unix_sockets import bind_unix
 
 OK = b'{"success":true,"accepted":1}'
 
@@ -158,3 +159,32 @@ async def test_internal_error_is_answered_500_and_logged(tmp_path, kind):
         assert messages[0].startswith("POST /v1/track failed: TypeError")
         harness.outbox.submit = submit
         assert (await harness.post("/v1/track", track(), kind=kind)).body == OK
+
+
+async def test_clients_of_a_reopened_socket_are_served_at_a_stop(tmp_path):
+    """They waited in the queue of a listener that was closed, and were reset."""
+    async with receiving(tmp_path / "o.db") as harness:
+        with bind_unix(tmp_path / "e.sock", 0o600) as listener, contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)]
+            for number, client in enumerate(clients):
+                client.connect(str(tmp_path / "e.sock"))
+                client.sendall(json.dumps(track(number)).encode() + b"\n")
+                client.settimeout(5)
+            harness.shutdown.set()
+            with trio.fail_after(20):
+                await harness.server.serve_reopened(listener, descriptors=1_000)
+            assert [client.recv(100) for client in clients] == [OK + b"\n"] * 3
+
+
+async def test_a_reopened_socket_leaves_descriptors_to_others(tmp_path):
+    async with receiving(tmp_path / "o.db") as harness:
+        with bind_unix(tmp_path / "e.sock", 0o600) as listener, contextlib.ExitStack() as stack:
+            harness.nursery.start_soon(partial(harness.server.serve_reopened, listener, descriptors=64))
+            for number in range(20):
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.connect(str(tmp_path / "e.sock"))
+                client.sendall(json.dumps(track(number)).encode() + b"\n")
+                client.settimeout(5)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            assert len(harness.accepted) == 16
+            harness.shutdown.set()
