@@ -252,7 +252,9 @@ def _with_masked_values(record: logging.LogRecord, mask: Callable[[str], str]) -
     """Return a copy of the record with the values in its message and its data masked, and nothing else."""
 
     def masked(value: Any) -> Any:
-        return mask(str(value)) if isinstance(value, str | BaseException) else value
+        if isinstance(value, BaseException):
+            return _MaskedError(mask(str(value)), mask(repr(value)))
+        return mask(value) if isinstance(value, str) else value
 
     copy = logging.makeLogRecord(vars(record) | {name: masked(value) for name, value in _data(record).items()})
     if isinstance(record.args, tuple):
@@ -260,6 +262,20 @@ def _with_masked_values(record: logging.LogRecord, mask: Callable[[str], str]) -
     elif isinstance(record.args, Mapping):
         copy.args = {name: masked(value) for name, value in record.args.items()}
     return copy
+
+
+class _MaskedError:
+    """The texts of an exception. Its ``%r`` names its type, and the members of a group, which ``%s`` does not."""
+
+    def __init__(self, text: str, representation: str) -> None:
+        self._text = text
+        self._representation = representation
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return self._representation
 
 
 def _is_journal(stream: LogStream, environ: Mapping[str, str]) -> bool:

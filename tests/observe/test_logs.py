@@ -297,6 +297,25 @@ def test_a_write_key_is_masked_only_in_values_and_as_a_word():
     assert "time" in line
 
 
+@pytest.mark.parametrize("format_", ["text", "json"])
+def test_an_exception_is_logged_with_its_type(format_):
+    """Masking made a text of it, and the line about a bug named neither the type nor what a group holds."""
+    stream, memory = io.StringIO(), LogLines()
+    configure(LogConfig(format=format_), stream, {}, lines=memory, write_keys=[Secret("wk_web")])
+    group = ExceptionGroup("in a nursery", [KeyError("wk_web")])
+    logging.getLogger("sidecar").error("A connection ended: %r", group, extra={"error": ValueError("wk_web")})
+    logging.getLogger("sidecar").error("A disk said: %s", OSError(5, "I/O error"))
+    text = stream.getvalue()
+    assert "A connection ended: ExceptionGroup('in a nursery', [KeyError('****')])" in text
+    assert "A disk said: [Errno 5] I/O error" in text
+    assert ("error=****" if format_ == "text" else '"error": "****"') in text
+    assert "wk_web" not in text
+    assert [line["message"] for line in memory.after(0)] == [
+        "A connection ended: ExceptionGroup('in a nursery', [KeyError('****')])",
+        "A disk said: [Errno 5] I/O error",
+    ]
+
+
 def test_the_lines_in_memory_show_no_secret_and_no_write_key():
     lines = LogLines()
     masks = configure(LogConfig(), io.StringIO(), {}, [Secret("MARKED-key")], lines, write_keys=[Secret("wk_web")])
