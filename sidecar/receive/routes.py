@@ -225,15 +225,22 @@ def _respond(response: IngestResponse) -> Response:
 
 
 def _write_key(authorization: bytes | None) -> str | None:
-    """Return the write key in a Basic header, with or without its colon; a Bearer token is not a write key."""
+    """Return the write key in a Basic header, with or without its colon; a Bearer token is not a write key.
+
+    SDKs send the key with an empty password, in UTF-8 or Latin-1: a key may itself have a colon.
+    """
     if not authorization or authorization[:6].lower() != b"basic ":
         return None
     try:
         # Surplus padding is ignored, so a key that was sent without padding is decoded too.
-        text = base64.b64decode(authorization[6:] + b"==", validate=False).decode("utf-8", "replace")
+        data = base64.b64decode(authorization[6:] + b"==", validate=False)
     except binascii.Error:
         return None
-    return text.partition(":")[0] or None
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    return (text[:-1] if text.endswith(":") else text.partition(":")[0]) or None
 
 
 @lru_cache(maxsize=64)  # an app sends the same Host with each request

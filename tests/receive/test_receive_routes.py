@@ -4,6 +4,7 @@ The facts about SDKs are in sidecar/receive/README.md#sdks.
 """
 
 import gzip
+import base64
 import json
 
 import pytest
@@ -106,6 +107,15 @@ async def test_pipelined_requests_are_answered_in_order(tmp_path):
 
 
 # Write keys ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["team:app", "clé", "a:b:c"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+async def test_any_write_key_is_known_by_its_basic_header(tmp_path, key, encoding):
+    """SDKs send the key with an empty password; a colon in it cut it, and Python's SDKs send Latin-1."""
+    header = "Authorization: Basic " + base64.b64encode(f"{key}:".encode(encoding)).decode()
+    async with receiving(tmp_path / "o.db", sources=[(key, "AP-1")]) as harness:
+        assert (await harness.post("/v1/track", track(), header)).body == OK
 
 
 @pytest.mark.parametrize(
