@@ -126,7 +126,7 @@ _LISTEN: Final = {
 _SOURCE: Final = {
     "write_key": KeyText(
         "The write key that an app sends, as its SDK does. Once there is a source, requests over TCP must carry a known "
-        'one. A key with ":" cannot be sent as the user of HTTP Basic.',
+        'one. With HTTP Basic a key with ":" needs the empty password that SDKs send, as in "wk:web:".',
         '"wk_web"',
         "a text that is not empty and that no other source has",
     ),

@@ -185,6 +185,14 @@ def is_loopback_name(host: str) -> bool:
     return address.is_loopback or bool((mapped := getattr(address, "ipv4_mapped", None)) and mapped.is_loopback)
 
 
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def can_be_looked_up(host: str) -> bool:
     """Return whether the system can look up ``host``: for any other name a look-up raises UnicodeError and not OSError.
 
@@ -274,15 +282,16 @@ class ListenConfig(Table, frozen=True):
             if not address:
                 continue
             host, _ = split_address(key, address)
-            if not self.allow_remote and not is_loopback_name(host.lower()):
+            # The addresses of a name are judged where they are opened: a look-up does not belong here.
+            if not self.allow_remote and _is_address(host) and not is_loopback_name(host.lower()):
                 raise ValueRefused(
                     key, "must be a loopback address unless allow_remote = true, because other hosts could reach it"
                 )
 
     def hosts(self) -> set[str]:
-        """Return the host names and addresses that ``http`` and ``https`` are written with, in lower case."""
+        """Return the host names and addresses that ``http`` and ``https`` are written with, as Host headers are compared."""
         addresses = {"http": self.http, "https": self.https}
-        return {split_address(key, address)[0].lower() for key, address in addresses.items() if address}
+        return {split_address(key, address)[0].lower().rstrip(".") for key, address in addresses.items() if address}
 
 
 def split_address(key: str, address: str) -> tuple[str, int]:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from sidecar.config import Config
-from sidecar.config.schema import split_address
+from sidecar.errors import ConfigError, Failed
 from sidecar.outbox import real_path
 from sidecar.outbox.database import has_wal_reset_bug, sqlite_version
 from sidecar.outbox.rescue import files_set_aside
+from sidecar.receive.listeners import probe_tcp
 from sidecar.units import show_count, show_size
 
 __all__ = ["CheckResult", "check_host"]
@@ -256,7 +257,7 @@ def check_sockets(config: Config, *, running: bool) -> Iterator[CheckResult]:
             yield _check_socket_path(what, Path(text), running=running)
     for what, address in (("http", listen.http), ("https", listen.https)):
         if address:
-            yield _check_address(what, address, running=running)
+            yield _check_address(what, address, allow_remote=listen.allow_remote, running=running)
 
 
 def _check_socket_path(what: str, path: Path, *, running: bool) -> CheckResult:
@@ -289,17 +290,15 @@ def _answers(path: Path) -> bool:
         return True
 
 
-def _check_address(what: str, address: str, *, running: bool) -> CheckResult:
+def _check_address(what: str, address: str, *, allow_remote: bool, running: bool) -> CheckResult:
     if running:
         return CheckResult("ok", what, f"The daemon listens on {address}.")
-    host, port = split_address(what, address)
     try:
-        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-    except OSError as error:
-        why = error.strerror or str(error)
+        probe_tcp(f"listen.{what}", address, allow_remote=allow_remote)
+    except ConfigError as error:
+        return CheckResult("error", what, str(error))
+    except Failed as error:
+        why = getattr(error.__cause__, "strerror", None) or error.__cause__
         return CheckResult(
             "warning",
             what,

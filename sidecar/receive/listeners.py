@@ -30,6 +30,7 @@ __all__ = [
     "bind_control_read",
     "bind_events",
     "bind_listeners",
+    "probe_tcp",
     "raise_descriptor_limit",
     "renew_certificate",
     "try_certificate",
@@ -176,44 +177,54 @@ def raise_descriptor_limit() -> int:
     return hard
 
 
-def _bind_tcp(key: str, address: str, stack: contextlib.ExitStack, *, allow_remote: bool) -> list[socket.socket]:
+def probe_tcp(key: str, address: str, *, allow_remote: bool) -> None:
+    """Bind every address of the host, as ``bind_listeners`` does, and close them at once; nothing is listened on.
+
+    Raises Failed, caused by the OSError, and ConfigError if an address is not loopback.
+    """
+    with contextlib.ExitStack() as stack:
+        _bind_tcp(key, address, stack, allow_remote=allow_remote, listens=False)
+
+
+def _bind_tcp(
+    key: str, address: str, stack: contextlib.ExitStack, *, allow_remote: bool, listens: bool = True
+) -> list[socket.socket]:
     """Bind every address of the host, on one port. Raises Failed, and ConfigError if one is not loopback."""
     host, port = split_address(key, address)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise _not_opened(key, address, error) from None
+        raise _not_opened(key, address, error) from error
     places = list(dict.fromkeys((family, where) for family, _, _, _, where in found))
-    listeners: list[socket.socket] = []
-    unusable: OSError | None = None
-    for family, where in places:
+    for _, where in places:
         if not allow_remote and not is_loopback_name(str(where[0])):
             raise ConfigError(
                 f"{key} = {address} has the address {where[0]}, which other hosts can reach; name a loopback address, or "
                 "set listen.allow_remote = true."
             )
+    listeners: list[socket.socket] = []
+    unusable: OSError | None = None
+    for family, where in places:
         if listeners and not port:
             port = listeners[0].getsockname()[1]  # port 0: the one that the first address got
         try:
             listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            listener.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # a restart must not wait for TIME_WAIT to end
-            if family == socket.AF_INET6 and len(places) > 1:
-                listener.setsockopt(
-                    socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1
-                )  # "::" would take the IPv4 address along
+            # A restart must not wait for TIME_WAIT to end.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6 and len(places) > 1:  # "::" would take the IPv4 address along
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind((where[0], port, *where[2:]))
-            listener.listen(BACKLOG)
+            if listens:
+                listener.listen(BACKLOG)
         except OSError as error:
             if error.errno not in _NOT_ON_THIS_HOST:
-                raise _not_opened(key, address, error) from None
+                raise _not_opened(key, address, error) from error
             unusable = error  # ::1 of the hosts file, where IPv6 is switched off
             continue
         listener.setblocking(False)
         listeners.append(listener)
     if unusable is not None and not listeners:
-        raise _not_opened(key, address, unusable)
+        raise _not_opened(key, address, unusable) from unusable
     return listeners
 
 

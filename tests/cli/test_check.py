@@ -15,7 +15,7 @@ import pytest
 from running_daemon import DaemonDir, always, wait_until
 
 from sidecar.cli.check import classify_key_check
-from sidecar.config import ConfigFile
+from sidecar.config import ConfigFile, load_text
 from sidecar.control import checks, host_checks
 from sidecar.control.host_checks import check_outbox_folder
 from sidecar.errors import ConfigError
@@ -231,6 +231,25 @@ def test_an_address_in_use_is_a_warning(daemon_dir: DaemonDir, verb):
         daemon_dir.file.write_text(text)
         level, message = worst(verb("check", "--json", *daemon_dir.flags), "http")
     assert (level, "in use" in message) == ("warning", True)
+
+
+def test_every_address_of_a_name_is_checked(monkeypatch):
+    """Only the first one was tried: `check` said "is free" of a name that `run` could not open."""
+    addresses = ["127.0.0.1", "127.0.0.2"]
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda _host, port, **_more: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (name, port)) for name in addresses],
+    )
+    with socket.socket() as other:
+        other.bind(("127.0.0.2", 0))
+        other.listen()
+        config = load_text(f"[listen]\nhttp = 'px.internal:{other.getsockname()[1]}'\nunix = ''")
+        results = {result.what: result for result in host_checks.check_sockets(config, running=False)}
+        assert (results["http"].level, "in use" in results["http"].message) == ("warning", True)
+    addresses.append("192.0.2.1")
+    results = {result.what: result for result in host_checks.check_sockets(config, running=False)}
+    assert (results["http"].level, "192.0.2.1, which other hosts" in results["http"].message) == ("error", True)
 
 
 def test_limits_above_those_of_px_are_a_warning(tmp_path, verb):

@@ -18,7 +18,7 @@ import pytest
 import trio
 import trustme
 
-from sidecar.config import ListenConfig
+from sidecar.config import ListenConfig, load_text
 from sidecar.config.schema import MAX_SOCKET_PATH_BYTES, ValueRefused
 from sidecar.errors import ConfigError, Failed, SidecarError
 from sidecar.receive import (
@@ -218,6 +218,15 @@ def test_a_name_with_an_address_that_others_reach_is_refused(monkeypatch):
     names(monkeypatch, "127.0.0.1", "192.0.2.1")
     message = refusal(ListenConfig(http="localhost:0", unix=""), kind=ConfigError)
     assert "has the address 192.0.2.1, which other hosts can reach" in message
+
+
+def test_a_name_of_the_hosts_file_may_lead_to_loopback(monkeypatch):
+    """The schema refused every name but its own list, so that no name in listen.http could be a Host of its own."""
+    names(monkeypatch, "127.0.0.1")
+    listen = load_text("[listen]\nhttp = 'PX.internal.:0'\nunix = ''").listen
+    assert listen.hosts() == {"px.internal"}
+    with bound(listen) as sockets:
+        assert [listener.getsockname()[0] for listener in sockets.http] == ["127.0.0.1"]
 
 
 def test_a_name_without_a_usable_address_is_refused(monkeypatch):

@@ -3,8 +3,8 @@
 The facts about SDKs are in sidecar/receive/README.md#sdks.
 """
 
-import gzip
 import base64
+import gzip
 import json
 
 import pytest
