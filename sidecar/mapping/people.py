@@ -210,6 +210,7 @@ class _Draft:
 
     def __init__(self, known: Known, property_key: str) -> None:
         self.known = known
+        self._told_account = known.account_id
         self.keys = {"propertyKeys": [property_key]}
         self.intents: list[Intent] = []
 
@@ -223,7 +224,9 @@ class _Draft:
         fields = {"type": user_type, **split.fields, **belongs, **_custom_attributes(split), **self.keys}
         # `new_only` is not part of the digest: its date differs in every call, and PX ignores it for an old record.
         digest = _digest(fields)
-        if digest != self.known.user_digest:
+        # The account is told by groups as well, which leave the digest as it is.
+        is_told = account is None or account == self._told_account
+        if digest != self.known.user_digest or not is_told:
             self.intents.append(UpsertUser(user, fields, new_only))
             self.update_known(user_digest=digest)
 

@@ -12,11 +12,12 @@ from mapping_help import (
     group,
     identify,
     map_one,
+    mapper,
     track,
     upserts,
 )
 
-from sidecar.mapping import Change, Known, UpsertAccount, UpsertUser
+from sidecar.mapping import Account, Change, Known, UpsertAccount, UpsertUser
 
 BOTH = '[people]\nusers = "upsert"\naccounts = "upsert"\n'
 USERS = '[people]\nusers = "upsert"\n'
@@ -681,3 +682,18 @@ def test_a_text_beside_a_company_object_stays_an_attribute(name: str, other: str
     account, user = upserts(map_one(identify({name: {"id": "a", "name": "Acme"}, other: "Text"}), BOTH))
     assert account == UpsertAccount("a", {"name": "Acme", "propertyKeys": [KEY]}, {})
     assert user.fields["customAttributes"] == {other: "Text"}
+
+
+def test_identify_moves_a_user_back_from_the_account_of_a_group():
+    """The group told PX another account, and the digest of the first identify does not know of it."""
+    rules = mapper(USERS)
+
+    def told(event: dict[str, Any], account: str, known: Known) -> tuple[list[Any], Known]:
+        mapped = rules.map(event, known, property_key=KEY, received_ms=RECEIVED_MS, account=Account(account))
+        return [user.fields["accountId"] for user in upserts(mapped)], mapped.known or known
+
+    first, known = told(identify({"account_id": "acme"}), "acme", NOTHING_KNOWN)
+    moved, known = told(group("globex"), "globex", known)
+    back, known = told(identify({"account_id": "acme"}), "acme", known)
+    again, _ = told(identify({"account_id": "acme"}), "acme", known)
+    assert (first, moved, back, again) == (["acme"], ["globex"], ["acme"], [])
