@@ -50,7 +50,7 @@ def _is_fraction(value: Any) -> bool:
 def _to_number(value: Any) -> float | None:
     if type(value) is str:
         try:
-            value = float(value)
+            value = float(value) if "_" not in value else None  # Python reads 1_0 as ten
         except ValueError:
             return None
     usable = type(value) in (int, float) and abs(value) < 2**53  # False for NaN as well

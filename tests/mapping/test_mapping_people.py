@@ -357,6 +357,7 @@ def test_traits_that_are_not_objects_are_ignored(traits: object):
         (200.4, 200),
         ("200.4", 200),
         (200.0, 200),
+        ("1_0.0", None),
         ([1], None),
     ],
 )
@@ -378,6 +379,7 @@ def test_integer_field_takes_integers_within_64_bits(sent, score):
         (True, None),
         ("7.5", 7.5),
         ("seven", None),
+        ("1_000", None),
         ([1], None),
     ],
 )
