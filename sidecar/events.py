@@ -240,7 +240,7 @@ def shared_error(shared: Mapping[str, Any], max_event_bytes: int, sent_bytes: Se
 
 
 def merge_batch(batch: Mapping[str, Any], event: Any) -> None:
-    """Merge the ``context`` and ``integrations`` of a batch into one of its events; the event's own entries win.
+    """Merge the ``context`` and ``integrations`` of a batch into one of its events; the event's own entries win, null is not one.
 
     Go and Java SDKs send the library, and possibly more, only at the level of the batch
     (sidecar/receive/README.md#sdks). A ``context`` that is not an object is left as it is, but for an empty list: that is how
@@ -255,7 +255,8 @@ def merge_batch(batch: Mapping[str, Any], event: Any) -> None:
             if own is None or own == []:
                 event[key] = shared
             elif isinstance(own, dict):
-                event[key] = {**shared, **own}  # a new object: the other events still need the batch's own
+                # A new object: the other events still need the batch's own.
+                event[key] = own | {name: value for name, value in shared.items() if own.get(name) is None}
 
 
 _FETCHED_IDS: Final = 64

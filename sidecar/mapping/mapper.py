@@ -328,7 +328,7 @@ def opted_out(integrations: Any) -> bool:
     if type(integrations) is not dict:
         return False
     ours = [value for name, value in integrations.items() if "".join(filter(str.isalnum, name)).lower() in _OUR_NAMES]
-    if ours:
+    if any(value is not None for value in ours):  # null is not a value
         return any(value is False for value in ours)
     return any(integrations.get(name) is False for name in _ALL_DESTINATIONS)
 

@@ -346,6 +346,12 @@ def test_null_context_is_replaced_by_that_of_the_batch():
     assert event["context"] == {"a": 1}
 
 
+def test_null_in_a_context_leaves_the_value_of_the_batch():
+    event = {"context": {"groupId": None, "ip": None, "app": 0}, "integrations": {"All": None}}
+    merge_batch({"context": {"groupId": "acme", "app": 1}, "integrations": {"All": False}}, event)
+    assert event == {"context": {"groupId": "acme", "ip": None, "app": 0}, "integrations": {"All": False}}
+
+
 odd_text = st.text(st.characters(), max_size=20)  # surrogates too
 odd_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | odd_text,

@@ -165,6 +165,8 @@ def test_global_context_object_replaces_its_members():
         ({"GAINSIGHT_PX": False}, True),
         ({"Gainsight PX Cloud (Actions)": False}, True),
         ({"All": True, "Gainsight PX": False}, True),
+        ({"All": False, "Gainsight PX": None}, True),
+        ({"Gainsight PX": None}, False),
         ({"Mixpanel": False}, False),
         ({"All": True}, False),
         ({}, False),
