@@ -185,6 +185,8 @@ class _Compiler:
                 "remove it from one of the two."
             )
         kept = [(path, read) for path, read in compiled if read is not None]
+        if name in ("url", "referrer") and self.parameters is not None:
+            kept = [(path, read if path.startswith("=") else self.without_query(read)) for path, read in kept]
         reject = self.reject if name in ("identifyId", "accountId") else frozenset[str]()
         return Field(name, tuple(path for path, _ in kept), tuple(read for _, read in kept), reject)
 
@@ -203,6 +205,11 @@ class _Compiler:
     def reader(self, path: str) -> Read | None:
         """Return the reader of a path under the privacy rules of the object it leads into; None if it is denied."""
         return self._guarded(path, compile_path(path))
+
+    def without_query(self, read: Read) -> Read:
+        """Return a reader of a URL that obeys ``url_query`` whatever the URL looks like; ``read`` obeys ``drop`` and ``hash``."""
+        rules = self.privacy((), (), self.general)
+        return lambda event: _cleaned(read(event), rules, is_url=True)
 
     def privacy(self, drop: Sequence[str], hashed: Sequence[str], rules: AttributeRules) -> PrivacyRules:
         return PrivacyRules.compile(drop, hashed, rules.hash_salt.reveal(), self.hashed, self.parameters)

@@ -342,6 +342,14 @@ def test_url_query_says_which_parameters_stay(rule: str, url: str):
     assert (made["url"], made["referrer"], made["attributes"]) == (url, url, {"link": url, "text": "a? b=1"})
 
 
+@pytest.mark.parametrize("fields", ["", '[mapping.fields]\nurl = "properties.url"\nreferrer = "properties.from"\n'])
+def test_url_query_applies_to_url_and_referrer_of_any_path(fields: str):
+    """A URL without its scheme does not look like one; as `url` and `referrer` it is."""
+    event = {"type": "page", "userId": "u", "properties": {"url": "a.test/p?token=1#top", "from": "b.test?token=2"}}
+    made = body(event, f'[mapping]\nurl_query = "drop"\n{fields}')
+    assert (made["url"], made.get("referrer", "b.test")) == ("a.test/p#top", "b.test")
+
+
 @pytest.mark.parametrize("name", ["userId", "user_id", "groupId"])
 def test_hashing_an_id_of_the_call_is_a_config_error(name: str):
     with pytest.raises(ConfigError, match="hash names"):
