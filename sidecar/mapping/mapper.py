@@ -55,6 +55,7 @@ class Mapper:
         self._is_suppressed = is_suppressed
         self._names = rules.names
         self._people = PeopleMapper(people, rules)
+        self._writes_users = people.users == "upsert"
         self._has_classes = any(plan.priority is not Priority.NORMAL for plan in rules.plans.values())
 
     def map(
@@ -190,7 +191,7 @@ class Mapper:
         assert identity is not None, "an event without a user is kept away"
         user, default_type = identity
         if kind == "identify" or kind == "group":
-            user_type = self._user_type(event, default_type)
+            user_type = self._user_type(event, default_type, changes if self._writes_users else [])
             report_broken("identifyId", user, changes)
             held = self.reveal_account(account) if account is not None else None
             return self._people.map(
@@ -253,8 +254,8 @@ class Mapper:
                 changes.append(Change("identifyId", "anonymousId is not an id by identity.reject"))
         return None
 
-    def _user_type(self, event: dict[str, Any], default: str) -> str:
-        return self.rules.user_type.one_of(event, USER_TYPES) or default
+    def _user_type(self, event: dict[str, Any], default: str, changes: list[Change]) -> str:
+        return self.rules.user_type.one_of(event, USER_TYPES, changes) or default
 
     def _custom_event(
         self,
@@ -275,7 +276,7 @@ class Mapper:
         body: dict[str, Any] = {
             "identifyId": user,
             "propertyKey": property_key,
-            "userType": plan.user_type or self._user_type(event, default_type),
+            "userType": plan.user_type or self._user_type(event, default_type, changes),
             "eventName": name.px,
             "date": rules.date.ms(event, received_ms, changes),
         }

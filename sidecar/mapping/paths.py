@@ -94,12 +94,18 @@ class Field(msgspec.Struct, frozen=True):
     def _path_of(self, read: Read) -> str:
         return self.paths[self.reads.index(read)]
 
-    def one_of(self, event: dict[str, Any], allowed: frozenset[str]) -> str | None:
-        """Return the first value that is one of ``allowed``, compared without case; None if no path has one."""
+    def one_of(self, event: dict[str, Any], allowed: frozenset[str], changes: list[Change]) -> str | None:
+        """Return the first value that is one of ``allowed``, compared without case; None if no path has one.
+
+        Another value before it is reported in ``changes``.
+        """
         for read in self.reads:
             value = read(event)
             if type(value) is str and value.upper() in allowed:
                 return value.upper()
+            if value is not None and value != "":
+                why = f"{self._path_of(read)} left out: not one of {', '.join(sorted(allowed))}"
+                changes.append(Change(self.name, why))
         return None
 
     def ms(self, event: dict[str, Any], received_ms: int, changes: list[Change]) -> int:

@@ -131,10 +131,10 @@ def test_null_under_a_dotted_key_leaves_the_nested_value(nested: str):
 
 @pytest.mark.parametrize("sent", ["boss", 7, None, {"a": 1}])
 def test_unknown_user_type_falls_through(sent: object):
-    assert (
-        body(track(context={"user_type": sent}), '[mapping.fields]\nuserType = "context.user_type"')["userType"]
-        == "USER"
-    )
+    rules = '[mapping.fields]\nuserType = ["context.user_type", "=LEAD"]'
+    mapped = map_one(track(context={"user_type": sent}), rules)
+    assert body_of(mapped)["userType"] == "LEAD"
+    assert ("userType" in changes_by_field(mapped)) == (sent is not None)
 
 
 def test_user_type_of_an_event_wins_over_the_path():
