@@ -184,22 +184,27 @@ class AttributeMapper:
         rank = int(final != name) if self._rank is None else self._rank(name)
         return AttributePlan(final, final.casefold(), rank, hashed, cut, "\ufffd" in final, ", ".join(reasons))
 
-    def with_defaults(self, values: Any, defaults: Mapping[str, str]) -> dict[str, Any]:
+    def with_defaults(
+        self, values: Any, defaults: Mapping[str, str], changes: list[Change] | None = None
+    ) -> dict[str, Any]:
         """Return ``values`` and those of ``defaults`` whose name in PX none of ``values`` has.
 
-        A default that is empty, or of which the privacy rules leave nothing, is not a value.
+        A default that is empty, or of which the privacy rules leave nothing, is not a value. One that gives way to a
+        different value is reported in ``changes``.
         """
         own = values if type(values) is dict else {}
-        names = {self._cached_plan(name).folded for name, value in own.items() if value is not None}
-        return {
-            **own,
-            **{
-                name: value
-                for name, value in defaults.items()
-                if (plan := self._cached_plan(name)).folded not in names
-                and (plan.hashed or not self._privacy or self._privacy.clean(value).strip())
-            },
-        }
+        names = {self._cached_plan(name).folded: as_text(value) for name, value in own.items() if value is not None}
+        merged = dict(own)
+        for name, value in defaults.items():
+            plan = self._cached_plan(name)
+            if not plan.hashed and self._privacy and not self._privacy.clean(value).strip():
+                continue
+            if plan.folded not in names:
+                merged[name] = value
+            elif changes is not None and plan.final is not None and names[plan.folded] != value:
+                what = f"the call's own {name} left out: a property has this name in PX"
+                changes.append(Change(f"{self._field}.{plan.final}", what))
+        return merged
 
     def flatten(self, values: dict[str, Any], changes: list[Change] | None = None) -> dict[str, Any]:
         """Replace objects by dotted names if ``nested`` asks for it; a name that the app itself dotted wins.

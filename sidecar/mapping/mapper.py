@@ -300,18 +300,19 @@ class Mapper:
             for key in ("name", "category"):
                 if type(event.get(key)) in _NO_TEXT and plan.attributes.plan_for(key).final is not None:
                     changes.append(Change(f"attributes.{key}", f"left out: {type(event[key]).__name__}, not a text"))
-        body["attributes"] = plan.attributes(attribute_values(event, plan.attributes), changes)
+        body["attributes"] = plan.attributes(attribute_values(event, plan.attributes, changes), changes)
         return Mapped((CustomEvent(body),), changes=tuple(changes), cap=plan.cap)
 
 
-def attribute_values(event: dict[str, Any], attributes: AttributeMapper) -> Any:
+def attribute_values(event: dict[str, Any], attributes: AttributeMapper, changes: list[Change] | None = None) -> Any:
     """Return what attributes are made from: the properties; for a page or screen also its name and category.
 
-    SDKs put these two at the top level of the call. A property of the same name in PX wins.
+    SDKs put these two at the top level of the call. A property of the same name in PX wins; ``changes`` says so if it
+    differs.
     """
     properties = event.get("properties")
     call = call_values(event)
-    return attributes.with_defaults(properties, call) if call else properties
+    return attributes.with_defaults(properties, call, changes) if call else properties
 
 
 def call_values(event: dict[str, Any]) -> dict[str, str]:

@@ -151,6 +151,21 @@ def test_name_of_a_track_call_is_not_an_attribute():
     assert body(track(name="x", category="y"))["attributes"] == {}
 
 
+@pytest.mark.parametrize(
+    ("properties", "reported"),
+    [
+        ({"name": "Pricing"}, False),
+        ({"Name": "other"}, True),
+        ({"name": {"a": 1}}, True),
+        ({"name": None}, False),
+    ],
+)
+def test_a_page_name_that_gives_way_to_a_property_is_reported(properties: dict[str, Any], reported: bool):
+    mapped = map_one({"type": "page", "userId": "u", "name": "Pricing", "properties": properties})
+    assert any("call's own name" in change.what for change in mapped.changes) is reported
+    assert "Pricing" not in str(mapped.changes)
+
+
 def test_text_that_was_not_valid_is_reported():
     mapped = map_one(track("a\0b", properties={"p": "x\0y", "n": {"k": "\ufffd"}, "k\ufffd": 1, "fine": "é"}))
     assert mapped.intents[0].body["attributes"] == {"p": "x\ufffdy", "n": '{"k":"\ufffd"}', "k\ufffd": 1, "fine": "é"}
