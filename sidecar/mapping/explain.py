@@ -20,7 +20,6 @@ __all__ = ["Reason", "explain", "own_account"]
 
 
 _DROP_REASONS = {
-    "no_user": "no userId, and mapping.anonymous does not allow anonymousId here",
     "remembered": "nothing new to write; kept for later events of this user",
     "not_supported": "PX has no counterpart of an alias call",
     "opted_out": "integrations switch Gainsight PX off",
@@ -134,6 +133,15 @@ def _date_source(field: Field, event: dict[str, Any], sent_ms: int) -> str:
     return path if path and read and to_epoch_ms(read(event)) == sent_ms else "time of receipt"
 
 
+def _no_user(mapper: Mapper, event: dict[str, Any], mapped: Mapped) -> str:
+    rules = mapper.rules
+    usable = "usable " if any(change.field == "identifyId" for change in mapped.changes) else ""
+    ids = " or ".join(rules.identify_id.paths) or "path for identifyId"
+    if rules.anonymous_type is None and as_text(event.get("anonymousId")) is not None:
+        return f"no {usable}{ids}, and mapping.anonymous does not allow anonymousId here"
+    return f"no {usable}{ids}, and no {usable}anonymousId"
+
+
 def _user_type_source(mapper: Mapper, event: dict[str, Any], override: str | None) -> str:
     if override:
         return "mapping.event, user_type"
@@ -147,6 +155,8 @@ def _as_user_type(value: Any) -> str | None:
 
 
 def _drop_reason(mapper: Mapper, event: dict[str, Any], mapped: Mapped) -> str:
+    if mapped.dropped == "no_user":
+        return _no_user(mapper, event, mapped)
     if mapped.dropped in ("unmapped", "mapped_to_nothing"):
         name = mapper.rules.names.resolve(event)
         return name.rule if name is not None else ""

@@ -1,5 +1,6 @@
 """The explanation of a mapping: the rule or path behind each value, and the reason for each value left out."""
 
+import pytest
 from mapping_help import group, map_one, mapper, track
 
 from sidecar.mapping import Known, explain
@@ -82,6 +83,20 @@ def test_explain_uses_the_rules_of_the_event():
 
 def test_explain_gives_the_reason_for_an_opt_out():
     assert "integrations" in sources(track(integrations={"All": False}))["opted_out"]
+
+
+@pytest.mark.parametrize(
+    ("event", "rules", "reason"),
+    [
+        ({"anonymousId": "a"}, "", "no userId, and mapping.anonymous does not allow anonymousId here"),
+        ({}, "", "no userId, and no anonymousId"),
+        ({"userId": "null"}, "", "no usable userId, and no usable anonymousId"),
+        ({}, '[mapping]\nanonymous = "lead"\n', "no userId, and no anonymousId"),
+        ({"userId": "u"}, '[mapping.fields]\nidentifyId = "traits.id"\n', "no traits.id, and no anonymousId"),
+    ],
+)
+def test_explain_says_which_id_an_event_lacks(event: dict, rules: str, reason: str):
+    assert sources({"type": "track", "event": "E", **event}, rules)["no_user"] == reason
 
 
 def test_explain_names_the_path_that_was_sent():
