@@ -225,7 +225,7 @@ def build(config: Config, seams: Seams) -> Application:
         DeadGroupRoutes(outbox, settings),
         BacklogRoutes(outbox, settings, clock, delivery),
         FleetRoutes(fleet),
-        MappingRoutes(outbox, settings, seams.config_file),
+        MappingRoutes(outbox, settings, clock, seams.config_file),
         IdleRulesRoutes(outbox, settings),
         CheckRoutes(seams.config_file, state, outbox, settings),
         ConfigRoutes(settings, seams.config_file, seams.read_config and partial(reloader.reload, seams.read_config)),

@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
+from sidecar.clock import Clock
 from sidecar.config import Config, ConfigFile, MappingConfig
 from sidecar.control.answers import Params, RequestError, RouteTable, decode_body, json_response
 from sidecar.control.config_calls import check_text
@@ -70,9 +71,10 @@ class _Recent(msgspec.Struct, frozen=True):
 class MappingRoutes:
     """``/v1/map`` and ``/v1/mapping/preview``."""
 
-    def __init__(self, outbox: Outbox, settings: LiveSettings, file: ConfigFile | None) -> None:
+    def __init__(self, outbox: Outbox, settings: LiveSettings, clock: Clock, file: ConfigFile | None) -> None:
         self._outbox = outbox
         self._settings = settings
+        self._clock = clock
         self._file = file
         self.routes: RouteTable = {
             "/v1/map": ("POST", self._map),
@@ -88,7 +90,8 @@ class MappingRoutes:
         if isinstance(config, dict):
             return json_response(config)
         is_suppressed = await self._outbox.read(suppression)
-        results = await trio.to_thread.run_sync(_map_events, command.events, config, is_suppressed)
+        now_ms = self._clock.wall_ms()
+        results = await trio.to_thread.run_sync(_map_events, command.events, config, is_suppressed, now_ms)
         return json_response({"ok": True, "error": None, "line": None, "results": results})
 
     async def _preview(self, request: Request, _params: Params) -> Response:
@@ -138,7 +141,7 @@ def _mapper_of(config: Config, is_suppressed: Callable[[str], bool] | None = Non
 
 
 def _map_events(
-    events: Sequence[dict[str, Any]], config: Config, is_suppressed: Callable[[str], bool] | None
+    events: Sequence[dict[str, Any]], config: Config, is_suppressed: Callable[[str], bool] | None, received_ms: int
 ) -> list[dict[str, Any]]:
     mapper = _mapper_of(config, is_suppressed)
     results = []
@@ -147,7 +150,7 @@ def _map_events(
         if judged.bad is not None or judged.event is None:
             results.append({"dead": "bad_event", "detail": judged.bad})
         else:
-            mapped = mapper.map(judged.event, Known(), property_key=config.px.property_key, received_ms=0)
+            mapped = mapper.map(judged.event, Known(), property_key=config.px.property_key, received_ms=received_ms)
             results.append(_result(mapped))
     return results
 

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import threading
+import time
 
 import pytest
 from running_daemon import DaemonDir, always, wait_until
@@ -97,6 +98,14 @@ def test_the_preview_shows_recent_events_under_both_mappings(configured: DaemonD
     assert (name["now"], name["then"]) == ("Click", "Button Clicked")
     assert answer["unmatched"] == ["mapping.attributes.rename.plan_name"]
     assert same["rows"][0]["same"]
+
+
+def test_a_mapped_event_without_a_time_has_the_time_of_the_call(daemon_dir: DaemonDir):
+    with daemon_dir.running() as daemon:
+        event = {"type": "track", "event": "Opened", "userId": "u"}
+        (result,) = daemon.client.post("/v1/map", {"events": [event]})["results"]
+    assert "changes" not in result
+    assert abs(result["requests"][0]["body"]["date"] - time.time() * 1000) < 60_000
 
 
 def test_the_preview_judges_ids_and_filters_as_delivery_does(tmp_path):
