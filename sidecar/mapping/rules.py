@@ -16,7 +16,7 @@ import msgspec
 
 from sidecar.config import AttributeRules, IdentityConfig, MappingConfig
 from sidecar.errors import ConfigError
-from sidecar.mapping.attributes import MAX_ATTRIBUTES, AttributeMapper
+from sidecar.mapping.attributes import MAX_ATTRIBUTES, AttributeMapper, Value
 from sidecar.mapping.context import GlobalContext
 from sidecar.mapping.filters import Filters
 from sidecar.mapping.model import Cap, Priority
@@ -287,10 +287,16 @@ def merge_rules(general: AttributeRules, own: AttributeRules | None) -> Attribut
         hash=[*general.hash, *own.hash],
         hash_salt=own.hash_salt or general.hash_salt,
         rename={**general.rename, **own.rename},
-        set={**general.set, **own.set},
+        set=_merge_constants(general.set, own.set),
         case=own.case or general.case,
         nested=own.nested or general.nested,
     )
+
+
+def _merge_constants(general: dict[str, Value], own: dict[str, Value]) -> dict[str, Value]:
+    """Return all constants; those of the event replace general ones whose names differ only by case, which PX ignores."""
+    replaced = {name.casefold() for name in own}
+    return {name: value for name, value in general.items() if name.casefold() not in replaced} | own
 
 
 def _with_defaults(mapping: MappingConfig, rules: AttributeRules) -> AttributeRules:

@@ -180,3 +180,9 @@ def test_what_a_dotted_name_replaces_is_reported():
     assert attributes({"a.b": None, "a": {"b": 2}}, toml) == {"a.b": 2}
     mapped = map_one(track(properties={"a.b": 1, "a": {"b": 2}}), toml)
     assert list(changes_by_field(mapped)) == ["attributes.a.b"]
+
+
+def test_a_constant_of_one_event_replaces_another_spelling():
+    rules = '[mapping.attributes]\nset = { environment = "prod", region = "eu" }\n'
+    rules += '[mapping.event."Feature Used".attributes]\nset = { Environment = "test" }\n'
+    assert attributes({}, rules) == {"Environment": "test", "region": "eu"}
