@@ -187,7 +187,7 @@ class _Compiler:
         kept = [(path, read) for path, read in compiled if read is not None]
         if name in ("url", "referrer") and self.parameters is not None:
             kept = [(path, read if path.startswith("=") else self.without_query(read)) for path, read in kept]
-        reject = self.reject if name in ("identifyId", "accountId") else frozenset[str]()
+        reject = self.reject if name in ("identifyId", "accountId", "sessionId") else frozenset[str]()
         return Field(name, tuple(path for path, _ in kept), tuple(read for _, read in kept), reject)
 
     def paths(self, name: str, more: tuple[str, ...] = ()) -> Sequence[str]:

@@ -120,6 +120,13 @@ def test_rejected_account_is_none():
     assert mapper().account_said(group("undefined", context={"groupId": "a"})) == ("a", "context.groupId")
 
 
+def test_rejected_session_is_none():
+    """All events of all users would be one session of PX."""
+    mapped = map_one(track(context={"session": {"id": "undefined"}, "sessionId": "s1"}))
+    assert changes_by_field(mapped) == {"sessionId": "context.session.id is not an id by identity.reject"}
+    assert body(track(context={"session": {"id": "undefined"}, "sessionId": "s1"}))["sessionId"] == "s1"
+
+
 def test_reject_can_be_changed():
     assert body(track(userId="null"), '[identity]\nreject = ["test"]\n')["identifyId"] == "null"
     assert map_one(track(userId="test"), '[identity]\nreject = ["test"]\n').dropped == "no_user"
