@@ -211,7 +211,7 @@ class _BodyParser:
             if slice_bytes > _SLICE_BYTES:
                 yield
                 slice_bytes = 0
-            event = self._decode_element(element) if is_piece else element
+            event = self._decode_element(element, index) if is_piece else element
             if of_each:
                 source = self._source(_write_key(event) or first_key)
             if is_piece and self._is_huge(element):
@@ -242,21 +242,25 @@ class _BodyParser:
 
     def _first_key(self, events: list[Any]) -> str | None:
         """Return the write key of the first element that is an object; None if it has none. Raises BadJson."""
-        for element in events:
+        for index, element in enumerate(events):
             is_piece = isinstance(element, _PIECES)
             if bytes(memoryview(element)[:1]) == b"{" if is_piece else isinstance(element, dict):
-                return _write_key(self._decode_element(element) if is_piece else element)
+                return _write_key(self._decode_element(element, index) if is_piece else element)
         return None
 
     def _is_huge(self, piece: Piece) -> bool:
         return _size(piece) > _MAX_ESCAPED * self._limit
 
-    def _decode_element(self, piece: Piece) -> Any:
+    def _decode_element(self, piece: Piece, index: int) -> Any:
         """Decode one event of a large body; of one that is far too large only the short values. Raises BadJson."""
-        if not self._is_huge(piece):
-            return decode_piece(piece)
-        values, _ = at_once(split(bytes(piece), 0))
-        return {key: decode_piece(value) for key, value in (values or {}).items() if _size(value) <= _KEPT_VALUE_BYTES}
+        try:
+            if not self._is_huge(piece):
+                return decode_piece(piece)
+            values, _ = at_once(split(bytes(piece), 0))
+            short = {key: value for key, value in (values or {}).items() if _size(value) <= _KEPT_VALUE_BYTES}
+            return {key: decode_piece(value) for key, value in short.items()}
+        except BadJson as error:  # its position counts from the start of the piece
+            raise BadJson(f"in event {index}: {error}") from None
 
     def _judge_huge(self, short: dict[str, Any], size_bytes: int) -> JudgedEvent:
         """Judge an event of ``size_bytes`` by its length; its short values are stored."""

@@ -309,3 +309,13 @@ async def test_a_shared_context_is_judged_by_its_bytes_as_sent(tmp_path, before)
             body = b'{"batch":[{"type":"page","userId":"u"}],%b"context":%b}' % (b" " * before, context)
             parsed = harness.parser.parse(body, "batch", None, trusted=True)
             assert isinstance(parsed, ParsedRequest) is accepted
+
+
+async def test_what_is_not_json_in_a_large_body_is_placed_in_its_event(tmp_path):
+    """The position counted from the start of the event, and read as one in the body."""
+    good = track()
+    body = b'{"batch":[%b,%b%b]}' % (json.dumps(good).encode(), b" " * 2 * LARGE_BYTES, b'{"type":01}')
+    async with receiving(tmp_path / "o.db") as harness:
+        refused = harness.parser.parse(body, "batch", None, trusted=True)
+        assert refused.code == "bad_json"
+        assert "in event 1: Expecting ',' delimiter at character 9" in refused.message
