@@ -4,8 +4,9 @@ Theory
 ------
 * **The transport is used and not the client**: ``httpx.AsyncClient`` adds cookies, redirects, environment proxies and
   header merging for nearly twice the processor time.
-* **Sent or not sent.** httpcore asks for the body's bytes once the headers are written; if the deadline passes before
-  that, no server can have a complete request.
+* **Sent or not sent.** httpcore asks for the body's bytes once the headers are written. Whatever fails before they are
+  handed over, such as a proxy that closes the connection instead of answering CONNECT, no server can have a complete
+  request.
 * **The status line decides**, as in ``connection.py``: the bytes of PX's answer are kept, and read leniently if h11 refuses
   them. The proxy's own answer to CONNECT comes before the last TLS layer and is never taken for one of PX.
 * The rest is as in ``connection.py``: one connection, one deadline.
@@ -258,7 +259,7 @@ class HttpxLane:
         if (response := exchange.response) is not None:
             body = bytes(exchange.body[:BODY_MAX_BYTES])
             return self._answer(response.status_code, response.headers.raw, body, complete=exchange.complete)
-        if exchange.request_body.requested and (answer := read_leniently(bytes(self._received))) is not None:
+        if exchange.request_body.handed_over and (answer := read_leniently(bytes(self._received))) is not None:
             return self._answer(*answer, complete=False)
         if exchange.error is None:
             return exchange.timeout_reply(self._timeout_s)
@@ -266,9 +267,8 @@ class HttpxLane:
         # httpx reports a proxy's refusal as an error; 407 is configuration and must not look like an absent PX.
         if isinstance(exchange.error, httpx.ProxyError) and str(exchange.error).startswith("407"):
             return PxAnswer(407, b"the proxy asks for authentication")
-        return (
-            NotSent(reason, self._advice(exchange.error)) if isinstance(exchange.error, _NOT_SENT) else Unknown(reason)
-        )
+        is_sent = exchange.request_body.handed_over and not isinstance(exchange.error, _NOT_SENT)
+        return Unknown(reason) if is_sent else NotSent(reason, self._advice(exchange.error))
 
     def _advice(self, error: httpx.HTTPError) -> str:
         if isinstance(error, httpx.ProxyError):
@@ -292,7 +292,7 @@ class HttpxLane:
 
 
 class _RequestBody(httpx.AsyncByteStream):
-    """A request body that records whether it was asked for; before that, no server can have the request.
+    """A request body that records whether it was handed over; before that, no server can have the request.
 
     It is an iterator and not a generator, because a generator that a cancellation interrupts is never finished.
     """
@@ -300,10 +300,10 @@ class _RequestBody(httpx.AsyncByteStream):
     def __init__(self, data: bytes, departure: Departure) -> None:
         self._unsent = data
         self._departure = departure
-        self.requested = False
+        self.handed_over = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        self.requested = True
+        self.handed_over = not self._unsent  # without a body the headers, which are written now, are all of the request
         return self
 
     async def __anext__(self) -> bytes:
@@ -311,7 +311,7 @@ class _RequestBody(httpx.AsyncByteStream):
             self._departure.left()
             raise StopAsyncIteration
         await wait_until_due(self._departure)
-        data, self._unsent = self._unsent, b""
+        data, self._unsent, self.handed_over = self._unsent, b"", True
         return data
 
 
@@ -329,7 +329,7 @@ class _ProxyExchange:
 
     def timeout_reply(self, timeout_s: float) -> Reply:
         """Return the reply for a deadline that passed before a status was read."""
-        if self.request_body.requested:
+        if self.request_body.handed_over:
             return Unknown(f"no answer within {timeout_s:g} s")
         return NotSent(f"no connection within {timeout_s:g} s")
 

@@ -447,6 +447,41 @@ async def test_a_refusal_of_the_proxy_is_not_an_answer_of_px(status, expected):
         await lane.aclose()
 
 
+@pytest.mark.parametrize("answered", [b"", b"SSH-2.0-OpenSSH_9.2\r\n"])
+async def test_a_proxy_that_opens_no_tunnel_has_sent_nothing(answered):
+    """It counted as ambiguous: each event backed off by itself and was called a possible duplicate."""
+
+    async def hang_up(stream, server):
+        await read_request(stream, server)
+        await stream.send_all(answered)
+
+    async with serving(hang_up) as server:
+        proxy = f"http://127.0.0.1:{server.port}"
+        lane = server.network(base_url="https://px.example", proxy=proxy).lane()
+        reply = await lane.send(EVENT)
+        await lane.aclose()
+    assert isinstance(reply, NotSent)
+    assert "the proxy in px.proxy runs" in reply.advice
+
+
+async def test_nothing_is_sent_through_a_proxy_before_it_may_leave():
+    """The headers alone are no event: PX drops a request whose body does not come."""
+
+    class Never:
+        def due_s(self):
+            return trio.current_time() + 0.05
+
+        def left(self):
+            pass
+
+    async with serving(answering(CREATED)) as server:
+        proxy = f"http://127.0.0.1:{server.port}"
+        lane = server.network(SHORT_S, base_url="http://localhost:9", proxy=proxy).lane()
+        reply = await lane.send(EVENT, Never())
+        await lane.aclose()
+    assert isinstance(reply, NotSent)
+
+
 async def test_proxies_in_the_environment_are_ignored(monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{unused_port()}")
