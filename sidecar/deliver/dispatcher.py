@@ -407,6 +407,7 @@ class Dispatcher:
         attempt: Attempt | None = event.attempt
         if settlement.state is EventState.DEAD and attempt is not None:
             attempt.roll_back()
+        self._caps.give_back(event.cap if settlement.state is EventState.DROPPED else None)
         # Until the commit a page may still hold this row, and memory that is older than this event's change.
         self._settling[event.id] = attempt.memory if attempt else None
         if queued:
@@ -590,8 +591,7 @@ class Dispatcher:
         for event in gone:
             if event.attempt is not None:
                 self._drop_attempt(event)
-            if event.cap is not None:
-                self._caps.give_back(event.cap)
+            self._caps.give_back(event.cap)
             event.judged_by = self._settings.now  # by the caller, which changes the row
         return [event.id for event in gone]
 

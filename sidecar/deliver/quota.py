@@ -415,9 +415,10 @@ class DailyCaps:
         self._taken[use] += 1
         return use
 
-    def give_back(self, use: CapUse) -> None:
-        """Return the place of an event that will not be sent."""
-        self._taken[use] -= 1
+    def give_back(self, use: CapUse | None) -> None:
+        """Return the place of an event that will not be sent, if it has one."""
+        if use is not None:
+            self._taken[use] -= 1
 
 
 def _number_of(name: str) -> int:

@@ -171,6 +171,21 @@ def test_retried_event_keeps_its_place_under_the_cap():
     assert (delivered.settlement.id, delivered.settlement.state) == (1, EventState.DELIVERED)
 
 
+def test_retried_event_that_a_rule_drops_returns_its_place():
+    """A later event of the name was dropped as ``capped`` although the day had a place left."""
+    cap = '[mapping.event."Chatty"]\nper_day = 1\n'
+    filtered = '[[mapping.drop]]\nevent = "*"\nwhere = { "userId" = "a" }\n'
+    harness = DispatcherHarness(cap, rows=[track(1, "a", event="Chatty"), track(2, "b")])
+    harness.reply(harness.send(), PxAnswer(503))
+    harness.reload(cap + filtered)
+    assert {settlement.reason for settlement in settle_all(harness)} == {""}
+    harness.clock.now_s += 2
+    assert [settlement.reason for settlement in settle_all(harness)] == ["filtered"]
+    harness.rows.append(track(3, "c", event="Chatty"))
+    harness.dispatcher.accepted()
+    assert [settlement.reason for settlement in settle_all(harness)] == [""]
+
+
 def test_cap_counts_by_utc_day_and_survives_a_restart():
     caps = DailyCaps()
     cap = Cap("Chatty", 2)
