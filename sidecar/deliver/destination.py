@@ -19,6 +19,7 @@ The ``Outcome`` says what becomes of the answered event:
 delivered       it is settled; refusals on probation are settled with it
 away, too_fast, requeue: the event is not at fault and keeps its position
 wait
+held            requeue; PX was not asked, so nothing else changes
 wrong_*         requeue
 ambiguous       retry: it backs off and its user waits. For the destination it counts as ``later``, since otherwise a
                 PX that accepts requests and never answers would be sent the same events again and again
@@ -240,6 +241,8 @@ class Destination:
     ) -> Outcome:
         """Take the verdict on ``event`` of ``user``; ``probe`` marks the answer to a probe."""
         self._probing = self._probing and not probe
+        if verdict.kind is Kind.HELD:
+            return Outcome(Disposition.REQUEUE)
         self._answered_s = now_s
         user = user or f"\0{event}"  # an event without a user counts as a user of its own
         match verdict.kind:

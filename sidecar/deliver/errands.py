@@ -118,7 +118,7 @@ class Errands:
         elif is_probe:
             destination.probe_abandoned(now_s)
         self._delivery.wake()
-        return asked_to_wait
+        return asked_to_wait or verdict.kind is Kind.HELD
 
     @asynccontextmanager
     async def _lane(self) -> AsyncIterator[Lane]:

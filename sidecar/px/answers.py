@@ -9,6 +9,7 @@ reply                                                  kind            reason
 any other 2xx, not with a web page                     delivered
 any other 2xx with a web page                          firewall        something before PX answered; PX has nothing
 could not be sent                                      away            nothing left the host
+had no permission to leave in time                     held            nothing left the host, and PX is not at fault
 error or timeout after sending began, 1xx, nonsense    ambiguous       PX may or may not have processed it
 429                                                    too_fast        PX asks to slow down
 408, 425 or 5xx with a Retry-After                     wait            PX asks to wait
@@ -87,11 +88,13 @@ class PxAnswer(msgspec.Struct, frozen=True):
 class NotSent(msgspec.Struct, frozen=True):
     """PX cannot have seen the request: name resolution, connection or TLS failed.
 
-    ``why`` is one line for people, ``advice`` the half-sentence that says what to do about it.
+    ``why`` is one line for people, ``advice`` the half-sentence that says what to do about it. ``held``: there was a
+    connection, and no permission to send within the time of the attempt (``Departure.due_s``).
     """
 
     why: str
     advice: str = "check this host's network and firewall, and px.proxy if the way out leads through one"
+    held: bool = False
 
 
 class Unknown(msgspec.Struct, frozen=True):
@@ -116,6 +119,7 @@ class Kind(enum.StrEnum):
 
     DELIVERED = "delivered"
     AWAY = "away"
+    HELD = "held"
     AMBIGUOUS = "ambiguous"
     LATER = "later"
     TOO_FAST = "too_fast"
@@ -146,6 +150,10 @@ class Verdict(msgspec.Struct, frozen=True):
 def classify(reply: Reply, *, call: PxCall = PxCall.EVENT, wall_ms: int) -> Verdict:
     """Return the verdict on a reply. ``wall_ms`` is the current time, for a Retry-After that is a date."""
     if isinstance(reply, NotSent):
+        if reply.held:
+            return Verdict(
+                Kind.HELD, message=f"The request was not sent ({reply.why}); it is sent when the limits allow it."
+            )
         return Verdict(Kind.AWAY, message=f"PX cannot be reached ({reply.why}); {reply.advice}.")
     if isinstance(reply, Unknown):
         message = f"The answer of PX was lost ({reply.why}); the event is sent again and may be duplicated in PX."

@@ -286,6 +286,8 @@ class DirectLane:
         if wire is not None and (answer := read_leniently(bytes(wire.received))) is not None:
             return self._answer(*answer, complete=False)
         # The departure is recorded before the first byte can leave, so this is certain.
+        if wire is not None and not wire.sent and exchange.error is None:
+            return NotSent(f"no permission within {self._timeout_s:g} s", held=True)
         if wire is None or not wire.sent:
             return NotSent(f"no connection within {self._timeout_s:g} s")
         if exchange.error is None:

@@ -292,7 +292,9 @@ class HttpxLane:
 
 
 class _RequestBody(httpx.AsyncByteStream):
-    """A request body that records whether it was handed over; before that, no server can have the request.
+    """A request body that records whether it has asked for permission to leave, and whether it was handed over.
+
+    Before the latter no server can have the request.
 
     It is an iterator and not a generator, because a generator that a cancellation interrupts is never finished.
     """
@@ -300,7 +302,7 @@ class _RequestBody(httpx.AsyncByteStream):
     def __init__(self, data: bytes, departure: Departure) -> None:
         self._unsent = data
         self._departure = departure
-        self.handed_over = False
+        self.asked = self.handed_over = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         self.handed_over = not self._unsent  # without a body the headers, which are written now, are all of the request
@@ -310,6 +312,7 @@ class _RequestBody(httpx.AsyncByteStream):
         if not self._unsent:
             self._departure.left()
             raise StopAsyncIteration
+        self.asked = True
         await wait_until_due(self._departure)
         data, self._unsent, self.handed_over = self._unsent, b"", True
         return data
@@ -331,6 +334,8 @@ class _ProxyExchange:
         """Return the reply for a deadline that passed before a status was read."""
         if self.request_body.handed_over:
             return Unknown(f"no answer within {timeout_s:g} s")
+        if self.request_body.asked:
+            return NotSent(f"no permission within {timeout_s:g} s", held=True)
         return NotSent(f"no connection within {timeout_s:g} s")
 
 

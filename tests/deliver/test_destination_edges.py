@@ -15,7 +15,26 @@ from destination_harness import (
 )
 
 from sidecar.deliver.destination import DestinationState, Disposition, Open, Outcome, Probe, Wait
-from sidecar.px import PxAnswer, classify
+from sidecar.px import NotSent, PxAnswer, classify
+
+HELD = NotSent("no permission within 30 s", held=True)
+
+
+@pytest.mark.parametrize("before", [(), (AWAY,), (NO_KEY,)])
+def test_a_request_that_was_held_says_nothing_about_px(before):
+    """A fleet without slots became an outage that had to be probed, and an absent PX in the status."""
+    harness = DestinationHarness()
+    for reply in before:
+        harness.reply(reply)
+    if before:
+        harness.later(400)
+        harness.destination.probe_started(harness.now_s)
+    permission = Probe() if before else Open(1.0)
+    described = harness.destination.describe(harness.now_s)
+    assert harness.reply(HELD, probe=bool(before)).disposition is Disposition.REQUEUE
+    assert harness.permission() == permission
+    assert harness.destination.describe(harness.now_s).message == described.message
+
 
 # --- counts ---
 

@@ -10,7 +10,7 @@ from delivery_harness import CREATED, ScriptedPx, create_all, delivering, most_i
 
 from sidecar.daemon import Application
 from sidecar.http import Request
-from sidecar.px import PxAnswer, PxRequest, Reply, Unknown, delete_user
+from sidecar.px import NotSent, PxAnswer, PxRequest, Reply, Unknown, delete_user
 
 DELETED = PxAnswer(204)
 
@@ -98,6 +98,13 @@ async def test_a_refused_deletion_neither_pauses_nor_judges_events(tmp_path, aut
         await trio.sleep(2)
         assert daemon.outbox.counters["delivered"] == 1
     assert (answer["deleted"], answer["absent"], len(answer["failed"])) == (1, 1, 2)
+
+
+async def test_a_deletion_that_had_no_permission_is_sent_again(tmp_path, autojump_clock):
+    px = PxWithUsers(NotSent("no permission within 30 s", held=True), DELETED)
+    async with delivering(tmp_path, px) as daemon:
+        answer = await forget_in_px(daemon, ["a"])
+    assert (answer["deleted"], answer["failed"]) == (1, [])
 
 
 async def test_a_deletion_ends_an_outage_without_events(tmp_path, autojump_clock):

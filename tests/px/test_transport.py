@@ -15,7 +15,7 @@ from px_servers import CREATED, EVENT, KEY, LoopbackServer, answer, answering, r
 
 from sidecar.config import PxConfig, Secret
 from sidecar.errors import ConfigError
-from sidecar.px import NotSent, PxAnswer, PxRequest, Unknown
+from sidecar.px import Kind, NotSent, PxAnswer, PxRequest, Unknown, classify
 from sidecar.px.transport import BODY_MAX_BYTES, HttpxNetwork
 
 SHORT_S = 0.4
@@ -28,6 +28,16 @@ async def misbehave_once(stream, server, behave):
         await behave(stream)
     else:
         await answering(CREATED)(stream, server)
+
+
+class Never:
+    """A departure that is never due."""
+
+    def due_s(self):
+        return trio.current_time() + 0.05
+
+    def left(self):
+        raise AssertionError
 
 
 def reset(stream: trio.SocketStream) -> None:
@@ -466,20 +476,25 @@ async def test_a_proxy_that_opens_no_tunnel_has_sent_nothing(answered):
 
 async def test_nothing_is_sent_through_a_proxy_before_it_may_leave():
     """The headers alone are no event: PX drops a request whose body does not come."""
-
-    class Never:
-        def due_s(self):
-            return trio.current_time() + 0.05
-
-        def left(self):
-            pass
-
     async with serving(answering(CREATED)) as server:
         proxy = f"http://127.0.0.1:{server.port}"
         lane = server.network(SHORT_S, base_url="http://localhost:9", proxy=proxy).lane()
         reply = await lane.send(EVENT, Never())
         await lane.aclose()
     assert isinstance(reply, NotSent)
+    assert reply.held
+
+
+async def test_a_connection_without_permission_is_not_an_absent_px():
+    """In a fleet whose day was spent, status said that PX cannot be reached, and to check the network."""
+    async with serving(answering(CREATED)) as server:
+        lane = server.network(SHORT_S).lane()
+        reply = await lane.send(EVENT, Never())
+        await lane.aclose()
+    assert server.requests == []
+    assert isinstance(reply, NotSent)
+    assert reply.held
+    assert classify(reply, wall_ms=0).kind is Kind.HELD
 
 
 async def test_proxies_in_the_environment_are_ignored(monkeypatch):
