@@ -18,9 +18,9 @@ Theory
 * **A connection lives at most ``LIFE_S``.** Under load a connection would otherwise live for days, and a change of DNS
   would never be followed. Lives are spread, so that lanes opened together are not renewed together. Ages are measured
   with ``CLOCK_BOOTTIME``: they pass while the process is stopped or the host suspended.
-* **Idle connections** are not reused after 4 s. Of the common servers, Node.js closed them earliest, after 5 s, until it
-  changed to 65 s (https://github.com/nodejs/node/commit/e470c74a6c). If a server closes while a request is on its way,
-  the outcome is unknown, not "not sent": the server may have read it.
+* **Idle connections** are not reused after 4 s, time in suspend included. Of the common servers, Node.js closed them
+  earliest, after 5 s, until it changed to 65 s (https://github.com/nodejs/node/commit/e470c74a6c). If a server closes while
+  a request is on its way, the outcome is unknown, not "not sent": the server may have read it.
 * **Frozen process.** When a stopped process runs again, the deadline of its requests has passed and their answers have
   arrived. Reading the answer first is the loop's work (``sidecar.clock.FreezeClock``); here an answer that arrived in one
   piece is taken without another checkpoint, so that no deadline can come between.
@@ -193,7 +193,7 @@ class DirectLane:
         self._urls: dict[str, httpcore.URL] = {}
         self._connection: httpcore.AsyncHTTP11Connection | None = None
         self._wire: WireStream | None = None
-        self._renew_at_s = 0.0
+        self._renew_at_s = self._idle_until_s = 0.0
         self._busy = False
 
     def __repr__(self) -> str:
@@ -210,6 +210,7 @@ class DirectLane:
         try:
             with trio.move_on_after(self._timeout_s) as scope:
                 reusable = await self._run(request, departure, exchange, scope)
+                self._idle_until_s = self._age_clock_s() + KEEPALIVE_S
             return self._reply(exchange)
         except ConnectFailed as failed:
             return failed.reply
@@ -252,7 +253,9 @@ class DirectLane:
 
     async def _connected(self) -> tuple[httpcore.AsyncHTTP11Connection, WireStream]:
         if self._connection is not None and self._wire is not None:
-            if not self._connection.has_expired() and self._age_clock_s() < self._renew_at_s:
+            # httpcore counts idle time without that of a suspended host, during which the server may have closed.
+            usable_until_s = min(self._renew_at_s, self._idle_until_s)
+            if self._age_clock_s() < usable_until_s and not self._connection.has_expired():
                 return self._connection, self._wire
             await self.aclose()
         # The fields are set after the dial: a cancellation in it leaves the lane without a connection, not with half of one.

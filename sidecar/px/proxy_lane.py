@@ -186,7 +186,7 @@ class HttpxLane:
         self._transport: httpx.AsyncHTTPTransport | None = None
         self._received = bytearray()  # of PX's answer
         self._scope = trio.CancelScope()
-        self._renew_at_s = 0.0
+        self._renew_at_s = self._idle_until_s = 0.0
         self._busy = False
 
     def __repr__(self) -> str:
@@ -202,6 +202,7 @@ class HttpxLane:
         try:
             with trio.move_on_after(self._timeout_s) as self._scope:
                 reusable = await self._run(request, exchange)
+                self._idle_until_s = boot_s() + KEEPALIVE_S
             return self._reply(exchange)
         finally:
             # Also after a cancellation from outside: a connection with half an exchange on it must not be used again.
@@ -218,7 +219,8 @@ class HttpxLane:
 
     async def _run(self, request: PxRequest, exchange: "_ProxyExchange") -> bool:
         """Send the request and record the progress in ``exchange``. Return whether the connection is reusable."""
-        if self._transport is not None and boot_s() >= self._renew_at_s:
+        # The idle time here, too: httpcore counts it without that of a suspended host.
+        if self._transport is not None and boot_s() >= min(self._renew_at_s, self._idle_until_s):
             await self.aclose()
         if self._transport is None:
             self._transport, self._renew_at_s = self._new_transport(self._receive), boot_s() + LIFE_S

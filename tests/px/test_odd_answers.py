@@ -148,6 +148,19 @@ async def test_a_busy_connection_is_renewed_within_its_life(autojump_clock, nurs
     await lane.aclose()
 
 
+async def test_a_connection_that_was_idle_in_suspend_is_not_reused(autojump_clock, nursery):
+    """httpcore counts CLOCK_MONOTONIC: the next event met a connection that the server had closed, and was ambiguous."""
+    server, suspended_s = OddServer(nursery, OK, closes=False), 0.0
+    lane = server.lane(lambda: trio.current_time() + suspended_s)
+    for _ in range(2):
+        await lane.send(EVENT)
+    assert server.connections == 1
+    suspended_s = 10.0
+    await lane.send(EVENT)
+    assert server.connections == 2
+    await lane.aclose()
+
+
 class Recorder:
     """A departure that is due ``after_s`` seconds after the connection is there."""
 
