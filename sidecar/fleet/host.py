@@ -367,9 +367,9 @@ class FleetHost:
             self._lone = {}
         return self._lone_report[0], pack_minutes(self._lone_report[1])
 
-    def can_leave(self, now_s: float) -> bool:
-        """Return whether slots and promise can be given back now: not if the engine is away."""
-        return bool(self._last and self._greeted and self._clock_is_known(now_s))
+    def can_leave(self, now_s: float, run: str | None = None) -> bool:
+        """Return whether slots and promise can be given back now, to the process ``run`` of the engine: not if it is away."""
+        return bool(self._last and self._greeted and run in (None, self._run) and self._clock_is_known(now_s))
 
     def leave(self, now_s: float) -> ScriptCall:
         """Return the call that gives slots and promise back at the end of the process; ``can_leave`` must allow it.

@@ -291,7 +291,10 @@ class Fleet:
         if self.machine.can_leave(self._clock.boot_s()):
             try:
                 # A connection first: if there is none the promise stays, in the ledger and in the record.
-                await self._connection.connect()
+                info = await self._connection.connect()
+                # Another process of the engine knows another epoch: a call in the old one would begin a further one for all.
+                if not self.machine.can_leave(self._clock.boot_s(), info.run):
+                    raise EngineAway(f"The engine at {self._connection.address} has restarted or failed over.")
                 await self._give_back(write)
             except SidecarError as error:
                 log.info("The fleet still counts this host, until it is away for fleet.forget_after: %s", error)

@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+from test_fleet_connection import INFO, bulk
 from test_fleet_connection import Engine as Server
 from test_fleet_host import BACKLOG, LIMITS, Engine
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
@@ -73,6 +74,7 @@ def served_fleet(engine, clock, server: Server, nursery: trio.Nursery, *, saved:
         nursery.start_soon(server.serve, theirs)
         return ours
 
+    server.replies["INFO"] = bulk(INFO.replace("1234", engine.run))
     connection = EngineConnection(FleetConfig(url="redis://host", name="t"), Secret(), open_stream=open_stream)
     return Fleet(
         *(engine.host, connection, clock, lambda _store, record: saved.append(record)),
@@ -158,6 +160,18 @@ async def test_the_record_is_emptied_only_if_the_engine_took_it(engine, clock, a
         await fleet.leave(change_nothing)
         nursery.cancel_scope.cancel()
     assert len(saved) == writes
+
+
+async def test_a_stop_says_nothing_to_an_engine_that_restarted(engine, clock, autojump_clock):
+    """Its call in the name of the old process began another epoch: for 2 s nobody got a slot, and then once more."""
+    engine.host.hello_answered(engine.now_s, engine.now_s + 0.001, engine.us(engine.now_s + 0.0005), "older")
+    server, saved = Server(EVALSHA=b"*2\r\n$2\r\nok\r\n$1\r\n1\r\n"), []
+    async with trio.open_nursery() as nursery:
+        fleet = served_fleet(engine, clock, server, nursery, saved=saved, opened=[])
+        await fleet.leave(change_nothing)
+        nursery.cancel_scope.cancel()
+    assert [command[0] for command in server.commands] == [b"INFO"]
+    assert saved == [], "the promise stays in the record, as in the ledger"
 
 
 async def test_a_stop_during_a_call_leaves_the_fleet(engine, clock, autojump_clock):
