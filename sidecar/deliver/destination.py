@@ -17,8 +17,8 @@ The ``Outcome`` says what becomes of the answered event:
 
 ==============  ====================================================================================================
 delivered       it is settled; refusals on probation are settled with it
-away, too_fast, requeue: the event is not at fault and keeps its position
-wait
+away            requeue: the event is not at fault and keeps its position
+too_fast, wait  requeue; retry if it was the probe, so that the next probe is another event
 held            requeue; PX was not asked, so nothing else changes
 wrong_*         requeue
 ambiguous       retry: it backs off and its user waits. For the destination it counts as ``later``, since otherwise a
@@ -371,7 +371,9 @@ class Destination:
             return Outcome(Disposition.REQUEUE)
         self._wait(verdict.kind, verdict.message, now_s, max(until_s, now_s + self._next_back_off_s(now_s)))
         since_s = self._too_fast_since_s if verdict.kind is Kind.TOO_FAST else None
-        return Outcome(Disposition.REQUEUE, day_spent=since_s is not None and now_s - since_s >= DAY_SPENT_AFTER_S)
+        # A probe backs off by itself, too: PX may answer so to this event alone, which as the oldest would be each next probe.
+        next_step = Disposition.RETRY if probe else Disposition.REQUEUE
+        return Outcome(next_step, day_spent=since_s is not None and now_s - since_s >= DAY_SPENT_AFTER_S)
 
     # --- transitions ---
 

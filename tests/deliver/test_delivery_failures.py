@@ -92,3 +92,13 @@ async def test_page_that_cannot_be_read_is_read_again(tmp_path, autojump_clock):
         await daemon.outbox.accept([new_event(1, "u")])
         await wait_until_settled(daemon)
     assert len(px.stored) == 1
+
+
+@pytest.mark.parametrize("reply", [PxAnswer(500, b"{}", "1"), PxAnswer(503, b"{}", "soon"), PxAnswer(429, b"{}")])
+async def test_one_event_that_is_asked_to_wait_does_not_stop_all(tmp_path, autojump_clock, reply):
+    """As the oldest event it was every probe, and 79 of 100 events were never sent."""
+    px = ScriptedPx(lambda event, _px: reply if event["identifyId"] == "u3" else CREATED)
+    async with delivering(tmp_path, px) as daemon:
+        await daemon.outbox.accept([new_event(number, f"u{number}") for number in range(100)])
+        await trio.sleep(15)
+        assert daemon.store.pending() == 1
