@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -10,6 +10,8 @@ from sidecar.config import PxConfig, Secret, api_key
 from sidecar.errors import ConfigError
 
 __all__ = ["KeyRenewal", "UsesKey"]
+
+READ_S: Final = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ class KeyRenewal:
         self.key = key
         self._environ = environ
         self._mask = mask
+        # Of its own: a read that hangs keeps its thread, and the default limiter is shared with DNS look-ups.
+        self._reading = trio.CapacityLimiter(1)
 
     def read(self, px: PxConfig) -> Secret:
         """Return the key that ``px`` has now. Raises ConfigError; nothing is changed."""
@@ -55,9 +59,16 @@ class KeyRenewal:
         return True
 
     async def renew(self, px: PxConfig) -> bool:
-        """Read the key again and use it; return whether it is another one. An error is logged, the old key stays."""
+        """Read the key again and use it; return whether it is another one. An error is logged, the old key stays.
+
+        A file system that hangs is an error after ``READ_S``: a probe waits for this, and so would a stop.
+        """
         try:
-            return self.use(await trio.to_thread.run_sync(self.read, px))
+            with trio.move_on_after(READ_S):
+                return self.use(
+                    await trio.to_thread.run_sync(self.read, px, abandon_on_cancel=True, limiter=self._reading)
+                )
+            raise ConfigError(f"it could not be read within {READ_S:g} s; check the file system of px.api_key_file.")
         except ConfigError as error:
             log.warning("The API key was not read again, the old one stays in use: %s", error)
             return False

@@ -1,6 +1,7 @@
 """A new API key is read while PX refuses the old one: before each probe, on resume, and on a reload."""
 
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from delivery_harness import CREATED, ScriptedPx, delivering, new_event, wait_un
 from sidecar.config import Config, PxConfig, Secret, load_text
 from sidecar.daemon import reload
 from sidecar.px import PxAnswer
-from sidecar.px.key_renewal import KeyRenewal
+from sidecar.px.key_renewal import READ_S, KeyRenewal
 
 HTML = "text/html"
 # The next probe would be minutes away. The virtual clock jumps on while a thread reads the key file, as often as that takes.
@@ -199,3 +200,18 @@ def test_the_key_comes_from_the_credential_again(tmp_path):
     renewal = KeyRenewal(px, Secret("old"), {"CREDENTIALS_DIRECTORY": str(tmp_path)}, lambda _keys: None)
     assert renewal.use(renewal.read(PxConfig()))
     assert px.key == "from-the-credential"
+
+
+async def test_a_key_file_that_hangs_holds_up_neither_probe_nor_stop(keyed, autojump_clock, monkeypatch):
+    """The probe waited for the file system, and a stop for the probe; each further one took a thread from DNS look-ups."""
+    go_on = threading.Event()
+    monkeypatch.setattr(keyed.renewal, "read", lambda _px: go_on.wait() and Secret("new"))
+    before = trio.to_thread.current_default_thread_limiter().available_tokens
+    try:
+        for _ in range(2):
+            with trio.fail_after(2 * READ_S):
+                assert not await keyed.renewal.renew(PxConfig())
+    finally:
+        go_on.set()
+    assert trio.to_thread.current_default_thread_limiter().available_tokens == before
+    assert keyed.px.key == "old"
