@@ -330,9 +330,9 @@ local function rate_now()
     end
     rate = math.min(rate, math.floor(even))
   end
-  -- Two a second less: the turns of hosts that are alone lie at phases of their own, and some seconds hold a few more.
+  -- One and a half a second less: the turns of hosts that are alone lie at phases of their own, and some seconds hold a few more.
   local gone = state.absent + unclaimed()
-  return rate - gone - math.min(gone, 2000000)
+  return rate - gone - math.min(gone, 1500000)
 end
 
 -- A host that asks at unlucky moments holds fewer slots at a time than the others; what it missed is owed to it.

@@ -177,7 +177,7 @@ def test_rule_7_promises_are_set_aside_before_they_are_used(client):
     world = FleetWorld(client, 8)
     half_cut_off(world)
     assert world.largest_second() <= MOST_SENT
-    broken = replaced("return rate - gone - math.min(gone, 2000000)", "return rate")
+    broken = replaced("return rate - gone - math.min(gone, 1500000)", "return rate")
     limits = LIMITS._replace(per_day=3_000_000)  # larger promises, so that the bug shows
     world = FleetWorld(client, 8, script=broken, limits=limits)
     half_cut_off(world)
