@@ -339,13 +339,18 @@ def _texts(value: Any) -> set[str]:
 def _restore_call_keys(pruned: dict[str, Any], context: dict[str, Any], rules: PrivacyRules) -> dict[str, Any]:
     """Return a copy of the pruned context in which the values of ``CONTEXT_CALL_KEYS`` are back.
 
-    Only texts and numbers: an object under such a key is not the call's own value, and may hold denied names.
+    Only texts and numbers: an object under such a key is not the call's own value, and may hold denied names. The digest of
+    one is left out: it is a text, and would be sent.
     """
     restored = dict(pruned)
     for *outer, key in CONTEXT_CALL_KEYS:
         parent = context.get(outer[0]) if outer else context
         value = parent.get(key) if type(parent) is dict else None
         if type(value) not in (str, int, float):
+            holder = restored.get(outer[0]) if outer else restored
+            if type(holder) is dict and type(holder.get(key)) is str:
+                rest = {name: inner for name, inner in holder.items() if name != key}
+                restored = {**restored, outer[0]: rest} if outer else rest
             continue
         if type(value) is str and outer == ["page"]:  # an id is sent as it is, also one that looks like a URL
             value = rules.clean(value, url=True)

@@ -96,6 +96,24 @@ def test_a_renamed_trait_names_the_account():
     assert map_one(identify({"org": "acme"})).known is None
 
 
+@pytest.mark.parametrize(
+    ("context", "rule"),
+    [
+        ({"session": {"id": {"a": 1}}}, "id"),
+        ({"page": {"url": {"a": 1}, "referrer": True}}, "url"),
+        ({"page": {"url": "https://a.test/", "referrer": True}}, "referrer"),
+    ],
+)
+def test_the_digest_of_an_object_is_not_an_id(context: dict, rule: str):
+    """An object is not an id, so PX gets none; the exported event had its digest in that place, a text."""
+    rules = mapper(f'[mapping.attributes]\nhash = ["{rule}"]\n')
+    event = track(context=context)
+    exported, hashed = rules.export(event)
+    when = {"property_key": KEY, "received_ms": RECEIVED_MS}
+    sent = rules.map(event, NOTHING_KNOWN, **when).intents
+    assert rules.map(exported, NOTHING_KNOWN, hashed=hashed, **when).intents == sent
+
+
 def test_a_rejected_account_is_reported_once():
     changes = map_one(identify({"accountId": "undefined"}), '[people]\nusers = "upsert"').changes
     assert len([change for change in changes if change.field == "accountId"]) == 1
