@@ -120,7 +120,7 @@ def _path(field: Field, event: dict[str, Any], convert: Callable[[Any], Any] = a
         (
             path
             for path, read in zip(field.paths, field.reads, strict=True)
-            if (value := convert(read(event))) is not None and value not in field.reject
+            if (value := convert(read(event))) is not None and value not in field.reject | field.hashed_blanks
         ),
         None,
     )

@@ -66,12 +66,16 @@ def compile_path(path: str) -> Read:
 
 
 class Field(msgspec.Struct, frozen=True):
-    """The paths of one PX field in order, and one reader for each."""
+    """The paths of one PX field in order, and one reader for each.
+
+    ``hashed_blanks`` are the digests of a blank text, which is not a value.
+    """
 
     name: str
     paths: tuple[str, ...]
     reads: tuple[Read, ...]
     reject: frozenset[str] = frozenset()
+    hashed_blanks: frozenset[str] = frozenset()
 
     def text(self, event: dict[str, Any], changes: list[Change] | None = None) -> str | None:
         """Return the first value that is a text or a number, as text; None if no path has one.
@@ -80,7 +84,7 @@ class Field(msgspec.Struct, frozen=True):
         """
         for read in self.reads:
             value = read(event)
-            if value is None:
+            if value is None or (type(value) is str and value in self.hashed_blanks):
                 continue
             if (text := as_text(value)) is not None:
                 if text not in self.reject:

@@ -47,6 +47,7 @@ class PeopleMapper:
         )
         self._rename = rules.trait_rename
         self._reject = rules.reject
+        self._hashed_blanks = rules.hashed_blanks
         self._hashed = rules.hashed
         self._date = rules.date
         self._split_user = TraitSplitter(USER, rules.traits, rules.traits_privacy, "user")
@@ -58,7 +59,7 @@ class PeopleMapper:
         What ``identity.reject`` lists is not an account, and is reported in ``changes``, unless a rule drops its name.
         """
         for path, value in self._account_candidates(event):
-            if value is None:
+            if value is None or (type(value) is str and value in self._hashed_blanks):
                 continue
             told = changes if changes is not None and self._reveal_account(path, "?") is not None else []
             if (account := as_text(value)) is None:
@@ -188,10 +189,11 @@ class PeopleMapper:
             traits = {name: value for name, value in traits.items() if companies.get(name) is None}
         split = self._split_user(traits, user, received_ms, of_user, user_type)
         named = split.fields.pop("accountId", None)
-        if named is not None and named != account and named not in self._reject:
+        if named is not None and named != account and named not in self._reject | self._hashed_blanks:
             of_user.append(Change("user.accountId", "the trait left out: another path gives the account"))
         own_id = as_text(company.get("id")) if self._accounts and company else None
-        if own_id is not None and account is not None and own_id != account and own_id not in self._reject:
+        not_ids = self._reject | self._hashed_blanks
+        if own_id is not None and account is not None and own_id != account and own_id not in not_ids:
             changes.append(Change("account", "the trait that is an object left out: its id is of another account"))
         elif self._accounts and company and account is not None:
             self._hashed.keep_made()  # the rules have run over the company as a part of the user's traits

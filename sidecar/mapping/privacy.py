@@ -135,12 +135,13 @@ class PrivacyRules(msgspec.Struct, frozen=True):
     def digest(self, value: Any) -> str | None:
         """Return the SHA-256 of salt + value in hexadecimal; None for null.
 
-        A number is hashed by its digits, an object or list by its JSON text.
+        A number is hashed by its digits, an object or list by its JSON text, a blank text as the empty one.
         """
         if value is None:
             return None
         text = value if type(value) is str else as_text(value) or json_text(self.prune(value))
         seen = self.hashed
+        text = "" if text.isspace() else text
         digest = text if text in seen.already else sha256((self.salt + clean_text(text)).encode()).hexdigest()
         seen.made.add(digest)
         return digest

@@ -62,6 +62,7 @@ class MappingRules(msgspec.Struct, frozen=True):
     filters: Filters
     hashed: HashedValues
     reject: frozenset[str]
+    hashed_blanks: frozenset[str]
     plans: dict[str | None, EventPlan]
     identify_id: Field
     anonymous_type: str | None
@@ -118,8 +119,10 @@ class _Compiler:
             **dict.fromkeys(("properties", "context.", ""), for_fields),
         }
         # An id from a hashed path is compared as its hash.
-        hashes = {rules.digest(text) for rules in (for_fields, in_traits) if rules.hash for text in identity.reject}
+        hashing = [rules for rules in (for_fields, in_traits) if rules.hash]
+        hashes = {rules.digest(text) for rules in hashing for text in identity.reject}
         self.reject = frozenset(identity.reject) | {text for text in hashes if text is not None}
+        self.hashed_blanks = frozenset(text for rules in hashing if (text := rules.digest("")) is not None)
 
     def contradictions(self) -> list[str]:
         """Return a sentence for each rule that contradicts another one or cannot be kept."""
@@ -148,6 +151,7 @@ class _Compiler:
             filters=Filters.compile(self.mapping),
             hashed=self.hashed,
             reject=self.reject,
+            hashed_blanks=self.hashed_blanks,
             plans={None: self.plan(None), **{name: self.plan(name) for name in self.by_event}},
             identify_id=self.field("identifyId"),
             anonymous_type=_ANONYMOUS_TYPES[self.mapping.anonymous],
@@ -188,7 +192,8 @@ class _Compiler:
         if name in ("url", "referrer") and self.parameters is not None:
             kept = [(path, read if path.startswith("=") else self.without_query(read)) for path, read in kept]
         reject = self.reject if name in ("identifyId", "accountId", "sessionId") else frozenset[str]()
-        return Field(name, tuple(path for path, _ in kept), tuple(read for _, read in kept), reject)
+        paths, reads = tuple(path for path, _ in kept), tuple(read for _, read in kept)
+        return Field(name, paths, reads, reject, self.hashed_blanks)
 
     def paths(self, name: str, more: tuple[str, ...] = ()) -> Sequence[str]:
         """Return the paths of one PX field: the configured ones, else the default ones and ``more``."""

@@ -105,6 +105,26 @@ def test_flattened_value_beside_a_dotted_null_is_hashed_once():
     assert body_of(again)["attributes"] == {"n.phone": HASH}
 
 
+@pytest.mark.parametrize("value", ["", "  "])
+def test_the_digest_of_a_blank_text_is_not_an_id(value: str):
+    """All users without a member number became one user of PX, and those without an account members of one."""
+    toml = '[mapping.fields]\nidentifyId = "properties.member"\n[mapping.attributes]\nhash = ["member", "account_id"]\n'
+    rules = mapper(toml)
+    for event in (
+        track(properties={"member": value}),
+        track(properties={"member": "m"}, context={"traits": {"account_id": value}}),
+        identify({"account_id": value}, properties={"member": "m"}),
+    ):
+        when = {"property_key": KEY, "received_ms": RECEIVED_MS}
+        mapped = rules.map(event, NOTHING_KNOWN, **when)
+        said = rules.account_said(event)
+        exported, hashed = rules.export(event)
+        assert rules.map(exported, NOTHING_KNOWN, hashed=hashed, **when) == mapped
+        assert rules.account_said(exported, hashed) == said is None
+        assert "accountId" not in str(mapped.intents)
+        assert mapped.dropped == ("no_user" if event["properties"]["member"] == value else mapped.dropped)
+
+
 @pytest.mark.parametrize("rejected", ["undefined", "null"])
 def test_hashed_text_in_identity_reject_is_not_an_id(rejected: str):
     """All users and accounts without an id became one: that of the hash of `undefined`."""
