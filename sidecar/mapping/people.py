@@ -176,10 +176,12 @@ class PeopleMapper:
         own = {name: value for name, value in _traits_at("traits", event).items() if value is not None}
         of_user = changes if self._users else []  # of a user that is not written nothing is changed
         report_no_object("user", "traits", event.get("traits"), of_user)
-        traits = {**outer, **own}
-        for name in sorted(outer.keys() & own.keys()):
-            if outer[name] is not None and outer[name] != own[name] and self._split_user.sends(name):
+        twins = self._split_user.twins(outer, own) if outer and own else {}
+        for name, twin in twins.items():
+            is_account = forms(name)[-1] == "accountid"  # its order is that of the paths, and reported as such
+            if not is_account and outer[name] not in (None, own[twin]) and self._split_user.sends(name):
                 of_user.append(Change(f"user.{name}", "the one in context.traits left out: traits has another"))
+        traits = {**{name: value for name, value in outer.items() if name not in twins}, **own}
         companies = {name: self._split_user.object_trait(traits, name) for name in _ACCOUNT_TRAITS}
         company = next((value for value in companies.values() if value is not None), None)
         if self._accounts and company is not None:

@@ -13,7 +13,7 @@ Rules
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -249,6 +249,18 @@ class TraitSplitter:
             if (folded := forms(plan.final)[-1]) in _ADDRESSES:
                 found.append((folded, plan.final != folded, spelling_rank(plan.final), name))
         return {name: self._privacy.prune(traits[name], name) for *_, name in sorted(found)}
+
+    def twins(self, outer: Iterable[str], own: Iterable[str]) -> dict[str, str]:
+        """Return which traits of ``outer`` have the field or name in PX of one of ``own``, sorted; the same name comes first."""
+        by_name = {self._name_in_px(name): name for name in own}
+        found = {name: by_name.get(self._name_in_px(name)) for name in sorted(outer)}
+        own = frozenset(own)
+        return {name: name if name in own else twin for name, twin in found.items() if twin is not None}
+
+    def _name_in_px(self, name: str) -> str:
+        """Return PX's field for a trait, else the folded name of its custom attribute; one that is not sent keeps its name."""
+        plan = self._attributes.plan_for(name)
+        return name if plan.final is None else self._px_names.get(forms(plan.final)[-1], plan.folded)
 
     def sends(self, name: str) -> bool:
         """Return False if the rules drop the trait, or keep others only."""

@@ -699,3 +699,29 @@ def test_identify_moves_a_user_back_from_the_account_of_a_group():
     back, known = told(identify({"account_id": "acme"}), "acme", known)
     again, _ = told(identify({"account_id": "acme"}), "acme", known)
     assert (first, moved, back, again) == (["acme"], ["globex"], ["acme"], [])
+
+
+@pytest.mark.parametrize(
+    ("outer", "own", "field"),
+    [
+        ("firstName", "first_name", "firstName"),
+        ("email", "Email", "email"),
+        ("signUpDate", "createdAt", "signUpDate"),
+        ("planName", "plan_name", "planName"),
+    ],
+)
+def test_a_trait_of_the_call_wins_over_the_context_in_any_spelling(outer: str, own: str, field: str):
+    old, new = ("2023-01-01", "2024-01-01") if field == "signUpDate" else ("old", "new")
+    mapped = map_one(identify({own: new}, context={"traits": {outer: old}}), USERS)
+    (user,) = upserts(mapped)
+    sent = user.fields.get(field) or user.fields["customAttributes"][field]
+    assert sent == (1704067200000 if field == "signUpDate" else "new")
+    assert changes_by_field(mapped) == {f"user.{outer}": "the one in context.traits left out: traits has another"}
+
+
+@pytest.mark.parametrize("name", ["account_id", "accountId"])
+def test_an_account_of_the_context_is_not_reported_as_left_out(name: str):
+    mapped = map_one(identify({name: "own"}, context={"traits": {"account_id": "outer"}}), USERS)
+    (user,) = upserts(mapped)
+    assert user.fields["accountId"] == "outer"
+    assert changes_by_field(mapped) == {"user.accountId": "the trait left out: another path gives the account"}
