@@ -16,6 +16,7 @@ from sidecar.mapping.filters import DropFilter
 from sidecar.mapping.mapper import USER_TYPES, call_values
 from sidecar.mapping.names import CALL_NAMES
 from sidecar.mapping.paths import compile_path
+from sidecar.mapping.people import ACCOUNT_TRAITS
 from sidecar.mapping.privacy import CONTAINER_CALL_KEYS, PLAIN_CALL_KEYS, fold, forms, json_in
 from sidecar.mapping.rules import merge_rules
 from sidecar.mapping.urls import parameter_names, rewrite_form, rewrite_parameters
@@ -139,7 +140,10 @@ class IdleRules:
         if kind == "alias" or seen.events >= EVENTS_OF_A_KIND:
             return
         if is_people:
-            seen.add(event, sent=(event.get("traits"), _object(event.get("context")).get("traits")))
+            traits = (event.get("traits"), _object(event.get("context")).get("traits"))
+            # An account among the traits of a user is written by the same rules.
+            accounts = (_object(values).get(name) for values in traits for name in ACCOUNT_TRAITS)
+            seen.add(event, sent=(*traits, *accounts))
         else:
             sent = (event.get("properties"), call_values(event))
             seen.add(event, sent=sent)

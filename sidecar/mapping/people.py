@@ -22,11 +22,11 @@ from sidecar.mapping.rules import MappingRules
 from sidecar.mapping.traits import ACCOUNT, USER, SplitTraits, TraitSplitter, spelling_rank
 from sidecar.mapping.values import as_text
 
-__all__ = ["PeopleMapper"]
+__all__ = ["ACCOUNT_TRAITS", "PeopleMapper"]
 
 _TRAITS: Final = ("traits", "context.traits")
 _FIRST_OF_ACCOUNT_ID: Final = frozenset("aA_- ")
-_ACCOUNT_TRAITS: Final = ("account", "company")  # traits of a user that hold an account; `company` is Segment's name
+ACCOUNT_TRAITS: Final = ("account", "company")  # traits of a user that hold an account; `company` is Segment's name
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -87,7 +87,7 @@ class PeopleMapper:
             traits = _traits_at(prefix, event)
             if traits and not self._default_paths:
                 yield from self._spelled(prefix, traits)
-            for name in _ACCOUNT_TRAITS:
+            for name in ACCOUNT_TRAITS:
                 yield f"{prefix}.{name}.id", _as_object(traits.get(name)).get("id")
 
     def _spelled(self, prefix: str, traits: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -182,7 +182,7 @@ class PeopleMapper:
             if not is_account and outer[name] not in (None, own[twin]) and self._split_user.sends(name):
                 of_user.append(Change(f"user.{name}", "the one in context.traits left out: traits has another"))
         traits = {**{name: value for name, value in outer.items() if name not in twins}, **own}
-        companies = {name: self._split_user.object_trait(traits, name) for name in _ACCOUNT_TRAITS}
+        companies = {name: self._split_user.object_trait(traits, name) for name in ACCOUNT_TRAITS}
         company = next((value for value in companies.values() if value is not None), None)
         if self._accounts and company is not None:
             if None not in companies.values():

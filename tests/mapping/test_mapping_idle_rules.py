@@ -197,3 +197,9 @@ def test_rules_of_one_event_never_act_on_what_the_common_ones_remove():
     said = "\n".join(idle(common + own, []))
     assert "rename names 'seats', which is not in `keep`" in said
     assert "hash names 'email', which `drop` removes first" in said
+
+
+def test_rules_for_traits_match_those_of_an_account_among_them():
+    calls = [{"type": "identify", "userId": "u", "traits": {"company": {"id": "c", "plan_name": "p"}}}] * MIN_EVENTS
+    rules = '[mapping.traits]\nkeep = ["company", "plan_name"]\nrename = { plan_name = "plan" }\n'
+    assert idle(rules, calls) == []
