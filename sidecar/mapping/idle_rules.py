@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from fnmatch import translate
+from itertools import chain, islice
 from typing import Any, Final
 
 from sidecar.config import AttributeRules, MappingConfig
@@ -120,6 +121,8 @@ class IdleRules:
             if own.attributes
         }
         self._names: set[str] = set()  # names by which rules may mean an event
+        self._deciding: set[str] = set()  # entries of [mapping.events] that gave an event its name
+        self._globs = {name: re.compile(translate(name)).match for name in config.events}
         self._categories: set[str] = set()
         self._paths = {
             path: compile_path(path)
@@ -149,6 +152,7 @@ class IdleRules:
             seen.add(event, sent=sent)
             names = self._names_of(event)
             self._names.update(names)
+            self._deciding.update(self._entry_of(names))
             if own := next((self._by_event[name] for name in names if name in self._by_event), None):
                 own.add(event, sent=sent)
         self._categories.update(
@@ -165,6 +169,12 @@ class IdleRules:
             return kind, CALL_NAMES[kind]
         sent = event.get("event") if sent is None else sent
         return (sent.strip(), sent) if isinstance(sent, str) else ()
+
+    def _entry_of(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the entry of ``mapping.events`` that decides, as in ``NameRules``: exact names, then globs in order."""
+        exact = (name for name in names if name in self._globs)
+        globs = (glob for glob, matches in self._globs.items() if any(map(matches, names)))
+        return tuple(islice(chain(exact, globs), 1))
 
     # Result -----------------------------------------------------------------------------------------------------
 
@@ -234,8 +244,12 @@ class IdleRules:
 
     def _idle_names(self, events: int) -> Iterator[str]:
         for name in self._config.events:
-            matches = re.compile(translate(name)).match
-            if name not in self._names and not any(map(matches, self._names)):
+            if name in self._deciding:
+                continue
+            if name in self._names or any(map(self._globs[name], self._names)):
+                last = counted(events, "event")
+                yield f"mapping.events {name!r} decided none of the last {last} of its kind: another entry comes first."
+            else:
                 yield _idle("mapping.events", name, events)
         for name in self._config.event:
             if name not in self._names:

@@ -203,3 +203,11 @@ def test_rules_for_traits_match_those_of_an_account_among_them():
     calls = [{"type": "identify", "userId": "u", "traits": {"company": {"id": "c", "plan_name": "p"}}}] * MIN_EVENTS
     rules = '[mapping.traits]\nkeep = ["company", "plan_name"]\nrename = { plan_name = "plan" }\n'
     assert idle(rules, calls) == []
+
+
+def test_an_entry_behind_another_one_for_the_same_events_is_named():
+    calls = [track("Debug A"), {"type": "page", "userId": "u"}] * MIN_EVENTS
+    (first, second) = idle('[mapping.events]\n"Debug*" = ""\n"*A" = "A"\npage = "P"\n"Page Viewed" = "Q"\n', calls)
+    assert "'*A' decided none" in first
+    assert "'Page Viewed' decided none" in second
+    assert idle('[mapping.events]\n"Debug*" = ""\n"Debug A" = "A"\n', [*calls, *[track("Debug B")] * 5]) == []
