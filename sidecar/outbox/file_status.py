@@ -3,6 +3,7 @@
 import ctypes
 import os
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -49,7 +50,7 @@ def untimed_look(path: str) -> Callable[[], tuple[FileId, int]]:
     The function raises OSError, and is to be called by one thread at a time. Where statx(2) is missing, it asks for the
     times as well.
     """
-    statx = getattr(ctypes.CDLL(None, use_errno=True), "statx", None)
+    statx = getattr(ctypes.CDLL(None), "statx", None) if sys.platform == "linux" else None
     if statx is None:
         return lambda: _timed_look(path)
     statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
