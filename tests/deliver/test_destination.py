@@ -318,6 +318,17 @@ def test_operator_pause_ends_only_by_resume():
     assert not again.destination.operator_paused
 
 
+def test_delivery_is_open_since_the_resume():
+    """`px-sidecar status` said "delivering since" the start of the daemon, with a pause of hours in between."""
+    harness = DestinationHarness()
+    harness.destination.pause(harness.later(100).now_s)
+    harness.destination.resume(harness.later(100).now_s)
+    assert harness.status().since_s == harness.now_s
+    resumed_s = harness.now_s
+    harness.destination.resume(harness.later(100).now_s)
+    assert harness.status().since_s == resumed_s
+
+
 def test_lowered_pace_survives_a_restart():
     harness = DestinationHarness()
     harness.reply(SLOW_DOWN)
