@@ -3,7 +3,16 @@
 import re
 from datetime import UTC, datetime
 
-__all__ = ["counted", "iso_utc", "parse_duration_s", "parse_size_bytes", "show_count", "show_duration", "show_size"]
+__all__ = [
+    "MAX_SIZE_BYTES",
+    "counted",
+    "iso_utc",
+    "parse_duration_s",
+    "parse_size_bytes",
+    "show_count",
+    "show_duration",
+    "show_size",
+]
 
 _DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _SIZE_BYTES = {
@@ -20,7 +29,7 @@ _SIZE_BYTES = {
 # Stored times are milliseconds and sizes are bytes in 64 bits (https://www.sqlite.org/datatype3.html): more than this, added to
 # or taken from one of them, would not fit.
 _MAX_DURATION_S = 10_000_000 * 86_400.0
-_MAX_SIZE_BYTES = 2**62
+MAX_SIZE_BYTES = 2**62
 _NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
@@ -47,8 +56,8 @@ def parse_size_bytes(text: str) -> int:
     if match is None or match[2] not in _SIZE_BYTES:
         raise ValueError(f'{text!r} is not a size; write a number and KiB, MiB or GiB, as in "32KiB" or "4GiB"')
     size_bytes = float(match[1]) * _SIZE_BYTES[match[2]]
-    if size_bytes > _MAX_SIZE_BYTES:
-        raise ValueError(f'{_shortened(text)} is too much; write at most "{_MAX_SIZE_BYTES // 2**40}TiB"')
+    if size_bytes > MAX_SIZE_BYTES:
+        raise ValueError(f'{_shortened(text)} is too much; write at most "{MAX_SIZE_BYTES // 2**40}TiB"')
     return int(size_bytes)
 
 

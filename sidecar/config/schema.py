@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from sidecar.units import parse_duration_s, parse_size_bytes
+from sidecar.units import MAX_SIZE_BYTES, parse_duration_s, parse_size_bytes
 
 __all__ = [
     "LABEL_RULE",
@@ -141,7 +141,9 @@ def decode_text_type(kind: type, value: Any) -> Any:
     if kind is Limit:
         return Limit(parse_duration_s(value) if _text(value) else 0)
     if kind is Size:
-        return Size(value if isinstance(value, int) and value >= 0 else parse_size_bytes(_text(value)))
+        # A boolean is an int in Python.
+        is_number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE_BYTES
+        return Size(value if is_number else parse_size_bytes(_text(value)))
     if kind is Secret:
         return Secret(_text(value))
     raise AssertionError(kind)

@@ -14,6 +14,7 @@ from sidecar.config.file import is_reloadable
 from sidecar.config.key_texts import KEY_TEXTS
 from sidecar.config.schema import Config, Duration, Limit, Secret, Size, Table
 from sidecar.config.show import shown
+from sidecar.units import MAX_SIZE_BYTES
 
 __all__ = ["json_schema"]
 
@@ -24,6 +25,8 @@ _SCALARS: dict[Any, dict[str, Any]] = {
     Size: {
         "type": ["string", "integer"],
         "pattern": r"^\d+(\.\d+)?\s*([KMG]i?B|TiB|B)?$",
+        "minimum": 0,
+        "maximum": MAX_SIZE_BYTES,
         "examples": ["32KiB", "4GiB"],
     },
     Secret: {"type": "string", "writeOnly": True},

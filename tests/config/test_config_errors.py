@@ -88,6 +88,14 @@ ERRORS = [
         'config.toml line 2: outbox.max_bytes is -4, but must be a size such as "32KiB" or "4GiB".',
     ),
     (
+        "[outbox]\nmax_bytes = true",
+        'config.toml line 2: outbox.max_bytes is true, but must be a size such as "32KiB" or "4GiB".',
+    ),
+    (
+        "[outbox]\nmax_bytes = 4611686018427387905",
+        'config.toml line 2: outbox.max_bytes is 4611686018427387905, but must be a size such as "32KiB" or "4GiB".',
+    ),
+    (
         "[mapping.fields]\naccountId = 3",
         "config.toml line 2: mapping.fields.accountId is 3, but must be a quoted string or a list of strings.",
     ),

@@ -100,3 +100,9 @@ def test_the_schema_has_the_same_texts():
     assert deliver["per_second"]["description"].startswith("The ceiling: ")
     assert deliver["order"]["description"].endswith("A change takes effect with a restart.")
     assert deliver["order"]["examples"] == ["none"]
+
+
+def test_a_number_as_size_has_the_limits_of_the_loader_in_the_schema():
+    size = json_schema()["properties"]["outbox"]["properties"]["max_bytes"]
+    assert (size["minimum"], size["maximum"]) == (0, 2**62)
+    assert load_text(f"[outbox]\nmax_bytes = {2**62}").outbox.max_bytes == 2**62
