@@ -8,6 +8,7 @@ Rules
 * This module does not touch files, sockets or the network.
 """
 
+import os
 import re
 from ipaddress import ip_address
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -280,6 +281,7 @@ class ListenConfig(Table, frozen=True):
                 )
         if self.https and not (self.tls_cert and self.tls_key):
             raise ValueRefused("https", "needs tls_cert and tls_key, the paths of the certificate and its private key")
+        self._ensure_own_places()
         for key, address in (("http", self.http), ("https", self.https)):
             if not address:
                 continue
@@ -289,6 +291,16 @@ class ListenConfig(Table, frozen=True):
                 raise ValueRefused(
                     key, "must be a loopback address unless allow_remote = true, because other hosts could reach it"
                 )
+
+    def _ensure_own_places(self) -> None:
+        """Raise ValueRefused if two listeners have one place: the second would find "another process" in it, this one."""
+        taken: dict[str, str] = {}
+        for key in ("unix", "control", "control_read"):
+            path = os.path.normpath(getattr(self, key) or "/")
+            if path != "/" and taken.setdefault(path, key) != key:
+                raise ValueRefused(key, f"must be another path than listen.{taken[path]}")
+        if self.http and self.http == self.https and split_address("https", self.https)[1]:
+            raise ValueRefused("https", "must be another address than listen.http")
 
     def hosts(self) -> set[str]:
         """Return the host names and addresses that ``http`` and ``https`` are written with, as Host headers are compared."""

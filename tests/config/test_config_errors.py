@@ -163,6 +163,18 @@ ERRORS = [
         "config.toml line 2: listen.https is '127.0.0.1:1', but needs tls_cert and tls_key, the paths of the certificate and its private key.",
     ),
     (
+        "[listen]\nunix = '/a/b.sock'\ncontrol = '/a/./b.sock'",
+        "config.toml line 3: listen.control is '/a/./b.sock', but must be another path than listen.unix.",
+    ),
+    (
+        "[listen]\ncontrol_read = '/run/px-sidecar/control.sock'",
+        "config.toml line 2: listen.control_read is '/run/px-sidecar/control.sock', but must be another path than listen.control.",
+    ),
+    (
+        "[listen]\nhttp = '127.0.0.1:1'\nhttps = '127.0.0.1:1'\ntls_cert = 'a'\ntls_key = 'a'",
+        "config.toml line 3: listen.https is '127.0.0.1:1', but must be another address than listen.http.",
+    ),
+    (
         f"[listen]\ncontrol = '/{'x' * 107}'",
         f"config.toml line 2: listen.control is '/{'x' * 58}…, but must be a path of at most 107 bytes, the system's limit for socket paths.",
     ),
