@@ -252,15 +252,20 @@ def _check_folder(what: str, folder: Path, existing: Path, *, running: bool) -> 
 def check_sockets(config: Config, *, running: bool) -> Iterator[CheckResult]:
     """Check the sockets and addresses of ``[listen]``."""
     listen = config.listen
-    for what, text in (("unix socket", listen.unix), ("control socket", listen.control)):
+    for key, text in (("unix", listen.unix), ("control", listen.control), ("control_read", listen.control_read)):
         if text:
-            yield _check_socket_path(what, Path(text), running=running)
+            yield _check_socket_path(f"{key} socket", key, Path(text), running=running)
+    if not running and not (listen.unix or listen.http or listen.https):
+        sentence = (
+            "There is nothing to listen on; unless a .socket unit hands a socket over, set listen.unix or listen.http."
+        )
+        yield CheckResult("warning", "listeners", sentence)
     for what, address in (("http", listen.http), ("https", listen.https)):
         if address:
             yield _check_address(what, address, allow_remote=listen.allow_remote, running=running)
 
 
-def _check_socket_path(what: str, path: Path, *, running: bool) -> CheckResult:
+def _check_socket_path(what: str, key: str, path: Path, *, running: bool) -> CheckResult:
     existing = _nearest_existing(path.parent)
     folder_result = _check_folder(what, path.parent, existing, running=running)
     if folder_result.level == "error":
@@ -275,9 +280,9 @@ def _check_socket_path(what: str, path: Path, *, running: bool) -> CheckResult:
         )
     if running or not _answers(path):
         return CheckResult("ok", what, f"{path} exists.")
-    if what == "unix socket":
+    if key == "unix":
         return CheckResult("ok", what, f"{path} is open, held by systemd or another process.")
-    return CheckResult("error", what, f"Another program listens at {path}; stop it, or set another listen.control.")
+    return CheckResult("error", what, f"Another program listens at {path}; stop it, or set another listen.{key}.")
 
 
 def _answers(path: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
 
+import msgspec
 import pytest
 from running_daemon import DaemonDir, always, wait_until
 
@@ -431,6 +432,25 @@ def test_only_the_event_socket_may_be_held_by_a_process(
     assert (results["unix socket"].level, "held by systemd" in results["unix socket"].message) == ("ok", True)
     assert results["control socket"].level == "error"
     assert "Another program listens" in results["control socket"].message
+
+
+def test_the_control_socket_for_reading_is_checked_too(daemon_dir: DaemonDir):
+    """The daemon did not start for it, and `check` had found nothing wrong."""
+    path = daemon_dir.folder / "read.sock"
+    path.write_text("not a socket")
+    listen = msgspec.structs.replace(daemon_dir.config.listen, control_read=str(path))
+    config = msgspec.structs.replace(daemon_dir.config, listen=listen)
+    results = {result.what: result for result in host_checks.check_sockets(config, running=False)}
+    assert results["control_read socket"].level == "error"
+    assert "is not a socket" in results["control_read socket"].message
+
+
+@pytest.mark.parametrize(("running", "levels"), [(False, ["warning"]), (True, [])])
+def test_nothing_to_listen_on_is_a_warning(daemon_dir: DaemonDir, running, levels):
+    """`run` ended with 78 for it, unless systemd hands sockets over."""
+    listen = msgspec.structs.replace(daemon_dir.config.listen, unix="", http="", https="")
+    results = host_checks.check_sockets(msgspec.structs.replace(daemon_dir.config, listen=listen), running=running)
+    assert [result.level for result in results if result.what == "listeners"] == levels
 
 
 def test_a_stale_socket_passes(daemon_dir: DaemonDir):
