@@ -279,6 +279,8 @@ class ListenConfig(Table, frozen=True):
                 raise ValueRefused(
                     key, f"must be a path of at most {MAX_SOCKET_PATH_BYTES} bytes, the system's limit for socket paths"
                 )
+        if not self.control:
+            raise ValueRefused("control", "must be a path, because the daemon is reached there")
         if self.https and not (self.tls_cert and self.tls_key):
             raise ValueRefused("https", "needs tls_cert and tls_key, the paths of the certificate and its private key")
         self._ensure_own_places()

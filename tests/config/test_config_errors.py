@@ -167,6 +167,10 @@ ERRORS = [
         "config.toml line 3: listen.control is '/a/./b.sock', but must be another path than listen.unix.",
     ),
     (
+        "[listen]\ncontrol = ''",
+        "config.toml line 2: listen.control is '', but must be a path, because the daemon is reached there.",
+    ),
+    (
         "[listen]\ncontrol_read = '/run/px-sidecar/control.sock'",
         "config.toml line 2: listen.control_read is '/run/px-sidecar/control.sock', but must be another path than listen.control.",
     ),
