@@ -88,7 +88,11 @@ def test_show_prints_one_letter_with_its_payload(refusing, verb):
     assert "no such event" in shown.out
     assert "payload as sent:" in shown.out
     assert "dead retry 1" in shown.err
+    assert "`px-sidecar dead retry 1` maps and sends it again" in shown.err
     assert verb("dead", "show", "3", *refusing.daemon_dir.flags).code == 1
+    bad = verb("dead", "show", "4", *refusing.daemon_dir.flags).err
+    assert "a retry cannot help" in bad
+    assert "dead discard 4" in bad
 
 
 def test_retry_keeps_the_message_id(refusing, verb):
