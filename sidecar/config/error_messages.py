@@ -26,10 +26,14 @@ MAX_QUOTED_CHARS = 60
 
 
 class ErrorDescription(msgspec.Struct, frozen=True):
-    """A sentence without its full stop, and the path of the setting; the caller adds the file and the line."""
+    """A sentence without its full stop, and the path of the setting; the caller adds the file and the line.
+
+    ``meant`` is the path of the known key that an unknown one is nearest to.
+    """
 
     path: Path
     sentence: str
+    meant: Path | None = None
 
 
 def describe(error: msgspec.ValidationError, tree: dict[str, Any], root: type[Table]) -> ErrorDescription:
@@ -44,7 +48,7 @@ def describe(error: msgspec.ValidationError, tree: dict[str, Any], root: type[Ta
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", reason, re.DOTALL):
         return _unknown_key(path, match[1], _fields(type_at(path, root)))
     if match := re.fullmatch(r"Object missing required field `(.*)`", reason, re.DOTALL):
-        return ErrorDescription(path, f"{dotted([*path, match[1]])} is missing; add it")
+        return ErrorDescription([*path, match[1]], f"{dotted([*path, match[1]])} is missing; add it")
     return _wrong_value(path, tree, root, allowed_words(type_at(path, root)))
 
 
@@ -102,17 +106,25 @@ def _literal(value: Any) -> str:
 
 def _unknown_key(path: Path, key: str, known: Iterable[str]) -> ErrorDescription:
     table = f"[{dotted(path)}]" if path and not isinstance(path[-1], int) else dotted(path) or "the file"
-    return ErrorDescription([*path, key], f"{table} has an unknown key {key!r}{nearest(key, known)}")
+    known = list(known)
+    near = _nearest_key(key, known)
+    sentence = f"{table} has an unknown key {key!r}{nearest(key, known)}"
+    return ErrorDescription([*path, key], sentence, None if near is None else [*path, near])
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
     """Return ``; the nearest known key is 'x'``, or the list of known keys if none is similar."""
     names = list(known)
-    folded = {name.lower(): name for name in names}
+    near = _nearest_key(key, names)
+    return f"; known keys are {', '.join(names)}" if near is None else f"; the nearest known key is {near!r}"
+
+
+def _nearest_key(key: str, known: Iterable[str]) -> str | None:
+    folded = {name.lower(): name for name in known}
     from difflib import get_close_matches  # here: only an error needs it
 
     close = get_close_matches(key.lower(), folded, 1, 0.5)
-    return f"; the nearest known key is {folded[close[0]]!r}" if close else f"; known keys are {', '.join(names)}"
+    return folded[close[0]] if close else None
 
 
 def dotted(path: Path) -> str:

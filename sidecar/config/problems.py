@@ -9,6 +9,7 @@ problem that only follows from another one is therefore not reported where the c
 * A line that is not TOML is blanked, and with a header the lines below it, whose keys would land in another table. An error in
   the very next line may be the same one, such as a bracket that is not closed: there the search ends.
 * A refused value is taken out, and an entry of a list replaced by a valid one, so that the others keep their numbers.
+* A setting that is missed beside an unknown key which is nearest to it is that key, misspelled.
 """
 
 import re
@@ -98,14 +99,18 @@ def convert_all(tree: dict[str, Any]) -> tuple[Config | None, list[tuple[Path, s
     ``tree`` is changed. The configuration is None if a problem could not be taken out.
     """
     found: list[tuple[Path, str]] = []
+    misspelled: list[Path] = []
     for _ in range(MAX_PROBLEMS):
         try:
             return msgspec.convert(tree, Config, dec_hook=decode_text_type), found
         except msgspec.ValidationError as error:
             problem = describe(error, tree, Config)
             # A second one of the same setting only says that the first was taken out.
-            if problem.path not in [path for path, _ in found]:
+            is_missed = value_at(tree, problem.path) is None and problem.path in misspelled
+            if problem.path not in [path for path, _ in found] and not is_missed:
                 found.append((problem.path, problem.sentence))
+            if problem.meant is not None:
+                misspelled.append(problem.meant)
             if not _take_out(tree, list(problem.path)):
                 break
     return None, found

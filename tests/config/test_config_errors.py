@@ -33,6 +33,19 @@ ERRORS = [
         "[mapping.fields]\nidentifyID = 'userId'",
         "config.toml line 2: [mapping.fields] has an unknown key 'identifyID'; the nearest known key is 'identifyId'.",
     ),
+    # an unknown key, and what is missing because it is misspelled
+    (
+        "[[mapping.drop]]\nevents = 'Debug'",
+        "config.toml line 2: mapping.drop[0] has an unknown key 'events'; the nearest known key is 'event'.",
+    ),
+    (
+        "[[source]]\nwritekey = 'a'",
+        "config.toml line 2: [[source]] number 1 has an unknown key 'writekey'; the nearest known key is 'write_key'.",
+    ),
+    (
+        "[fleet]\nurl = 'redis://h'\nnam = 'a'",
+        "config.toml line 3: [fleet] has an unknown key 'nam'; the nearest known key is 'name'.",
+    ),
     # choices
     ("[px]\nregion = 'eur'", "config.toml line 2: px.region is 'eur', but must be one of 'us', 'eu', 'us2'."),
     (
