@@ -45,6 +45,8 @@ def request(daemon_dir: DaemonDir, method: str, path: str, body: bytes | None = 
         ("GET", "/v1/events?limit=many", None, 400, "limit"),
         ("GET", "/v1/events?before=x", None, 400, "not an integer"),
         ("GET", "/v1/events/77", None, 404, "no event 77"),
+        ("GET", f"/v1/events/{2**63}", None, 404, "There is no event 9223372036854775808: no id is that large"),
+        ("GET", f"/v1/dead/{10**50}", None, 404, "no id is that large"),
         ("GET", "/v1/dead?ids=1,x", None, 400, "'x' is not an integer"),
         ("GET", "/v1/dead/77", None, 404, "not a dead letter"),
         ("POST", "/v1/dead/retry", b"{}", 400, "Nothing is selected"),
