@@ -65,7 +65,9 @@ AUDITED: Final = {
 """The action of each call that is recorded."""
 
 # Parameters that are recorded as given; of all others only the name.
-_SHOWN: Final = frozenset({"ids", "name", "reason", "since_ms", "until_ms", "all", "source", "after"})
+_SHOWN: Final = frozenset(
+    {"ids", "name", "reason", "since_ms", "until_ms", "all", "source", "class", "suppress", "back", "after"}
+)
 # Parameters that differ from page to page of one call; of a backfill only its job is the same.
 _OF_THE_PAGE: Final = frozenset({"after", "next", "events", "total"})
 MAX_DETAIL: Final = 2_000

@@ -340,6 +340,15 @@ def test_the_pages_of_one_call_are_one_row(daemon_dir: DaemonDir):
     assert details == ['{"name":"Closed","after":1500}', '{"name":"Opened"}']
 
 
+def test_the_trail_shows_what_was_selected_and_never_a_user(daemon_dir: DaemonDir):
+    """Of `events discard --class low` and `forget --suppress` it showed that these were given, and not which."""
+    with daemon_dir.running() as daemon:
+        daemon.client.post("/v1/events/discard", {"class": "low", "user": "u-secret"})
+        daemon.client.post("/v1/forget", {"users": ["u-secret"], "suppress": True})
+        details = [row["detail"] for row in daemon.client.get("/v1/audit")["changes"]]
+    assert details == ['{"users":"…","suppress":true}', '{"class":"low","user":"…"}']
+
+
 def test_a_change_without_a_daemon_names_its_user(daemon_dir: DaemonDir):
     with daemon_dir.running():
         pass
