@@ -288,13 +288,15 @@ def _setting(variable: str) -> tuple[str, ...] | None:
         return None
     if key in kind.__struct_fields__:
         return section, key
-    for name in kind.__struct_fields__:  # [mapping.attributes], [mapping.traits]
+    known = kind.__struct_fields__
+    for name in known:  # [mapping.attributes], [mapping.traits]
         inner, (before, _, inner_key) = field_type(kind, name), key.partition(f"{name}_")
-        if _is_table(inner) and not before and inner_key in inner.__struct_fields__:
-            return section, name, inner_key
-    raise ConfigError(
-        f"The variable {variable} does not name a setting{nearest(key, kind.__struct_fields__)}; rename or unset it."
-    )
+        if _is_table(inner) and not before and inner_key:
+            if inner_key in inner.__struct_fields__:
+                return section, name, inner_key
+            key, known = inner_key, inner.__struct_fields__
+            break
+    raise ConfigError(f"The variable {variable} does not name a setting{nearest(key, known)}; rename or unset it.")
 
 
 def _is_table(kind: Any) -> bool:
@@ -310,7 +312,7 @@ def _scalar(kind: Any, value: str, variable: str) -> Any:
         if kind in (int, float):
             return kind(value.replace("_", ""))
     except (KeyError, ValueError):
-        allowed = "true or false" if kind is bool else "a number"
+        allowed = "true or false" if kind is bool else "an integer" if kind is int else "a number"
         raise ConfigError(f"The variable {variable} is {value!r}, but must be {allowed}.") from None
     if get_origin(kind) in (dict, list) or _is_table(kind):
         raise ConfigError(f"The variable {variable} names a table or list; set that key in the file instead.")

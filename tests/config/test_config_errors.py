@@ -320,7 +320,10 @@ def test_the_line_is_not_taken_from_a_string_or_comment():
 VARIABLES = [
     ({"PX_SIDECAR_PX_REGION": "usa"}, "The variable PX_SIDECAR_PX_REGION: px.region is 'usa', but must be one of 'us', 'eu', 'us2'."),
     ({"PX_SIDECAR_PX_REGON": "eu"}, "The variable PX_SIDECAR_PX_REGON does not name a setting; the nearest known key is 'region'; rename or unset it."),
-    ({"PX_SIDECAR_DELIVER_HOSTS": "two"}, "The variable PX_SIDECAR_DELIVER_HOSTS is 'two', but must be a number."),
+    ({"PX_SIDECAR_DELIVER_HOSTS": "two"}, "The variable PX_SIDECAR_DELIVER_HOSTS is 'two', but must be an integer."),
+    ({"PX_SIDECAR_DELIVER_PER_DAY": "1e6"}, "The variable PX_SIDECAR_DELIVER_PER_DAY is '1e6', but must be an integer."),
+    ({"PX_SIDECAR_DELIVER_PER_SECOND": "x"}, "The variable PX_SIDECAR_DELIVER_PER_SECOND is 'x', but must be a number."),
+    ({"PX_SIDECAR_MAPPING_TRAITS_NESTD": "x"}, "The variable PX_SIDECAR_MAPPING_TRAITS_NESTD does not name a setting; the nearest known key is 'nested'; rename or unset it."),
     ({"PX_SIDECAR_DELIVER_HOSTS": "0"}, "The variable PX_SIDECAR_DELIVER_HOSTS: deliver.hosts is 0, but must be an integer of at least 1."),
     ({"PX_SIDECAR_LISTEN_ALLOW_REMOTE": "si"}, "The variable PX_SIDECAR_LISTEN_ALLOW_REMOTE is 'si', but must be true or false."),
     ({"PX_SIDECAR_MAPPING_EVENTS": "x"}, "The variable PX_SIDECAR_MAPPING_EVENTS names a table or list; set that key in the file instead."),
