@@ -71,6 +71,8 @@ PX_FIELDS = (
     "eventId",
     "globalContext",
 )
+GLOBAL_CONTEXT: Final = r"^globalContext\..+$"
+"""The names of the fields in it, which [mapping.fields] can set, too."""
 
 
 _ORIGIN: Final = re.compile(
@@ -485,7 +487,7 @@ class MappingConfig(Table, frozen=True):
 
     def __post_init__(self) -> None:
         for name in self.fields:
-            if name not in PX_FIELDS and not re.fullmatch(r"globalContext\..+", name):
+            if name not in PX_FIELDS and not re.fullmatch(GLOBAL_CONTEXT, name):
                 raise UnknownName(("fields", name), (*PX_FIELDS, "globalContext.NAME"))
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from sidecar.config.file import is_reloadable
 from sidecar.config.key_texts import KEY_TEXTS
-from sidecar.config.schema import Config, Duration, Limit, Secret, Size, Table
+from sidecar.config.schema import GLOBAL_CONTEXT, PX_FIELDS, Config, Duration, Limit, MappingConfig, Secret, Size, Table
 from sidecar.config.show import shown
 from sidecar.units import MAX_SIZE_BYTES
 
@@ -51,6 +51,10 @@ def _table(table: type[Table]) -> dict[str, Any]:
     properties, required = {}, []
     for field in msgspec.structs.fields(table):
         properties[field.name] = _schema(hints[field.name]) | _text_of(table, field.name)
+        if (table, field.name) == (MappingConfig, "fields"):  # a table whose keys are not fields here
+            properties[field.name]["propertyNames"] = {
+                "anyOf": [{"enum": list(PX_FIELDS)}, {"pattern": GLOBAL_CONTEXT}]
+            }
         if field.required:
             required.append(field.name)
         elif field.default is not msgspec.NODEFAULT and not isinstance(field.default, Table | None):

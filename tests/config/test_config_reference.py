@@ -9,7 +9,7 @@ import pytest
 from sidecar.config import Config, json_schema, load_text
 from sidecar.config.key_texts import KEY_TEXTS
 from sidecar.config.reference import key_references, reference_markdown, reference_text
-from sidecar.config.schema import AttributeRules, DropRule, EventRules, SourceConfig, Table
+from sidecar.config.schema import PX_FIELDS, AttributeRules, DropRule, EventRules, SourceConfig, Table
 
 REFERENCES = key_references()
 
@@ -106,3 +106,13 @@ def test_a_number_as_size_has_the_limits_of_the_loader_in_the_schema():
     size = json_schema()["properties"]["outbox"]["properties"]["max_bytes"]
     assert (size["minimum"], size["maximum"]) == (0, 2**62)
     assert load_text(f"[outbox]\nmax_bytes = {2**62}").outbox.max_bytes == 2**62
+
+
+def test_the_schema_knows_the_px_fields_that_a_mapping_can_set():
+    """`accountid` was valid by the schema, and an unknown key for the loader."""
+    enum, pattern = json_schema()["properties"]["mapping"]["properties"]["fields"]["propertyNames"]["anyOf"]
+    assert set(enum["enum"]) == set(PX_FIELDS)
+    for name in (*PX_FIELDS, "globalContext.plan"):
+        assert name in enum["enum"] or re.search(pattern["pattern"], name)
+        load_text(f'[mapping.fields]\n"{name}" = "traits.x"')
+    assert not re.search(pattern["pattern"], "globalContext.")
