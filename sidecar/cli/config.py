@@ -14,7 +14,7 @@ from sidecar.cli.common import global_option, hint, json_option, load_config, pr
 from sidecar.config import Config, as_toml, config_path, effective, json_schema
 from sidecar.config.error_messages import nearest
 from sidecar.config.file import PREFIX
-from sidecar.config.reference import key_references, reference_markdown, reference_text
+from sidecar.config.reference import as_listed, key_references, reference_markdown, reference_text
 from sidecar.config.text_file import decode_text
 from sidecar.config.toml_positions import line_of
 from sidecar.control.client import DaemonUnreachable
@@ -122,14 +122,15 @@ def reference(key: str, markdown: bool, as_json: bool) -> None:
       px-sidecar config reference deliver
       px-sidecar config reference --markdown > keys.md
     """
-    chosen = [entry for entry in key_references() if entry.key.startswith(key)]
+    prefix = as_listed(key)
+    chosen = [entry for entry in key_references() if entry.key.startswith(prefix)]
     if not chosen:
-        near = nearest(key, [entry.key for entry in key_references()] + list(Config.__struct_fields__))
+        near = nearest(prefix, [entry.key for entry in key_references()] + list(Config.__struct_fields__))
         raise click.UsageError(f"No key begins with {key!r}{near if 'nearest' in near else ''}.")
     if as_json:
         print_json(chosen)
     else:
-        click.echo(reference_markdown(key) if markdown else reference_text(key), nl=False)
+        click.echo(reference_markdown(prefix) if markdown else reference_text(prefix), nl=False)
 
 
 @config.command("openapi")

@@ -4,6 +4,7 @@ It is put together from the types in ``schema`` and the texts in ``key_texts``, 
 """
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from sidecar.config.key_texts import KEY_TEXTS
 from sidecar.config.schema import AttributeRules, Config, DropRule, EventRules, SourceConfig, Table
 from sidecar.config.show import shown
 
-__all__ = ["KeyReference", "key_references", "reference_markdown", "reference_text"]
+__all__ = ["KeyReference", "as_listed", "key_references", "reference_markdown", "reference_text"]
 
 WIDTH: Final = 80
 # Tables that are not direct fields of Config: the name that stands in keys, and the header in the file.
@@ -26,6 +27,7 @@ _NESTED: Final = (
     (DropRule, "mapping.drop", "[[mapping.drop]]"),
     (AttributeRules, "mapping.attributes", "[mapping.attributes]"),
 )
+_NAME: Final = r"""("[^"]*"|'[^']*'|[^.]+)"""  # of an event, in a key
 _SAME_KEYS: Final = MappingProxyType(
     {"mapping.attributes": 'Also [mapping.traits] and [mapping.event."NAME".attributes], with the same keys.'}
 )
@@ -51,6 +53,12 @@ class KeyReference(msgspec.Struct, frozen=True):
 def key_references() -> list[KeyReference]:
     """Return all keys in the order of the schema."""
     return [reference for _, _, references in _sections() for reference in references]
+
+
+def as_listed(key: str) -> str:
+    """Return the name under which the reference has a key of the file: rules that several tables share are listed once."""
+    key = re.sub(rf"^mapping\.(traits|event\.{_NAME}\.attributes)(?=\.)", "mapping.attributes", key)
+    return re.sub(rf"^mapping\.event\.{_NAME}(?=\.)", "mapping.event.NAME", key)
 
 
 def reference_text(prefix: str = "") -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.config import Config, json_schema, load_text
 from sidecar.config.key_texts import KEY_TEXTS
-from sidecar.config.reference import key_references, reference_markdown, reference_text
+from sidecar.config.reference import as_listed, key_references, reference_markdown, reference_text
 from sidecar.config.schema import PX_FIELDS, AttributeRules, DropRule, EventRules, SourceConfig, Table
 
 REFERENCES = key_references()
@@ -116,3 +116,19 @@ def test_the_schema_knows_the_px_fields_that_a_mapping_can_set():
         assert name in enum["enum"] or re.search(pattern["pattern"], name)
         load_text(f'[mapping.fields]\n"{name}" = "traits.x"')
     assert not re.search(pattern["pattern"], "globalContext.")
+
+
+@pytest.mark.parametrize(
+    ("key", "listed"),
+    [
+        ("mapping.traits.drop", "mapping.attributes.drop"),
+        ('mapping.event."Plan A.B".attributes.set', "mapping.attributes.set"),
+        ("mapping.event.Opened.sample", "mapping.event.NAME.sample"),
+        ("mapping.traits", "mapping.traits"),
+        ("mapping.event", "mapping.event"),
+        ("deliver.per", "deliver.per"),
+    ],
+)
+def test_a_key_of_a_shared_table_is_found_in_the_reference(key, listed):
+    assert as_listed(key) == listed
+    assert reference_text(as_listed(key))
