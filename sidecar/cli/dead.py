@@ -159,17 +159,17 @@ def show(event_id: int, control_flag: str | None, config_flag: str | None, as_js
     if letter["payload"] is not None:
         click.echo("payload as sent:")
         console().print(Text(json_text(letter["payload"])), soft_wrap=True)
-    click.echo(hint(_next_step(letter)), err=True)
+    click.echo(_next_step(letter), err=True)
 
 
 def _next_step(letter: dict[str, Any]) -> str:
     """Return what an operator can do about a letter; a retry cannot help one that is not an event."""
     if letter["reason"] == "bad_event":
-        return (
+        return hint(
             "What the app sent is not an event, and a retry cannot help. Correct the app; "
             f"`px-sidecar dead discard {letter['id']}` removes the letter."
         )
-    return f"`px-sidecar dead retry {letter['id']}` maps and sends it again."
+    return hint(f"`px-sidecar dead retry {letter['id']}` maps and sends it again.")
 
 
 @dead.command("retry")
