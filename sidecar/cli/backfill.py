@@ -243,8 +243,7 @@ def _csv_lines(opened: BinaryIO) -> Iterator[HistoryLine]:
     try:
         header = next(reader, [])
         paths = [_path(name.strip()) for name in header]
-        if ("event",) not in paths:
-            raise Failed("The CSV file has no column `event`; its first line must name the columns.")
+        _ensure_columns(header, paths)
         for cells in reader:
             if not cells:
                 continue
@@ -258,6 +257,20 @@ def _csv_lines(opened: BinaryIO) -> Iterator[HistoryLine]:
             yield HistoryLine(reader.line_num, _with_id(event))
     except csv.Error as error:
         raise Failed(f"Line {reader.line_num} is not CSV ({error}); correct the file.") from None
+
+
+def _ensure_columns(header: list[str], paths: list[tuple[str, ...]]) -> None:
+    """Raise Failed without a column of names, and for two columns of which one would silently replace the other."""
+    if ("event",) not in paths:
+        raise Failed("The CSV file has no column `event`; its first line must name the columns.")
+    first: dict[tuple[str, ...], str] = {}
+    for name, path in zip(header, paths, strict=True):
+        if path in first:
+            meant = ".".join(path)
+            raise Failed(
+                f"The columns `{first[path]}` and `{name}` of the CSV file both are {meant}; remove or rename one of them."
+            )
+        first[path] = name
 
 
 def _path(name: str) -> tuple[str, ...]:

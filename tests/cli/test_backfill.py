@@ -152,6 +152,17 @@ def test_csv_without_an_event_column_is_refused(daemon_dir: DaemonDir, verb, tmp
     assert (ran.code, "no column `event`" in ran.err) == (1, True)
 
 
+@pytest.mark.parametrize("header", ["event,timestamp,date", "event,event_name,timestamp", "event,plan,plan"])
+def test_two_columns_of_one_meaning_are_refused(daemon_dir: DaemonDir, verb, tmp_path, header):
+    """The right one silently replaced the left one, so that history was dated or named by the wrong column."""
+    file = tmp_path / "history.csv"
+    file.write_text(f"{header}\nx,2026-11-01T00:00:00Z,2026-11-02T00:00:00Z\n")
+    with daemon_dir.running():
+        ran = verb("backfill", str(file), *daemon_dir.flags)
+    assert ran.code == 1
+    assert "remove or rename one of them" in ran.err
+
+
 def test_the_memory_of_accounts_stays_as_it_is(daemon_dir: DaemonDir, verb, tmp_path):
     file = tmp_path / "history.ndjson"
     file.write_text(history(past(1, context={"groupId": "initech"})))
