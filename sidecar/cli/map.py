@@ -180,6 +180,8 @@ def _decode_or_error(data: bytes) -> Any:
 def compare_outcomes(outcomes: Iterable[dict[str, Any]], expect: BinaryIO) -> None:
     """Compare with earlier output of ``map`` and print each difference. Raises Failed if there is one."""
     expected = [parsed.value for parsed in parse_events(expect.read())]
+    if bad := next((value for value in expected if isinstance(value, BadJson)), None):
+        raise Failed(f"{expect.name} is not output of `px-sidecar map` ({bad}); create it again.")
     actual = list(outcomes)
     different = 0
     for index in range(max(len(expected), len(actual))):

@@ -144,6 +144,15 @@ def test_expect_reports_missing_and_surplus_events(tmp_path: Path, events: list)
     assert "nothing" in result.stdout
 
 
+def test_expect_says_if_its_file_is_not_output_of_map(tmp_path: Path):
+    """The reason why it is not JSON was shown as what had been expected."""
+    golden = tmp_path / "golden.ndjson"
+    golden.write_text("not JSON")
+    result = run([TRACK], "--expect", str(golden))
+    assert isinstance(result.exception, Failed)
+    assert "golden.ndjson is not output of `px-sidecar map`" in str(result.exception)
+
+
 def test_explain_names_rule_and_path_within_80_columns():
     event = {
         **TRACK,
