@@ -68,13 +68,21 @@ class Reloader:
         self._clock = clock
         self._key = key
         self._masks = masks
+        self._one_at_a_time = trio.Lock()
 
     async def reload(self, read: Callable[[], Awaitable[Config]]) -> Reloaded:
         """Take what ``read`` returns.
 
         A configuration that cannot be used is refused, and the old one stays in force. The log and every status state the
         reason, and which changes wait for a restart (sidecar/config/README.md#reload).
+
+        One reload at a time, each of which reads the file when its turn comes: of two operators the one whose file was read
+        first could otherwise replace what the other one has read since.
         """
+        async with self._one_at_a_time:
+            return await self._reload(read)
+
+    async def _reload(self, read: Callable[[], Awaitable[Config]]) -> Reloaded:
         self._notifier.reloading()
         running = self._settings.now.config
         # Everything that can fail comes before ``settings.replace``, so that a refused reload changes nothing in force.

@@ -1,8 +1,10 @@
 """A reload of a running daemon: which changes apply, and how pending ones are reported."""
 
+import trio
 from running_daemon import DaemonDir, RunningDaemon, always, wait_until
 
 from sidecar.client import Client
+from sidecar.config import Config, load_text
 
 DAY = "[deliver]\nper_day = 1\nreserve_for_high = 0\n"
 
@@ -57,3 +59,32 @@ def test_status_names_what_waits_for_a_restart(tmp_path):
         assert "deliver.per_day" in reload_warnings(daemon)[0]
         daemon.reload(daemon.daemon_dir.file.read_text())
         assert reload_warnings(daemon) == []
+
+
+def test_of_two_reloads_the_file_that_is_read_last_is_in_force(tmp_path):
+    """A slow reload put back the older state of the file, and both operators were told that theirs is in force."""
+    with DaemonDir(tmp_path, "[deliver]\nper_second = 1\n").running() as daemon:
+        path = daemon.daemon_dir.file
+        older, newer = (path.read_text().replace("per_second = 1", f"per_second = {rate}") for rate in (2, 3))
+
+        async def reload_twice() -> None:
+            has_read, may_end = trio.Event(), trio.Event()
+
+            async def slowly() -> Config:
+                config = load_text(older)
+                has_read.set()
+                await may_end.wait()
+                return config
+
+            async def fast() -> Config:
+                return load_text(newer)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(daemon.app.reloader.reload, slowly)
+                await has_read.wait()
+                nursery.start_soon(daemon.app.reloader.reload, fast)
+                await trio.sleep(0.2)
+                may_end.set()
+
+        daemon.run(reload_twice)
+        assert daemon.status()["ceiling"] == 3
