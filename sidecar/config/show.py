@@ -47,10 +47,10 @@ def as_toml(config: Config | Mapping[str, Any]) -> str:
     return "\n".join(_toml_table(tables, ())).strip() + "\n"
 
 
-def shown(value: Any) -> Any:
-    """Return one configuration value of any type as plain data, as in ``effective``."""
+def shown(value: Any, key: str = "") -> Any:
+    """Return one configuration value of any type as plain data, as in ``effective``; ``key`` is its name in its table."""
     if isinstance(value, Table):
-        fields = {name: shown(getattr(value, name)) for name in value.__struct_fields__}
+        fields = {name: shown(getattr(value, name), name) for name in value.__struct_fields__}
         return {name: text for name, text in fields.items() if text is not None}
     if isinstance(value, dict):
         return {name: shown(item) for name, item in value.items()}
@@ -58,6 +58,8 @@ def shown(value: Any) -> Any:
         return [shown(item) for item in value]
     if isinstance(value, Secret):
         return MASK if value else ""
+    if key == "proxy" and re.fullmatch(_BARE_USERINFO, value):
+        return MASK
     if isinstance(value, Limit) and not value:
         return ""
     if isinstance(value, Duration):
@@ -118,14 +120,18 @@ def _toml_value(value: Any) -> str:
 
 
 SECRET_KEYS: Final = ("api_key", "write_key", "hash_salt", "password")
-_KEY: Final = rf"""((?<![\w-])["']?(?i:{"|".join(SECRET_KEYS).replace("_", "[_-]?")})["']?\s*=\s*)"""  # also misspelled
+# An address without its scheme: name:password@host, which a start refuses, and which is in the file until then.
+_BARE_USERINFO: Final = r"""(?:(?!//)[^"'\n])*@[^"'\n]*"""
+_KEYS: Final = "|".join(SECRET_KEYS).replace("_", "[_-]?")  # also misspelled
+_PROXY: Final = rf"""proxy(?=["']?\s*=\s*["']{_BARE_USERINFO}["'])"""
+_KEY: Final = rf"""((?<![\w-])["']?(?i:{_KEYS}|{_PROXY})["']?\s*=\s*)"""
 _END_OF_VALUE: Final = r"(?=[ \t]*(?:\Z|[#\r\n,}]))"
 _SECRET: Final = re.compile(
     rf"""{_KEY}(\"{{3}}[\s\S]*?\"{{3}}|'{{3}}[\s\S]*?'{{3}}|(?:"(?:[^"\\\n]|\\.)+"|'[^'\n]+'){_END_OF_VALUE}"""
     # A value that is not TOML, or of a wrong type: to the end of its line.
     rf"""|\[?\s*["']?[^\s"'\[\]#][^\n]*|(?!(?:""|''|\[\s*\]){_END_OF_VALUE})[^\s#][^\n]*)"""
 )
-_MASKED: Final = re.compile(_KEY + r'"\*{4}(\d+)"')
+_MASKED: Final = re.compile(_KEY.replace(_PROXY, "proxy") + r'"\*{4}(\d+)"')
 # A string, also one without its closing quote, or what is between strings.
 _LITERAL: Final = re.compile(r"""\"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?|[^"'\n]+""")
 _USERINFO: Final = re.compile(r"(?<=//)[^\n]+(?=@)")  # as in mask_userinfo

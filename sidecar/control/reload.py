@@ -145,4 +145,4 @@ def changes_between(now: Config, then: Config) -> Iterator[dict[str, Any]]:
         for key in new.__struct_fields__:
             before, after = getattr(old, key), getattr(new, key)
             if before != after:
-                yield {"key": f"{table}.{key}", "now": shown(before), "then": shown(after)}
+                yield {"key": f"{table}.{key}", "now": shown(before, key), "then": shown(after, key)}

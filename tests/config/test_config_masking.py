@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.config import as_toml, effective, load_text, mask_secrets, restore_secrets, without_secrets
+from sidecar.control.reload import changes_between
 from sidecar.errors import ConfigError
 
 TEXT = """[px]
@@ -31,6 +32,25 @@ def test_every_secret_is_masked_and_restored():
 
 def test_the_text_for_display_hides_credentials_in_urls():
     assert "user:pass" not in without_secrets(TEXT)
+
+
+@pytest.mark.parametrize("line", ['proxy = "u:PASS@h:1"', "proxy = 'u:PA/SS@h'", '"proxy"="PASS@h"'])
+def test_the_password_of_a_proxy_without_its_scheme_is_hidden(line):
+    """A start refuses it; until the file is corrected, `config show`, `reload` and the console show that file."""
+    text = f"[px]\n{line}\n"
+    masked, secrets = mask_secrets(text)
+    assert len(secrets) == 1
+    assert "SS" not in masked
+    assert restore_secrets(masked, text) == text
+    assert "SS" not in as_toml(load_text(text))
+    assert all("SS" not in str(change) for change in changes_between(load_text(""), load_text(text)))
+
+
+@pytest.mark.parametrize("address", ["", "http://h:1", "h:1"])
+def test_the_address_of_a_proxy_without_credentials_is_shown(address):
+    text = f'[px]\nproxy = "{address}"\n'
+    assert mask_secrets(text) == (text, [])
+    assert f'proxy = "{address}"' in as_toml(load_text(text))
 
 
 def test_an_empty_secret_stays_empty():
