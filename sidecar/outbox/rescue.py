@@ -156,10 +156,11 @@ class FileWatch:
         status = file_status(self._path_text)
         file = id_of(status)
         if status is not None and self._are_open(file):
-            self._copy = None  # outdated: the file was put back by hand, and changes from now on
-            self._ensure_found(path)
-            self._ensure_not_cut(status)
-            return self._renew_index(path, index)
+            if self._is_found(path):
+                self._copy = None  # outdated: the file was put back by hand, and changes from now on
+                self._ensure_not_cut(status)
+                return self._renew_index(path, index)
+            file = file_id(self._path_text)
         self.rescuing = True
         try:
             copy = self._rescue()
@@ -178,15 +179,21 @@ class FileWatch:
             "Find out what removes files there, and stop px-sidecar before you move its outbox."
         )
 
-    def _ensure_found(self, path: Path) -> None:
-        """Raise OutboxReplaced if the configured path, by a link in it, leads elsewhere now: a restart would not find this."""
+    def _is_found(self, path: Path) -> bool:
+        """Return whether the configured path leads to the open file; False if that was taken away since it was looked at.
+
+        Raises OutboxReplaced if a link in the configured path leads elsewhere now: a restart would not find the file.
+        """
         configured = self._store.configured
-        if configured != path and file_id(configured, follow=True) != self._file:
-            raise OutboxReplaced(
-                f"outbox.path = {configured} no longer leads to the outbox {path} that is in use: a link in it was changed. "
-                "Let it lead there again, or move its events to the new place with "
-                f"`px-sidecar outbox import {shlex.quote(str(path))}`."
-            )
+        if configured == path or file_id(configured, follow=True) == self._file:
+            return True
+        if file_id(self._path_text) != self._file:
+            return False
+        raise OutboxReplaced(
+            f"outbox.path = {configured} no longer leads to the outbox {path} that is in use: a link in it was changed. "
+            "Let it lead there again, or move its events to the new place with "
+            f"`px-sidecar outbox import {shlex.quote(str(path))}`."
+        )
 
     def _ensure_not_cut(self, status: os.stat_result) -> None:
         """Raise sqlite3.DatabaseError if the file became smaller and SQLite did not do that.

@@ -288,6 +288,28 @@ def test_a_link_that_leads_elsewhere_is_noticed(tmp_path):
     store.close()
 
 
+def test_a_file_removed_during_the_look_is_no_changed_link(tmp_path, monkeypatch):
+    """It was there, and not by its link a moment later: the process ended with the only copy of the events."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    store = Store(folder / "o.db", configured=tmp_path / "link" / "o.db")
+    accept(store, [event(number) for number in range(5)])
+    watch = FileWatch(store)
+    real = rescue.file_id
+
+    def remove(path, *, follow=False):
+        if follow and not store.path.with_name("removed").exists():
+            store.path.rename(store.path.with_name("removed"))
+        return real(path, follow=follow)
+
+    monkeypatch.setattr(rescue, "file_id", remove)
+    assert "was put back from memory" in (watch.check() or "")
+    assert watch.check() is None
+    assert len(pending_ids(store)) == 5
+    store.close()
+
+
 @pytest.mark.parametrize("size", [0, 4096])
 def test_a_file_that_another_program_cuts_is_damage(store, size):
     for _ in range(3):
