@@ -255,8 +255,9 @@ def merge_batch(batch: Mapping[str, Any], event: Any) -> None:
             if own is None or own == []:
                 event[key] = shared
             elif isinstance(own, dict):
-                # A new object: the other events still need the batch's own.
-                event[key] = own | {name: value for name, value in shared.items() if own.get(name) is None}
+                event[key] = merged = {**shared, **own}  # a new object: the other events still need the batch's own
+                if None in own.values():
+                    merged |= {name: value for name, value in shared.items() if own.get(name) is None}
 
 
 _FETCHED_IDS: Final = 64
