@@ -111,9 +111,11 @@ async def new_code_upon_enter(page: Console) -> None:
     """Print a new address for each line on standard input. Its end does not end the console."""
     signal.signal(signal.SIGTTIN, signal.SIG_IGN)  # in the background reading is then an error, and does not stop us
     with suppress(OSError):
-        # Bytes: what is typed means nothing, and need not be text in the encoding of the terminal.
-        while await trio.to_thread.run_sync(sys.stdin.buffer.readline, abandon_on_cancel=True):
-            click.echo(f"Console: {page.url()}")
+        # Bytes: what is typed means nothing, and need not be text in the encoding of the terminal. Not by `sys.stdin`: a thread
+        # that waits in it holds its lock, and Python aborts at the end of a process whose standard input is locked.
+        while typed := await trio.to_thread.run_sync(os.read, sys.stdin.fileno(), 4096, abandon_on_cancel=True):
+            for _ in range(typed.count(b"\n")):
+                click.echo(f"Console: {page.url()}")
             sys.stdout.flush()
 
 
