@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sidecar import lazy_exports
 
 if TYPE_CHECKING:
-    from sidecar.http.accept import Shutdown, serve, shortage
+    from sidecar.http.accept import IdleConnections, Shutdown, serve, shortage
     from sidecar.http.budget import (
         LARGE_BYTES,
         BudgetExceeded,
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     )
     from sidecar.http.client import ClientResponse, ProtocolError, open_response
     from sidecar.http.connection import serve_connection
-    from sidecar.http.idle import IdleConnections
     from sidecar.http.message import BUSY, Handler, Hangup, Limits, Raw, Refuse, Request, Response, plain_refusal
 
 __all__ = [
@@ -54,7 +53,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "accept": ("Shutdown", "serve", "shortage"),
+        "accept": ("IdleConnections", "Shutdown", "serve", "shortage"),
         "budget": (
             "LARGE_BYTES",
             "BudgetExceeded",
@@ -66,7 +65,6 @@ __getattr__ = lazy_exports(
         ),
         "client": ("ClientResponse", "ProtocolError", "open_response"),
         "connection": ("serve_connection",),
-        "idle": ("IdleConnections",),
         "message": ("BUSY", "Handler", "Hangup", "Limits", "Raw", "Refuse", "Request", "Response", "plain_refusal"),
     },
 )

@@ -29,11 +29,10 @@ from typing import Final
 
 import trio
 
-from sidecar.http.accept import Shutdown
+from sidecar.http.accept import IdleConnections, Shutdown
 from sidecar.http.budget import LARGE_BYTES, BudgetExceeded, Holder, MemoryBudget, in_slices
 from sidecar.http.coding import decode_body, needs_decoding
 from sidecar.http.fast_path import fast_path
-from sidecar.http.idle import IdleConnections
 from sidecar.http.message import (
     BUSY,
     Handler,
