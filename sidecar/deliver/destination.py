@@ -475,9 +475,7 @@ class Destination:
         A wait that PX asked for is not shortened.
         """
         if self._operator_since_s is not None and self._base is DestinationState.OPEN:
-            self._since_s = (
-                now_s  # nothing was sent meanwhile: delivery is open from now on, and not since before the pause
-            )
+            self._since_s = now_s  # nothing was sent meanwhile, so it is not open since before the pause
         self._operator_since_s = None
         self.probe_at_once(now_s)
 

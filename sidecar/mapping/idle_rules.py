@@ -5,17 +5,14 @@ each rule. ``IdleRules`` is fed with events and then names the rules that matche
 sentence contains a value of an event.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import suppress
-from fnmatch import translate
-from itertools import chain, islice
 from typing import Any, Final
 
 from sidecar.config import AttributeRules, MappingConfig
 from sidecar.mapping.filters import DropFilter
 from sidecar.mapping.mapper import USER_TYPES, call_values
-from sidecar.mapping.names import CALL_NAMES
+from sidecar.mapping.names import CALL_NAMES, Entries
 from sidecar.mapping.paths import compile_path
 from sidecar.mapping.people import ACCOUNT_TRAITS
 from sidecar.mapping.privacy import CONTAINER_CALL_KEYS, PLAIN_CALL_KEYS, fold, forms, json_in
@@ -122,7 +119,7 @@ class IdleRules:
         }
         self._names: set[str] = set()  # names by which rules may mean an event
         self._deciding: set[str] = set()  # entries of [mapping.events] that gave an event its name
-        self._globs = {name: re.compile(translate(name)).match for name in config.events}
+        self._entries = Entries(config.events)
         self._categories: set[str] = set()
         self._paths = {
             path: compile_path(path)
@@ -152,7 +149,8 @@ class IdleRules:
             seen.add(event, sent=sent)
             names = self._names_of(event)
             self._names.update(names)
-            self._deciding.update(self._entry_of(names))
+            if (entry := self._entries.deciding(names)) is not None:
+                self._deciding.add(entry)
             if own := next((self._by_event[name] for name in names if name in self._by_event), None):
                 own.add(event, sent=sent)
         self._categories.update(
@@ -169,12 +167,6 @@ class IdleRules:
             return kind, CALL_NAMES[kind]
         sent = event.get("event") if sent is None else sent
         return (sent.strip(), sent) if isinstance(sent, str) else ()
-
-    def _entry_of(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the entry of ``mapping.events`` that decides, as in ``NameRules``: exact names, then globs in order."""
-        exact = (name for name in names if name in self._globs)
-        globs = (glob for glob, matches in self._globs.items() if any(map(matches, names)))
-        return tuple(islice(chain(exact, globs), 1))
 
     # Result -----------------------------------------------------------------------------------------------------
 
@@ -246,7 +238,7 @@ class IdleRules:
         for name in self._config.events:
             if name in self._deciding:
                 continue
-            if name in self._names or any(map(self._globs[name], self._names)):
+            if Entries([name]).deciding(self._names) is not None:
                 last = counted(events, "event")
                 yield f"mapping.events {name!r} decided none of the last {last} of its kind: another entry comes first."
             else:

@@ -6,8 +6,9 @@ preset, then ``unmapped``. A page or screen call is looked up by its type (``pag
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import translate
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -17,7 +18,7 @@ from sidecar.mapping.model import Change
 from sidecar.mapping.paths import Field
 from sidecar.mapping.values import clean_text
 
-__all__ = ["CALL_NAMES", "MAX_NAME", "PRESETS", "MappedName", "NameRules", "camel", "store_bounded"]
+__all__ = ["CALL_NAMES", "MAX_NAME", "PRESETS", "Entries", "MappedName", "NameRules", "camel", "store_bounded"]
 
 # The B2B / SaaS preset of sidecar/mapping/README.md#names. Its row `page` is in CALL_NAMES: it names a call, not an event.
 PRESETS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -81,15 +82,26 @@ class MappedName(msgspec.Struct, frozen=True):
     changes: tuple[Change, ...] = ()
 
 
+class Entries:
+    """The names and globs of ``mapping.events``, in the order of the file."""
+
+    def __init__(self, entries: Collection[str]) -> None:
+        self._exact = entries
+        self._globs = [(glob, re.compile(translate(glob)).match) for glob in entries if re.search(r"[*?\[]", glob)]
+
+    def deciding(self, names: Collection[str]) -> str | None:
+        """Return the entry that decides for an event with these names: an exact name, else the first glob; None without one."""
+        globs = (glob for glob, matches in self._globs if any(map(matches, names)))
+        return next(chain((name for name in names if name in self._exact), globs), None)
+
+
 class NameRules:
     """The compiled rules for event names."""
 
     def __init__(self, mapping: MappingConfig, path_field: Field) -> None:
         """Compile ``mapping``; ``path_field`` holds the paths of ``mapping.fields.eventName``, if any."""
         self._exact = mapping.events
-        self._globs = [
-            (glob, re.compile(translate(glob)).match) for glob in mapping.events if re.search(r"[*?\[]", glob)
-        ]
+        self._entries = Entries(mapping.events)
         self._preset_name = mapping.preset
         self._preset = PRESETS[mapping.preset]
         self._pass = mapping.unmapped == "pass"
@@ -137,12 +149,7 @@ class NameRules:
         cut = (Change("eventName", f"cut: over {MAX_NAME:,} characters"),) if len(px) > MAX_NAME else ()
         return MappedName(px[:MAX_NAME], rule, override=override, changes=cut)
 
-    def _configured(self, keys: Iterable[str]) -> tuple[str | None, str]:
+    def _configured(self, keys: Collection[str]) -> tuple[str | None, str]:
         """Return the PX name from ``mapping.events`` and the entry that gave it; (None, "") if no entry applies."""
-        for key in keys:
-            if key in self._exact:
-                return clean_text(self._exact[key]), f'mapping.events "{key}"'
-        for glob, matches in self._globs:
-            if any(matches(key) for key in keys):
-                return clean_text(self._exact[glob]), f'mapping.events "{glob}"'
-        return None, ""
+        entry = self._entries.deciding(keys)
+        return (None, "") if entry is None else (clean_text(self._exact[entry]), f'mapping.events "{entry}"')

@@ -48,6 +48,7 @@ class PeopleMapper:
         self._rename = rules.trait_rename
         self._reject = rules.reject
         self._hashed_blanks = rules.hashed_blanks
+        self._no_ids = rules.reject | rules.hashed_blanks
         self._hashed = rules.hashed
         self._date = rules.date
         self._split_user = TraitSplitter(USER, rules.traits, rules.traits_privacy, "user")
@@ -191,11 +192,10 @@ class PeopleMapper:
             traits = {name: value for name, value in traits.items() if companies.get(name) is None}
         split = self._split_user(traits, user, received_ms, of_user, user_type)
         named = split.fields.pop("accountId", None)
-        if named is not None and named != account and named not in self._reject | self._hashed_blanks:
+        if named is not None and named != account and named not in self._no_ids:
             of_user.append(Change("user.accountId", "the trait left out: another path gives the account"))
         own_id = as_text(company.get("id")) if self._accounts and company else None
-        not_ids = self._reject | self._hashed_blanks
-        if own_id is not None and account is not None and own_id != account and own_id not in not_ids:
+        if own_id is not None and account is not None and own_id != account and own_id not in self._no_ids:
             changes.append(Change("account", "the trait that is an object left out: its id is of another account"))
         elif self._accounts and company and account is not None:
             self._hashed.keep_made()  # the rules have run over the company as a part of the user's traits
@@ -228,7 +228,7 @@ class _Draft:
         fields = {"type": user_type, **split.fields, **belongs, **_custom_attributes(split), **self.keys}
         # `new_only` is not part of the digest: its date differs in every call, and PX ignores it for an old record.
         digest = _digest(fields)
-        # The account is told by groups as well, which leave the digest as it is.
+        # A group writes the account, too, and leaves the digest as it is.
         is_told = account is None or account == self._told_account
         if digest != self.known.user_digest or not is_told:
             self.intents.append(UpsertUser(user, fields, new_only))
