@@ -10,7 +10,7 @@ Rules
 
 import os
 import re
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -183,19 +183,18 @@ def is_loopback_name(host: str) -> bool:
     """
     if is_loopback_host(host) or host in ("ip6-localhost", "ip6-loopback") or host.endswith(".localhost"):
         return True
-    try:
-        address = ip_address(host)
-    except ValueError:
+    address = _address(host)
+    if address is None:
         return False
     return address.is_loopback or bool((mapped := getattr(address, "ipv4_mapped", None)) and mapped.is_loopback)
 
 
-def _is_address(host: str) -> bool:
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    """Return the address that ``host`` is; None for a name."""
     try:
-        ip_address(host)
+        return ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def can_be_looked_up(host: str) -> bool:
@@ -291,7 +290,7 @@ class ListenConfig(Table, frozen=True):
                 continue
             host, _ = split_address(key, address)
             # The addresses of a name are judged where they are opened: a look-up does not belong here.
-            if not self.allow_remote and _is_address(host) and not is_loopback_name(host.lower()):
+            if not self.allow_remote and _address(host) is not None and not is_loopback_name(host.lower()):
                 raise ValueRefused(
                     key, "must be a loopback address unless allow_remote = true, because other hosts could reach it"
                 )

@@ -124,14 +124,19 @@ SECRET_KEYS: Final = ("api_key", "write_key", "hash_salt", "password")
 _BARE_USERINFO: Final = r"""(?:(?!//)[^"'\n])*@[^"'\n]*"""
 _KEYS: Final = "|".join(SECRET_KEYS).replace("_", "[_-]?")  # also misspelled
 _PROXY: Final = rf"""proxy(?=["']?\s*=\s*["']{_BARE_USERINFO}["'])"""
-_KEY: Final = rf"""((?<![\w-])["']?(?i:{_KEYS}|{_PROXY})["']?\s*=\s*)"""
+
+
+def _key(proxy: str) -> str:
+    return rf"""((?<![\w-])["']?(?i:{_KEYS}|{proxy})["']?\s*=\s*)"""
+
+
 _END_OF_VALUE: Final = r"(?=[ \t]*(?:\Z|[#\r\n,}]))"
 _SECRET: Final = re.compile(
-    rf"""{_KEY}(\"{{3}}[\s\S]*?\"{{3}}|'{{3}}[\s\S]*?'{{3}}|(?:"(?:[^"\\\n]|\\.)+"|'[^'\n]+'){_END_OF_VALUE}"""
+    rf"""{_key(_PROXY)}(\"{{3}}[\s\S]*?\"{{3}}|'{{3}}[\s\S]*?'{{3}}|(?:"(?:[^"\\\n]|\\.)+"|'[^'\n]+'){_END_OF_VALUE}"""
     # A value that is not TOML, or of a wrong type: to the end of its line.
     rf"""|\[?\s*["']?[^\s"'\[\]#][^\n]*|(?!(?:""|''|\[\s*\]){_END_OF_VALUE})[^\s#][^\n]*)"""
 )
-_MASKED: Final = re.compile(_KEY.replace(_PROXY, "proxy") + r'"\*{4}(\d+)"')
+_MASKED: Final = re.compile(_key("proxy") + r'"\*{4}(\d+)"')
 # A string, also one without its closing quote, or what is between strings.
 _LITERAL: Final = re.compile(r"""\"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?|[^"'\n]+""")
 _USERINFO: Final = re.compile(r"(?<=//)[^\n]+(?=@)")  # as in mask_userinfo

@@ -65,7 +65,7 @@ _STARTING: Final = (
     "The daemon is starting: the outbox is being opened, which takes minutes if it is recovered; try again."
 )
 
-MAX_ID_DIGITS: Final = 18  # more than events can be stored; SQLite's integers have at most 19
+_MAX_ID_DIGITS: Final = 18  # more than events can be stored; SQLite's integers have at most 19
 # Paths with the id of an event.
 _WITH_ID: Final = ("/v1/events/{id}", "/v1/dead/{id}")
 
@@ -207,7 +207,7 @@ class ControlRoutes:
         method, endpoint = self._routes.get(path, ("", None))
         parent, _, last = path.rpartition("/")
         if endpoint is None and last.isdecimal() and f"{parent}/{{id}}" in _WITH_ID:
-            if len(last) > MAX_ID_DIGITS:
+            if len(last) > _MAX_ID_DIGITS:
                 raise RequestError(404, f"There is no event {last[:40]}: no id is that large; correct it.")
             method, endpoint = "GET", partial(self._event if parent == "/v1/events" else self._letter, int(last))
         if path in self._withheld:

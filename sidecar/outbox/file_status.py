@@ -19,14 +19,13 @@ _STATX_INO: Final = 0x100
 _STATX_SIZE: Final = 0x200
 _STATX_BYTES: Final = 256
 _ID_AND_SIZE: Final = struct.Struct("32x QQ 88x II")  # stx_ino, stx_size, stx_dev_major, stx_dev_minor
-_NOT_THERE: Final = (FileNotFoundError, NotADirectoryError)
 
 
 def file_status(path: str | Path, *, follow: bool = False) -> os.stat_result | None:
     """Return the status of the file at ``path``, of a link itself unless ``follow``; None if there is none. Raises OSError."""
     try:
         return os.stat(path, follow_symlinks=follow)
-    except _NOT_THERE:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -74,10 +74,9 @@ async def serve_listeners(
     # Each group has its own share of the descriptors, so that many clients of one cannot exclude those of another. Clients
     # of the Unix socket are apps of this host: a quarter is plenty for them.
     weights = [1 if handle is handle_unix else 3 for *_, handle in served]
-    usable = descriptors - SPARE_DESCRIPTORS
     async with trio.open_nursery() as nursery:
         for (kind, listeners, handle), weight in zip(served, weights, strict=True):
-            max_connections = max(FEWEST_CONNECTIONS, min(CONNECTIONS, usable * weight // sum(weights)))
+            max_connections = _share(descriptors, weight, sum(weights), at_most=CONNECTIONS)
             await nursery.start(
                 partial(
                     serve,
@@ -120,11 +119,10 @@ class IngestServer:
 
     async def serve_reopened(self, listening: socket.socket, *, descriptors: int) -> None:
         """Serve a Unix socket that had to be opened again, until ``shutdown``, beside the other listeners."""
-        usable = descriptors - SPARE_DESCRIPTORS
         await serve(
             [_listener(listening)],
             self.handle_unix,
-            max_connections=max(FEWEST_CONNECTIONS, min(REOPENED_CONNECTIONS, usable // REOPENED_PART)),
+            max_connections=_share(descriptors, 1, REOPENED_PART, at_most=REOPENED_CONNECTIONS),
             shutdown=self._shutdown,
             on_error=_log_connection_error,
             close_listeners=True,
@@ -202,6 +200,11 @@ class IngestServer:
             budget=budget,
             idle=self._idle,
         )
+
+
+def _share(descriptors: int, weight: int, weights: int, *, at_most: int) -> int:
+    """Return how many connections may be open for a part of the descriptors that are not kept for anything else."""
+    return max(FEWEST_CONNECTIONS, min(at_most, (descriptors - SPARE_DESCRIPTORS) * weight // weights))
 
 
 def _listener(listening: socket.socket) -> trio.SocketListener:
